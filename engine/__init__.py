@@ -1,0 +1,1 @@
+"""Training engine: shards -> plan -> packs -> model -> losses -> steps -> checkpoints."""

@@ -1,0 +1,31 @@
+"""The one error a user can mend. Its four parts can't be left out."""
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """What the user gave can't be used: where, what was found, what was expected, what to do next.
+
+    >>> print(InputError("recipe.yaml: steps.lr", "'fast'", "a number above 0", "Set steps.lr=2e-4."))
+    recipe.yaml: steps.lr: found 'fast'; expected a number above 0. Set steps.lr=2e-4.
+    """
+
+    def __init__(self, where: str, found: str, expected: str, action: str) -> None:
+        self.where, self.found, self.expected, self.action = where, found, expected, action
+        super().__init__(f"{where}: found {found}; expected {expected}. {action}")
+
+    def __reduce__(self):
+        return InputError, (self.where, self.found, self.expected, self.action)
+
+
+def exit_on_input_error(main: Callable[[], int | None]) -> None:
+    """Run a command's `main` and exit: its return value (None is 0), or 2 with the message of an InputError.
+
+    Any other exception is a bug of ours and keeps its traceback.
+    """
+    try:
+        sys.exit(main() or 0)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
