@@ -1,0 +1,87 @@
+"""Packs -> batches: worker processes read clips by offset, build samples and collate, ahead of the training step."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
+from torch.utils.data import DataLoader, Dataset
+
+from engine.model import load_config, load_tokenizer
+from engine.plan import Pack
+from engine.sample import build_sample, collate
+from preprocess.shards import Corpus
+
+
+@dataclass
+class LoadedPack:
+    """A pack ready for the forward pass. `keys` are its targets' clip keys, for messages."""
+
+    batch: HiggsAudioBatchInput
+    keys: list[str]
+
+    def pin_memory(self) -> "LoadedPack":
+        """Called by torch's DataLoader, so that copies to the GPU overlap with computing."""
+        values = {field.name: getattr(self.batch, field.name) for field in dataclasses.fields(self.batch)}
+        pinned = {name: v.pin_memory() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+        return LoadedPack(HiggsAudioBatchInput(**pinned), self.keys)
+
+
+class PackReader(Dataset):
+    """Turns a plan's Pack into a LoadedPack; reads with the corpus's own system text. Cheap to send to workers."""
+
+    def __init__(self, corpus: Corpus, model_folder: Path | str) -> None:
+        self.corpus = corpus
+        self.config = load_config(model_folder)
+        self.tokenizer = load_tokenizer(model_folder)
+        self.system_text = corpus.info["layout"]["system_text"]
+        self.frame_rate_hz = corpus.info["codec"]["frame_rate_hz"]
+
+    def __getitem__(self, pack: Pack) -> LoadedPack:
+        samples, keys = [], []
+        for planned in pack.samples:
+            target = self.corpus.clip(planned.target)
+            references = [self.corpus.clip(row) for row in planned.references]
+            if planned.dialogue < 0:
+                target_text = target.meta["text_normalised"]
+                reference_texts = [clip.meta["text_normalised"] for clip in references]
+            else:  # a dialogue that names its references has its own texts
+                dialogue = target.meta["dialogues"][planned.dialogue]
+                target_text = dialogue["text"]
+                reference_texts = [reference["text"] for reference in dialogue["references"]]
+            pairs = list(zip(reference_texts, references, strict=True))
+            samples.append(build_sample(self.tokenizer, self.config, self.system_text, pairs, target_text, target))
+            keys.append(target.key)
+        return LoadedPack(collate(samples, self.config), keys)
+
+
+def load_packs(reader: PackReader, packs: Iterable[Pack], num_workers: int, pin_memory: bool) -> Iterator[LoadedPack]:
+    """The packs, loaded, in order. The plan stays here: workers get one pack at a time and hold no state."""
+    return iter(
+        DataLoader(
+            reader,
+            batch_size=None,
+            sampler=packs,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if num_workers else None,
+        )
+    )
+
+
+class WaitClock:
+    """Counts the seconds that the training process waits in `next`."""
+
+    def __init__(self, iterator: Iterator[LoadedPack]) -> None:
+        self._iterator = iterator
+        self.waited_sec = 0.0
+
+    def next(self) -> LoadedPack:
+        """The next pack; its waiting time is added to `waited_sec`."""
+        start = time.perf_counter()
+        pack = next(self._iterator)
+        self.waited_sec += time.perf_counter() - start
+        return pack

@@ -1,0 +1,226 @@
+"""The training loop: batch, forward, losses, backward, step, log, evaluate, save. In the order things happen."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from tqdm import tqdm
+
+from engine import checkpoint, zero
+from engine.evaluation import evaluate
+from engine.forward import to_device
+from engine.loader import PackReader, WaitClock, load_packs
+from engine.losses import LossSums, codebook_weights, weigh
+from engine.metrics import RunLog, loss_metrics, print_rank0, sum_over_ranks
+from engine.plan import Pack, Plan, Step, packs_of_rank
+from engine.recipe import Recipe
+from preprocess.errors import InputError
+
+
+@dataclass
+class Progress:
+    """Where a run stands: global steps done, and the lowest validation audio loss with its step."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+
+
+def train(
+    engine: DeepSpeedEngine,
+    reader: PackReader,
+    plan: Plan,
+    validation: list[Pack],
+    recipe: Recipe,
+    out: Path,
+    facts: dict,
+    progress: Progress,
+) -> Progress:
+    """Train from `progress.step` to the end of the recipe; collective over all ranks.
+
+    validation: packs of the validation split, perhaps none. facts: written into each checkpoint's state.json.
+    """
+    total_steps = count_steps(plan, recipe)
+    log = RunLog(out, progress.step, recipe.run.monitors)
+    clock = WaitClock(
+        load_packs(
+            reader,
+            _packs_of_this_rank(plan, progress.step, total_steps),
+            recipe.batch.loader_workers,
+            pin_memory=engine.device.type == "cuda",
+        )
+    )
+    bar = tqdm(
+        total=total_steps,
+        initial=progress.step,
+        unit="step",
+        disable=dist.get_rank() != 0,
+        mininterval=5,
+        leave=False,
+    )
+    engine.train()
+    window = _Window()
+    while progress.step < total_steps:
+        step = plan.step(progress.step)
+        lr = learning_rate(progress.step, total_steps, recipe)
+        sums = train_step(engine, clock, step, progress.step, lr, recipe)
+        progress.step += 1
+        window.add(step)
+        bar.update()
+
+        if progress.step % recipe.run.log_every == 0 or progress.step in (1, total_steps):
+            metrics = loss_metrics(sum_over_ranks(sums), step.num_samples, step.text_count, step.audio_count)
+            metrics |= {"grad_norm": float(engine.get_global_grad_norm()), "lr": lr}
+            metrics |= window.rates(clock, reader.frame_rate_hz)
+            log.write(progress.step, metrics, "train")
+            bar.clear()
+            print_rank0(_line(progress.step, total_steps, metrics))
+            window = _Window()
+            clock.waited_sec = 0.0
+
+        improved = False
+        if validation and (progress.step % recipe.run.evaluate_every == 0 or progress.step == total_steps):
+            metrics = evaluate(engine, reader, validation, plan.cost, recipe.batch.loader_workers)
+            log.write(progress.step, metrics, "validation")
+            print_rank0(f"validation after step {progress.step}: {_short(metrics)}")
+            improved = progress.best_loss is None or metrics["loss_audio"] < progress.best_loss
+            if improved:
+                progress.best_loss, progress.best_step = metrics["loss_audio"], progress.step
+
+        if improved or progress.step % recipe.run.save_every == 0 or progress.step == total_steps:
+            save(engine, out, facts, progress, improved or not validation, recipe.run.keep_checkpoints)
+    bar.close()
+    return progress
+
+
+def train_step(
+    engine: DeepSpeedEngine, clock: WaitClock, step: Step, number: int, lr: float, recipe: Recipe
+) -> LossSums:
+    """One global step: this rank's packs forward and backward, then the update. Loss sums of this rank's packs.
+
+    DeepSpeed divides by its accumulation M / W and averages over W ranks, so each pack's loss, already divided by
+    the counts of the whole step, is multiplied by M: what remains is the gradient of the step's loss.
+    """
+    num_packs = len(step.packs)
+    zero.set_lr(engine, lr)
+    num_codebooks = engine.module.higgs.config.audio_num_codebooks
+    weights = codebook_weights(recipe.loss, num_codebooks).to(engine.device)
+    sums = LossSums.zeros(num_codebooks, engine.device)
+    broken: list[tuple[int, torch.Tensor, list[str]]] = []
+    for pack_number in packs_of_rank(num_packs, dist.get_rank(), dist.get_world_size()):
+        loaded = clock.next()
+        _seed_pack(recipe.run.seed, number, pack_number)
+        pack_sums = engine(to_device(loaded.batch, engine.device))
+        loss, _, _ = weigh(pack_sums, step.text_count, step.audio_count, recipe.loss, weights)
+        engine.backward(num_packs * loss)
+        engine.step()
+        sums = sums.plus(pack_sums)
+        broken.append((pack_number, loss.detach().isfinite(), loaded.keys))
+    if not engine.was_step_applied():
+        _stop_at_non_finite(number, broken)
+    return sums
+
+
+def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
+    """Learning rate of global step `step` (from 0): linear warm-up, then cosine to `final_lr_share` of the peak."""
+    optimizer = recipe.optimizer
+    if step < optimizer.warmup_steps:
+        return optimizer.lr * (step + 1) / optimizer.warmup_steps
+    progress = (step - optimizer.warmup_steps) / max(1, total_steps - optimizer.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return optimizer.lr * (optimizer.final_lr_share + (1 - optimizer.final_lr_share) * cosine)
+
+
+def count_steps(plan: Plan, recipe: Recipe) -> int:
+    """Global steps of the whole run: all epochs, or max_steps where that is less."""
+    steps = plan.total_steps(recipe.run.epochs)
+    return min(steps, recipe.run.max_steps) if recipe.run.max_steps else steps
+
+
+def save(
+    engine: DeepSpeedEngine, out: Path, facts: dict, progress: Progress, is_best: bool, keep_checkpoints: int
+) -> None:
+    """Gather the fp32 state on all ranks, write it on rank 0, wait for it everywhere."""
+    masters, moments = zero.gather_masters(engine), zero.gather_moments(engine)
+    if dist.get_rank() == 0:
+        root = out / "checkpoints"
+        state = {**facts, "best_loss": progress.best_loss, "best_step": progress.best_step}
+        folder = checkpoint.save(root, progress.step, engine.module.model, masters, moments, state)
+        if is_best:
+            checkpoint.point(root, "best", folder)
+        checkpoint.prune(root, keep_checkpoints)
+        print_rank0(f"saved {folder}{' (best so far)' if is_best else ''}")
+    dist.barrier()
+
+
+def _packs_of_this_rank(plan: Plan, start_step: int, total_steps: int) -> Iterator[Pack]:
+    mine = packs_of_rank(plan.packs_per_step, dist.get_rank(), dist.get_world_size())
+    for number in range(start_step, total_steps):
+        packs = plan.step(number).packs
+        yield from (packs[pack] for pack in mine)
+
+
+def _seed_pack(seed: int, step: int, pack: int) -> None:
+    """Dropout depends on (seed, step, pack) alone, so neither resume nor world size changes it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, pack]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _stop_at_non_finite(number: int, packs: list[tuple[int, torch.Tensor, list[str]]]) -> None:
+    """Raise on every rank, naming the packs whose loss is not finite; the update was skipped everywhere."""
+    mine = [(pack, keys) for pack, finite, keys in packs if not bool(finite)]
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    named = [f"pack {pack} (clips {', '.join(keys)})" for part in everyone for pack, keys in part]
+    raise InputError(
+        f"global step {number + 1}",
+        f"a loss that is not finite in {'; '.join(named)}" if named else "finite losses but a gradient that is not",
+        "finite numbers",
+        "The update was not applied. Look at the clips with the corpus's failures.jsonl, lower optimizer.lr, "
+        "and start the same command again: it resumes from the last checkpoint.",
+    )
+
+
+class _Window:
+    """Throughput since the last log line."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.tokens = self.frames = self.steps = 0
+
+    def add(self, step: Step) -> None:
+        self.tokens += step.num_tokens
+        self.frames += step.audio_frames
+        self.steps += 1
+
+    def rates(self, clock: WaitClock, frame_rate_hz: float) -> dict[str, float]:
+        elapsed_sec = time.perf_counter() - self.start
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        return {
+            "step_sec": elapsed_sec / self.steps,
+            "tokens_per_sec": self.tokens / elapsed_sec,
+            "audio_sec_per_sec": self.frames / frame_rate_hz / elapsed_sec,
+            "data_wait_share": clock.waited_sec / elapsed_sec,
+            "memory_peak_gb": peak / 1e9,
+        }
+
+
+def _line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
+    return (
+        f"step {step}/{total_steps}: {_short(metrics)}, gradient norm {metrics['grad_norm']:.3f}, "
+        f"lr {metrics['lr']:.2e}, {metrics['tokens_per_sec']:,.0f} tokens/s, "
+        f"waited {metrics['data_wait_share']:.1%} for data"
+    )
+
+
+def _short(metrics: dict[str, float]) -> str:
+    return (
+        f"audio loss {metrics['loss_audio']:.4f}, text loss {metrics['loss_text']:.4f}, right: "
+        f"audio {metrics['accuracy_audio']:.1%}, start {metrics['accuracy_start']:.1%}, "
+        f"stop {metrics['accuracy_stop']:.1%}"
+    )

@@ -1,0 +1,86 @@
+"""Text and audio cross-entropy as sums over labelled positions, and the one place that weighs them.
+
+A sum, never a mean: the caller divides by the labelled positions of the whole global step, so neither
+packing, accumulation nor world size changes the loss.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from engine.recipe import Loss
+
+
+class LabelledLogits(NamedTuple):
+    """Logits at labelled positions alone, each beside the token it must predict (already shifted by one).
+
+    text_logits [num_text, vocabulary], text_labels [num_text]; audio_logits [num_columns, codebooks, codes],
+    audio_labels [num_columns, codebooks], -100 where a codebook has no label in a column.
+    """
+
+    text_logits: torch.Tensor
+    text_labels: torch.Tensor
+    audio_logits: torch.Tensor
+    audio_labels: torch.Tensor
+
+
+class LossSums(NamedTuple):
+    """Sums over one pack: cross-entropies in nats and right answers.
+
+    text []; audio [codebooks]; text_correct []; start_correct [] (of <|audio_out_bos|>); audio_correct [codebooks].
+    """
+
+    text: torch.Tensor
+    audio: torch.Tensor
+    text_correct: torch.Tensor
+    start_correct: torch.Tensor
+    audio_correct: torch.Tensor
+
+    @classmethod
+    def zeros(cls, num_codebooks: int, device: torch.device) -> "LossSums":
+        """No loss yet, in float64 so that a long sum keeps its digits."""
+        shapes = [(), (num_codebooks,), (), (), (num_codebooks,)]
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def plus(self, other: "LossSums") -> "LossSums":
+        """This plus `other`, without its graph."""
+        return LossSums(*(mine + theirs.detach() for mine, theirs in zip(self, other, strict=True)))
+
+
+def loss_sums(logits: LabelledLogits, start_token_id: int) -> LossSums:
+    """Cross-entropy sums and right answers of a pack; zero, with a gradient of zero, where nothing is labelled."""
+    text = F.cross_entropy(logits.text_logits.float(), logits.text_labels, reduction="sum")
+    num_codebooks, num_codes = logits.audio_logits.shape[1:]
+    audio = F.cross_entropy(
+        logits.audio_logits.float().reshape(-1, num_codes), logits.audio_labels.reshape(-1), reduction="none"
+    )
+    with torch.no_grad():
+        text_right = logits.text_logits.argmax(-1) == logits.text_labels
+        audio_right = logits.audio_logits.argmax(-1) == logits.audio_labels
+    return LossSums(
+        text=text,
+        audio=audio.view(-1, num_codebooks).sum(0),
+        text_correct=text_right.sum(),
+        start_correct=(text_right & (logits.text_labels == start_token_id)).sum(),
+        audio_correct=audio_right.sum(0),
+    )
+
+
+def codebook_weights(loss: Loss, num_codebooks: int) -> torch.Tensor:
+    """[codebooks] weights that sum to 1: those of the recipe, or equal ones."""
+    weights = torch.tensor(loss.codebook_weights or [1.0] * num_codebooks)
+    return weights / weights.sum()
+
+
+def weigh(
+    sums: LossSums, text_count: int, audio_count: int, loss: Loss, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(total, text, audio) loss of `sums`, divided by the labelled positions of the whole global step.
+
+    text_count: labelled text positions; audio_count: labelled positions of each codebook; weights: [codebooks].
+    Summed over the packs of a step this is the step's loss.
+    """
+    text = sums.text / text_count
+    audio = (sums.audio * weights).sum() / audio_count
+    return loss.text_weight * text + loss.audio_weight * audio, text, audio

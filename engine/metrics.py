@@ -1,0 +1,84 @@
+"""What a run tells: metrics.jsonl (one line a logged step, none twice, none missing after a resume), the console,
+and TensorBoard, CSV or W&B through DeepSpeed's monitor. Rank 0 alone writes."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from deepspeed.monitor.config import get_monitor_config
+from deepspeed.monitor.monitor import MonitorMaster
+
+from engine.losses import LossSums
+from preprocess.shards import write_atomically
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def print_rank0(line: str) -> None:
+    """Print on rank 0, at once."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(line, flush=True)
+
+
+def sum_over_ranks(sums: LossSums) -> LossSums:
+    """The sums of all ranks, in float64; a collective of one call."""
+    sizes = [value.numel() for value in sums]
+    flat = torch.cat([value.detach().double().reshape(-1) for value in sums])
+    if dist.is_initialized():
+        dist.all_reduce(flat)
+    parts = flat.split(sizes)
+    return LossSums(*(part.view(value.shape) for part, value in zip(parts, sums, strict=True)))
+
+
+def loss_metrics(sums: LossSums, num_samples: int, text_count: int, audio_count: int) -> dict[str, float]:
+    """Losses in nats a labelled position and accuracies, from sums over all ranks.
+
+    text_count: labelled text positions; audio_count: labelled positions of each codebook. `start` is the accuracy
+    at <|audio_out_bos|>, `stop` that at the other text labels (<|audio_eos|> and <|eot_id|>).
+    """
+    audio = (sums.audio / audio_count).tolist()
+    metrics = {"loss_text": float(sums.text) / text_count, "loss_audio": sum(audio) / len(audio)}
+    metrics |= {f"loss_audio_{codebook}": value for codebook, value in enumerate(audio)}
+    metrics["accuracy_start"] = float(sums.start_correct) / num_samples
+    metrics["accuracy_stop"] = float(sums.text_correct - sums.start_correct) / max(1, text_count - num_samples)
+    metrics["accuracy_audio"] = float(sums.audio_correct.sum()) / (audio_count * len(audio))
+    return metrics
+
+
+class RunLog:
+    """The record of a run in its folder, continued after global step `start_step`."""
+
+    def __init__(self, out: Path, start_step: int, monitors: list[str]) -> None:
+        self.path = out / METRICS_FILE
+        self._monitor = None
+        if dist.get_rank() != 0:
+            return
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if _step_of(line) <= start_step]
+        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+        if monitors:
+            settings = {name: {"enabled": True, "job_name": "logs"} for name in monitors}
+            for name in ("tensorboard", "csv_monitor"):
+                settings.get(name, {})["output_path"] = str(out)
+            self._monitor = MonitorMaster(get_monitor_config(settings))
+
+    def write(self, step: int, metrics: dict[str, float], kind: str) -> None:
+        """Append the metrics of global step `step`; `kind` is train or validation."""
+        if dist.get_rank() != 0:
+            return
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if self._monitor is not None:
+            self._monitor.write_events([(f"{kind}/{name}", value, step) for name, value in metrics.items()])
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a line cut by a crash has none and sorts behind all."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")

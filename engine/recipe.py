@@ -1,0 +1,213 @@
+"""The recipe: every choice of a run, as strict dataclasses filled from one YAML file and `key=value` overrides.
+
+An unknown key, a wrong type or a value out of range is an error; all of them are reported together. What is
+not here is derived: shapes from the base model, batch arithmetic from the plan, DeepSpeed's "auto" from here.
+"""
+
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from preprocess.errors import InputError
+
+
+@dataclass
+class Batch:
+    """What one optimiser step sees. A global step is `packs_per_step` packs; a pack is a micro-batch."""
+
+    max_tokens: int = 8192  # tokens of text and audio columns a pack may hold
+    packs_per_step: int = 8  # M; must be a multiple of the world size
+    loader_workers: int = 16  # processes a rank that read and tokenise; 0 reads in the training process
+    expected_samples_per_step: list[int] = field(default_factory=list)  # [low, high] refused outside; [] = any
+
+
+@dataclass
+class Lora:
+    """PEFT LoRA. `mode` is attention, audio (attention and audio_mlp of DualFFN layers, audio head) or full."""
+
+    mode: str = "full"
+    rank: int = 32
+    alpha: float = 64.0
+    dropout: float = 0.05
+    rslora: bool = False
+    dora: bool = False
+    train_whole: list[str] = field(default_factory=list)  # of audio_head, text_head: trained whole, not by LoRA
+
+
+@dataclass
+class Loss:
+    """Weights of the two losses; each is a mean over the labelled positions of the whole global step."""
+
+    text_weight: float = 1.0
+    audio_weight: float = 1.0
+    codebook_weights: list[float] = field(default_factory=list)  # one a codebook, scaled to mean 1; [] = equal
+
+
+@dataclass
+class Optimizer:
+    """AdamW, clipping and the learning rate: linear warm-up, then cosine down to `lr * final_lr_share`."""
+
+    lr: float = 2e-4
+    final_lr_share: float = 0.1
+    warmup_steps: int = 500
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    gradient_clipping: float = 1.0  # L2 norm over all gradients
+
+
+@dataclass
+class Run:
+    """Length, precision, randomness and what happens every so many global steps."""
+
+    epochs: int = 3
+    max_steps: int = 0  # stop after so many global steps; 0 = all epochs
+    precision: str = "bf16"  # bf16 or fp32
+    seed: int = 0
+    deterministic: bool = False  # bit-exact CUDA kernels; slower
+    log_every: int = 10
+    evaluate_every: int = 500
+    evaluate_max_packs: int = 64  # of the validation split, the same each time; 0 = all
+    save_every: int = 500
+    keep_checkpoints: int = 3  # newest ones kept beside the best
+    monitors: list[str] = field(default_factory=lambda: ["tensorboard"])  # also csv_monitor, wandb
+
+
+@dataclass
+class Recipe:
+    """One training run. `forward` is boson: Boson's own forward on a padded batch."""
+
+    batch: Batch = field(default_factory=Batch)
+    lora: Lora = field(default_factory=Lora)
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    run: Run = field(default_factory=Run)
+    forward: str = "boson"
+
+
+def load_recipe(path: Path | str, overrides: list[str] = ()) -> Recipe:
+    """The recipe of a YAML file with `group.key=value` overrides applied, complete and checked."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            str(path), "no file", "a recipe in YAML", "Give one of launch/recipes/*.yaml, or a copy you changed."
+        )
+    try:
+        given = OmegaConf.load(path)
+        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
+        _refuse_unknown_keys(str(path), OmegaConf.to_container(given), Recipe())
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), given))
+    except OmegaConfBaseException as error:
+        where = f"{path}: {getattr(error, 'full_key', None) or 'recipe'}"
+        raise InputError(
+            where, str(error).splitlines()[0], "a value of the type the field has", "Correct the recipe or override."
+        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # the YAML parser's own errors: they carry line and column
+        raise InputError(str(path), f"text that is no YAML: {error}", "YAML", "Correct the file.") from error
+    _check_values(str(path), recipe)
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the complete recipe, so that a run can be repeated from its folder."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+
+
+def recipe_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON-able values."""
+    return OmegaConf.to_container(OmegaConf.structured(recipe))
+
+
+def _refuse_unknown_keys(where: str, given: dict, template: object) -> None:
+    known = _dotted_keys(template)
+    unknown = [key for key in _given_keys(given) if key not in known]
+    if unknown:
+        hints = [f"{key} (nearest: {difflib.get_close_matches(key, known, n=1, cutoff=0)[0]})" for key in unknown]
+        raise InputError(
+            where,
+            f"unknown key {', '.join(hints)}",
+            "keys of engine/recipe.py alone",
+            "Correct the spelling; every key stands in engine/recipe.py with its meaning.",
+        )
+
+
+def _dotted_keys(template: object, prefix: str = "") -> list[str]:
+    keys = []
+    for item in fields(template):
+        value = getattr(template, item.name)
+        keys += _dotted_keys(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
+    return keys
+
+
+def _given_keys(given: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in given.items():
+        keys += _given_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+    return keys
+
+
+def _check_values(where: str, recipe: Recipe) -> None:
+    """Refuse values out of range, all of them in one message."""
+    batch, lora, loss, optimizer, run = recipe.batch, recipe.lora, recipe.loss, recipe.optimizer, recipe.run
+    expectations = [
+        ("forward", recipe.forward, "boson", recipe.forward == "boson"),
+        ("batch.max_tokens", batch.max_tokens, "1 or more", batch.max_tokens >= 1),
+        ("batch.packs_per_step", batch.packs_per_step, "1 or more", batch.packs_per_step >= 1),
+        ("batch.loader_workers", batch.loader_workers, "0 or more", batch.loader_workers >= 0),
+        (
+            "batch.expected_samples_per_step",
+            batch.expected_samples_per_step,
+            "[] or [low, high]",
+            len(batch.expected_samples_per_step) in (0, 2),
+        ),
+        ("lora.mode", lora.mode, "attention, audio or full", lora.mode in ("attention", "audio", "full")),
+        ("lora.rank", lora.rank, "1 or more", lora.rank >= 1),
+        ("lora.alpha", lora.alpha, "above 0", lora.alpha > 0),
+        ("lora.dropout", lora.dropout, "0 to below 1", 0 <= lora.dropout < 1),
+        (
+            "lora.train_whole",
+            lora.train_whole,
+            "audio_head, text_head or both",
+            set(lora.train_whole) <= {"audio_head", "text_head"},
+        ),
+        ("loss.text_weight", loss.text_weight, "0 or more", loss.text_weight >= 0),
+        ("loss.audio_weight", loss.audio_weight, "above 0", loss.audio_weight > 0),
+        (
+            "loss.codebook_weights",
+            loss.codebook_weights,
+            "[] or weights of 0 or more, one above 0",
+            not loss.codebook_weights or (min(loss.codebook_weights) >= 0 and max(loss.codebook_weights) > 0),
+        ),
+        ("optimizer.lr", optimizer.lr, "above 0", optimizer.lr > 0),
+        ("optimizer.final_lr_share", optimizer.final_lr_share, "0 to 1", 0 <= optimizer.final_lr_share <= 1),
+        ("optimizer.warmup_steps", optimizer.warmup_steps, "0 or more", optimizer.warmup_steps >= 0),
+        (
+            "optimizer.betas",
+            optimizer.betas,
+            "two numbers from 0 to below 1",
+            len(optimizer.betas) == 2 and all(0 <= b < 1 for b in optimizer.betas),
+        ),
+        ("optimizer.gradient_clipping", optimizer.gradient_clipping, "above 0", optimizer.gradient_clipping > 0),
+        ("run.epochs", run.epochs, "1 or more", run.epochs >= 1),
+        ("run.max_steps", run.max_steps, "0 or more", run.max_steps >= 0),
+        ("run.precision", run.precision, "bf16 or fp32", run.precision in ("bf16", "fp32")),
+        ("run.log_every", run.log_every, "1 or more", run.log_every >= 1),
+        ("run.evaluate_every", run.evaluate_every, "1 or more", run.evaluate_every >= 1),
+        ("run.evaluate_max_packs", run.evaluate_max_packs, "0 or more", run.evaluate_max_packs >= 0),
+        ("run.save_every", run.save_every, "1 or more", run.save_every >= 1),
+        ("run.keep_checkpoints", run.keep_checkpoints, "1 or more", run.keep_checkpoints >= 1),
+    ]
+    wrong = [(key, value, expected) for key, value, expected, holds in expectations if not holds]
+    if wrong:
+        raise InputError(
+            where,
+            "; ".join(f"{key}={value}" for key, value, _ in wrong),
+            "; ".join(f"{key} {expected}" for key, _, expected in wrong),
+            "Correct the recipe or the override.",
+        )

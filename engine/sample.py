@@ -1,0 +1,125 @@
+"""Clips -> training samples, by Boson's own functions: prepare_chatml_sample and HiggsAudioSampleCollator.
+
+What comes out is what the serve engine would build for the same conversation, followed by the target's turn
+with labels. Nothing here knows a token id or a shape: they come from the tokenizer and the model's config.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput, HiggsAudioSampleCollator
+from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample, prepare_chatml_sample
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig
+from transformers import PreTrainedTokenizerBase
+
+from engine.plan import LayoutCost
+from preprocess.errors import InputError
+from preprocess.layout import voice_cloning_dialogue
+from preprocess.shards import Clip
+
+IGNORE_INDEX = -100
+
+
+def build_sample(
+    tokenizer: PreTrainedTokenizerBase,
+    config: HiggsAudioConfig,
+    system_text: str,
+    references: Sequence[tuple[str, Clip]],
+    target_text: str,
+    target: Clip,
+) -> ChatMLDatasetSample:
+    """The sample that trains `target`: token ids, text labels and codes of every audio, in Boson's own form.
+
+    references: (transcript, clip) pairs. Texts are normalised already. In the result `input_ids` and `label_ids`
+    are int64 [text tokens], with one <|AUDIO_OUT|> an audio; `audio_ids_concat` is int64 [codebooks, frames] of all
+    audios side by side. Labels stand in the target's turn alone. Raises InputError naming the clip.
+    """
+    dialogue = voice_cloning_dialogue(
+        system_text, [(text, clip.key) for text, clip in references], target_text, target.key
+    )
+    input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, tokenizer)
+    if input_ids is None:
+        raise InputError(
+            f"clip {target.key}",
+            "a dialogue that Boson's prepare_chatml_sample refuses (its reason is printed above)",
+            "texts its tokenizer can encode",
+            "Correct the row in the manifest and run preprocess.shard again.",
+        )
+    clips = {clip.key: clip for clip in [*(clip for _, clip in references), target]}
+    codes = [clips[audio.audio_url].codes for audio in audios]
+    num_placeholders = input_ids.count(config.audio_out_token_idx)
+    if num_placeholders != len(codes):
+        raise InputError(
+            f"clip {target.key}",
+            f"{num_placeholders} <|AUDIO_OUT|> tokens for {len(codes)} audios",
+            "one for each",
+            "A transcript spells a special token: correct it in the manifest and run preprocess.shard again.",
+        )
+    for clip in clips.values():
+        if len(clip.codes) != config.audio_num_codebooks:
+            raise InputError(
+                f"clip {clip.key}",
+                f"codes of {len(clip.codes)} codebooks",
+                f"{config.audio_num_codebooks}, as the model's config says",
+                "Encode again with this model's codec: preprocess.shard into a new folder.",
+            )
+    starts = np.cumsum([0] + [clip_codes.shape[1] for clip_codes in codes[:-1]])
+    empty = torch.zeros(0)
+    return ChatMLDatasetSample(
+        input_ids=torch.tensor(input_ids),
+        label_ids=torch.tensor(label_ids),
+        audio_ids_concat=torch.from_numpy(np.concatenate(codes, axis=1).astype(np.int64)),
+        audio_ids_start=torch.from_numpy(starts),
+        audio_waveforms_concat=empty,
+        audio_waveforms_start=empty,
+        audio_sample_rate=empty,
+        audio_speaker_indices=empty,
+    )
+
+
+def make_collator(config: HiggsAudioConfig) -> HiggsAudioSampleCollator:
+    """Boson's collator with the serve engine's settings: it lays out the delay pattern and the audio labels.
+
+    It writes into the label_ids of the samples it is given: build a sample anew for each use.
+    """
+    return HiggsAudioSampleCollator(
+        whisper_processor=None,
+        encode_whisper_embed=False,
+        audio_in_token_id=config.audio_in_token_idx,
+        audio_out_token_id=config.audio_out_token_idx,
+        audio_stream_bos_id=config.audio_stream_bos_id,
+        audio_stream_eos_id=config.audio_stream_eos_id,
+        pad_token_id=config.pad_token_id,
+        return_audio_in_tokens=False,
+        use_delay_pattern=config.use_delay_pattern,
+        audio_num_codebooks=config.audio_num_codebooks,
+        round_to=1,
+    )
+
+
+def collate(samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig) -> HiggsAudioBatchInput:
+    """Boson's padded batch of `samples`, for HiggsAudioModel.forward."""
+    return make_collator(config)(list(samples))
+
+
+def layout_cost(tokenizer: PreTrainedTokenizerBase, config: HiggsAudioConfig, system_text: str) -> LayoutCost:
+    """What a sample costs besides its texts and frames, read off samples whose texts are empty.
+
+    Boson encodes each text by itself, so the tokens of a sample are these plus those of its texts.
+    """
+
+    def text_stream(num_references: int) -> tuple[list[int], list[int]]:
+        dialogue = voice_cloning_dialogue(system_text, [("", "reference")] * num_references, "", "target")
+        input_ids, label_ids, _, _ = prepare_chatml_sample(dialogue, tokenizer)
+        return input_ids, label_ids
+
+    alone, labels = text_stream(0)
+    with_reference, _ = text_stream(1)
+    num_labels = sum(label not in (IGNORE_INDEX, config.audio_out_token_idx) for label in labels)
+    return LayoutCost(
+        tokens_base=len(alone) - 1,
+        tokens_per_reference=len(with_reference) - len(alone) - 1,
+        columns_extra=2 + config.audio_num_codebooks - 1,
+        text_labels=num_labels,
+    )
