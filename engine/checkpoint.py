@@ -188,8 +188,9 @@ def load(folder: Path, model: PeftModel, parameter_names: list[str]) -> Training
     )
 
 
-def refuse_other_run(folder: Path, found: dict, expected: dict) -> None:
+def refuse_other_run(folder: Path, expected: dict) -> None:
     """Raise InputError naming each fact of the checkpoint's `identity` that differs from this run's."""
+    found = json.loads((folder / STATE_FILE).read_text())["identity"]
     different = [key for key in sorted(expected) if found.get(key) != expected[key]]
     if different:
         raise InputError(

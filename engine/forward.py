@@ -1,7 +1,9 @@
-"""The forward pass of a pack: model and batch in, logits at labelled positions out.
+"""The forward pass of a pack: model and batch in, logits at labelled positions out. Two ways to the same numbers.
 
 `boson`: Boson's own HiggsAudioModel.forward on its collator's padded batch. It computes text logits at every
-position and is the oracle that a faster path must equal.
+position and is the oracle.
+`packed`: the same modules driven over one flat stream: no padding, one text/audio split for all layers, heads at
+labelled positions alone. tests/engine/test_forward.py holds it to the oracle, gradients included.
 """
 
 import dataclasses
@@ -10,9 +12,14 @@ import torch
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from engine.attention import attention_layer
 from engine.losses import LabelledLogits, LossSums, loss_sums
 from engine.sample import IGNORE_INDEX
+from engine.stream import Stream, map_tensors
+
+Batch = HiggsAudioBatchInput | Stream
 
 
 def boson_forward(model: HiggsAudioModel, batch: HiggsAudioBatchInput) -> LabelledLogits:
@@ -35,30 +42,107 @@ def boson_forward(model: HiggsAudioModel, batch: HiggsAudioBatchInput) -> Labell
     )
 
 
+def packed_forward(model: HiggsAudioModel, stream: Stream, num_checkpointed_layers: int = 0) -> LabelledLogits:
+    """Logits at the labelled positions of a stream. Hidden states [L, hidden] stay in split order throughout.
+
+    num_checkpointed_layers: so many layers, from the first, recompute their activations in the backward pass.
+    """
+    hidden = torch.cat([model.embed_tokens(stream.text_tokens), model._embed_audio_ids(stream.audio_columns)])
+    rotary = model.rotary_emb(hidden, stream.position_ids.unsqueeze(0))
+    text_positions = stream.stream_to_split[: len(stream.text_tokens)]
+    text_rotary = tuple(part[:, text_positions] for part in rotary)
+    for number, layer in enumerate(model.layers):
+        if number < num_checkpointed_layers and torch.is_grad_enabled():
+            hidden = checkpoint(_layer, layer, hidden, stream, rotary, text_rotary, use_reentrant=False)
+        else:
+            hidden = _layer(layer, hidden, stream, rotary, text_rotary)
+    heads = model.audio_decoder_proj
+    text_logits = heads.text_lm_head(model.norm(hidden[stream.text_predict]))
+    audio_logits = heads.audio_lm_head(model.norm(hidden[stream.audio_predict]))
+    return LabelledLogits(
+        text_logits=text_logits,
+        text_labels=stream.text_labels,
+        audio_logits=audio_logits.view(-1, model.audio_num_codebooks, model.audio_codebook_size),
+        audio_labels=stream.audio_labels,
+    )
+
+
+def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple, text_rotary: tuple) -> torch.Tensor:
+    """One decoder layer of any kind that Boson's config allows and engine.model does not refuse."""
+    num_text = len(stream.text_tokens)
+    if getattr(layer, "fast_forward", False):
+        # Audio passes through untouched, and text sees text alone.
+        text, audio = hidden[:num_text], hidden[num_text:]
+        projected = _project(layer.self_attn, layer.input_layernorm(text))
+        mixed = attention_layer(
+            layer.self_attn, projected, text_rotary, stream.text_segments, stream.longest_text_segment
+        )
+        text = text + layer.self_attn.o_proj(mixed)
+        text = text + layer.mlp(layer.post_attention_layernorm(text))
+        return torch.cat([text, audio])
+
+    is_dual = hasattr(layer, "audio_mlp")
+    if is_dual:
+        normed = torch.cat([layer.input_layernorm(hidden[:num_text]), layer.audio_input_layernorm(hidden[num_text:])])
+    else:
+        normed = layer.input_layernorm(hidden)
+    projected = tuple(
+        _Permute.apply(part, stream.split_to_stream, stream.stream_to_split)
+        for part in _project(layer.self_attn, normed)
+    )
+    mixed = attention_layer(layer.self_attn, projected, rotary, stream.segments, stream.longest_segment)
+    mixed = _Permute.apply(mixed, stream.stream_to_split, stream.split_to_stream)
+    hidden = hidden + layer.self_attn.o_proj(mixed)
+    if not is_dual:
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    text, audio = hidden[:num_text], hidden[num_text:]
+    text = layer.mlp(layer.post_attention_layernorm(text))
+    audio = layer.audio_mlp(layer.audio_post_attention_layernorm(audio))
+    return hidden + torch.cat([text, audio])
+
+
+def _project(attention: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return attention.q_proj(hidden), attention.k_proj(hidden), attention.v_proj(hidden)
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order. The gradient gathers by the inverse: autograd's own would add with atomics."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(0, inverse), None, None
+
+
 class LossModel(nn.Module):
-    """A model (bare or under PEFT) whose forward takes a batch and gives the pack's LossSums.
+    """A model (bare or under PEFT) whose forward takes a batch of either kind and gives the pack's LossSums.
 
     DeepSpeed wraps this, so that losses are computed inside its forward.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, num_checkpointed_layers: int = 0) -> None:
         super().__init__()
         self.model = model
+        self.num_checkpointed_layers = num_checkpointed_layers
 
     @property
     def higgs(self) -> HiggsAudioModel:
         """Boson's model, with PEFT's layers in it where there is an adapter."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def forward(self, batch: HiggsAudioBatchInput) -> LossSums:
-        return loss_sums(boson_forward(self.higgs, batch), self.higgs.config.audio_out_bos_token_id)
+    def forward(self, batch: Batch) -> LossSums:
+        if isinstance(batch, Stream):
+            logits = packed_forward(self.higgs, batch, self.num_checkpointed_layers)
+        else:
+            logits = boson_forward(self.higgs, batch)
+        return loss_sums(logits, self.higgs.config.audio_out_bos_token_id)
 
 
-def to_device(batch: HiggsAudioBatchInput, device: torch.device) -> HiggsAudioBatchInput:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; copies from pinned memory overlap with computing."""
-    moved = {
-        field.name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for field in dataclasses.fields(batch)
-        for value in [getattr(batch, field.name)]
-    }
-    return HiggsAudioBatchInput(**moved)
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

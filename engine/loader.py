@@ -1,6 +1,5 @@
 """Packs -> batches: worker processes read clips by offset, build samples and collate, ahead of the training step."""
 
-import dataclasses
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine.model import load_config, load_tokenizer
 from engine.plan import Pack
 from engine.sample import build_sample, collate
+from engine.stream import Stream, lay_out, map_tensors
 from preprocess.shards import Corpus
 
 
@@ -20,21 +20,23 @@ from preprocess.shards import Corpus
 class LoadedPack:
     """A pack ready for the forward pass. `keys` are its targets' clip keys, for messages."""
 
-    batch: HiggsAudioBatchInput
+    batch: Stream | HiggsAudioBatchInput
     keys: list[str]
 
     def pin_memory(self) -> "LoadedPack":
         """Called by torch's DataLoader, so that copies to the GPU overlap with computing."""
-        values = {field.name: getattr(self.batch, field.name) for field in dataclasses.fields(self.batch)}
-        pinned = {name: v.pin_memory() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
-        return LoadedPack(HiggsAudioBatchInput(**pinned), self.keys)
+        return LoadedPack(map_tensors(self.batch, torch.Tensor.pin_memory), self.keys)
 
 
 class PackReader(Dataset):
-    """Turns a plan's Pack into a LoadedPack; reads with the corpus's own system text. Cheap to send to workers."""
+    """Turns a plan's Pack into a LoadedPack; reads with the corpus's own system text. Cheap to send to workers.
 
-    def __init__(self, corpus: Corpus, model_folder: Path | str) -> None:
+    forward: packed for a flat Stream, boson for Boson's padded batch.
+    """
+
+    def __init__(self, corpus: Corpus, model_folder: Path | str, forward: str) -> None:
         self.corpus = corpus
+        self.lay_out = {"packed": lay_out, "boson": collate}[forward]
         self.config = load_config(model_folder)
         self.tokenizer = load_tokenizer(model_folder)
         self.system_text = corpus.info["layout"]["system_text"]
@@ -55,7 +57,7 @@ class PackReader(Dataset):
             pairs = list(zip(reference_texts, references, strict=True))
             samples.append(build_sample(self.tokenizer, self.config, self.system_text, pairs, target_text, target))
             keys.append(target.key)
-        return LoadedPack(collate(samples, self.config), keys)
+        return LoadedPack(self.lay_out(samples, self.config), keys)
 
 
 def load_packs(reader: PackReader, packs: Iterable[Pack], num_workers: int, pin_memory: bool) -> Iterator[LoadedPack]:

@@ -3,8 +3,6 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,49 +13,29 @@ from tqdm import tqdm
 from engine import checkpoint, zero
 from engine.evaluation import evaluate
 from engine.forward import to_device
-from engine.loader import PackReader, WaitClock, load_packs
+from engine.loader import WaitClock, load_packs
 from engine.losses import LossSums, codebook_weights, weigh
 from engine.metrics import RunLog, loss_metrics, print_rank0, sum_over_ranks
-from engine.plan import Pack, Plan, Step, packs_of_rank
-from engine.recipe import Recipe
+from engine.plan import Pack, Step, packs_of_rank
+from engine.recipe import Optimizer, Recipe
+from engine.setup import Job, Progress
 from preprocess.errors import InputError
 
 
-@dataclass
-class Progress:
-    """Where a run stands: global steps done, and the lowest validation audio loss with its step."""
-
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-
-
-def train(
-    engine: DeepSpeedEngine,
-    reader: PackReader,
-    plan: Plan,
-    validation: list[Pack],
-    recipe: Recipe,
-    out: Path,
-    facts: dict,
-    progress: Progress,
-) -> Progress:
-    """Train from `progress.step` to the end of the recipe; collective over all ranks.
-
-    validation: packs of the validation split, perhaps none. facts: written into each checkpoint's state.json.
-    """
-    total_steps = count_steps(plan, recipe)
-    log = RunLog(out, progress.step, recipe.run.monitors)
+def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
+    """Train from `progress.step` to the end of the recipe; collective over all ranks."""
+    run = job.recipe.run
+    log = RunLog(job.out, progress.step, run.monitors)
     clock = WaitClock(
         load_packs(
-            reader,
-            _packs_of_this_rank(plan, progress.step, total_steps),
-            recipe.batch.loader_workers,
+            job.reader,
+            _packs_of_this_rank(job, progress.step),
+            job.recipe.batch.loader_workers,
             pin_memory=engine.device.type == "cuda",
         )
     )
     bar = tqdm(
-        total=total_steps,
+        total=job.total_steps,
         initial=progress.step,
         unit="step",
         disable=dist.get_rank() != 0,
@@ -66,35 +44,35 @@ def train(
     )
     engine.train()
     window = _Window()
-    while progress.step < total_steps:
-        step = plan.step(progress.step)
-        lr = learning_rate(progress.step, total_steps, recipe)
-        sums = train_step(engine, clock, step, progress.step, lr, recipe)
+    while progress.step < job.total_steps:
+        step = job.plan.step(progress.step)
+        lr = learning_rate(progress.step, job.total_steps, job.recipe.optimizer)
+        sums = train_step(engine, clock, step, progress.step, lr, job.recipe)
         progress.step += 1
         window.add(step)
         bar.update()
 
-        if progress.step % recipe.run.log_every == 0 or progress.step in (1, total_steps):
+        if progress.step % run.log_every == 0 or progress.step in (1, job.total_steps):
             metrics = loss_metrics(sum_over_ranks(sums), step.num_samples, step.text_count, step.audio_count)
             metrics |= {"grad_norm": float(engine.get_global_grad_norm()), "lr": lr}
-            metrics |= window.rates(clock, reader.frame_rate_hz)
+            metrics |= window.rates(clock, job.reader.frame_rate_hz)
             log.write(progress.step, metrics, "train")
             bar.clear()
-            print_rank0(_line(progress.step, total_steps, metrics))
+            print_rank0(_line(progress.step, job.total_steps, metrics))
             window = _Window()
             clock.waited_sec = 0.0
 
         improved = False
-        if validation and (progress.step % recipe.run.evaluate_every == 0 or progress.step == total_steps):
-            metrics = evaluate(engine, reader, validation, plan.cost, recipe.batch.loader_workers)
+        if job.validation and (progress.step % run.evaluate_every == 0 or progress.step == job.total_steps):
+            metrics = evaluate(engine, job.reader, job.validation, job.plan.cost, job.recipe.batch.loader_workers)
             log.write(progress.step, metrics, "validation")
             print_rank0(f"validation after step {progress.step}: {_short(metrics)}")
             improved = progress.best_loss is None or metrics["loss_audio"] < progress.best_loss
             if improved:
                 progress.best_loss, progress.best_step = metrics["loss_audio"], progress.step
 
-        if improved or progress.step % recipe.run.save_every == 0 or progress.step == total_steps:
-            save(engine, out, facts, progress, improved or not validation, recipe.run.keep_checkpoints)
+        if improved or progress.step % run.save_every == 0 or progress.step == job.total_steps:
+            save(engine, job, progress, is_best=improved or not job.validation)
     bar.close()
     return progress
 
@@ -117,7 +95,7 @@ def train_step(
         loaded = clock.next()
         _seed_pack(recipe.run.seed, number, pack_number)
         pack_sums = engine(to_device(loaded.batch, engine.device))
-        loss, _, _ = weigh(pack_sums, step.text_count, step.audio_count, recipe.loss, weights)
+        loss = weigh(pack_sums, step.text_count, step.audio_count, recipe.loss, weights)
         engine.backward(num_packs * loss)
         engine.step()
         sums = sums.plus(pack_sums)
@@ -127,9 +105,8 @@ def train_step(
     return sums
 
 
-def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
+def learning_rate(step: int, total_steps: int, optimizer: Optimizer) -> float:
     """Learning rate of global step `step` (from 0): linear warm-up, then cosine to `final_lr_share` of the peak."""
-    optimizer = recipe.optimizer
     if step < optimizer.warmup_steps:
         return optimizer.lr * (step + 1) / optimizer.warmup_steps
     progress = (step - optimizer.warmup_steps) / max(1, total_steps - optimizer.warmup_steps)
@@ -137,32 +114,24 @@ def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
     return optimizer.lr * (optimizer.final_lr_share + (1 - optimizer.final_lr_share) * cosine)
 
 
-def count_steps(plan: Plan, recipe: Recipe) -> int:
-    """Global steps of the whole run: all epochs, or max_steps where that is less."""
-    steps = plan.total_steps(recipe.run.epochs)
-    return min(steps, recipe.run.max_steps) if recipe.run.max_steps else steps
-
-
-def save(
-    engine: DeepSpeedEngine, out: Path, facts: dict, progress: Progress, is_best: bool, keep_checkpoints: int
-) -> None:
+def save(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -> None:
     """Gather the fp32 state on all ranks, write it on rank 0, wait for it everywhere."""
     masters, moments = zero.gather_masters(engine), zero.gather_moments(engine)
     if dist.get_rank() == 0:
-        root = out / "checkpoints"
-        state = {**facts, "best_loss": progress.best_loss, "best_step": progress.best_step}
+        root = job.out / "checkpoints"
+        state = {**job.facts, "best_loss": progress.best_loss, "best_step": progress.best_step}
         folder = checkpoint.save(root, progress.step, engine.module.model, masters, moments, state)
         if is_best:
             checkpoint.point(root, "best", folder)
-        checkpoint.prune(root, keep_checkpoints)
+        checkpoint.prune(root, job.recipe.run.keep_checkpoints)
         print_rank0(f"saved {folder}{' (best so far)' if is_best else ''}")
     dist.barrier()
 
 
-def _packs_of_this_rank(plan: Plan, start_step: int, total_steps: int) -> Iterator[Pack]:
-    mine = packs_of_rank(plan.packs_per_step, dist.get_rank(), dist.get_world_size())
-    for number in range(start_step, total_steps):
-        packs = plan.step(number).packs
+def _packs_of_this_rank(job: Job, start_step: int) -> Iterator[Pack]:
+    mine = packs_of_rank(job.plan.packs_per_step, dist.get_rank(), dist.get_world_size())
+    for number in range(start_step, job.total_steps):
+        packs = job.plan.step(number).packs
         yield from (packs[pack] for pack in mine)
 
 

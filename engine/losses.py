@@ -73,14 +73,12 @@ def codebook_weights(loss: Loss, num_codebooks: int) -> torch.Tensor:
     return weights / weights.sum()
 
 
-def weigh(
-    sums: LossSums, text_count: int, audio_count: int, loss: Loss, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(total, text, audio) loss of `sums`, divided by the labelled positions of the whole global step.
+def weigh(sums: LossSums, text_count: int, audio_count: int, loss: Loss, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted loss of `sums`, divided by the labelled positions of the whole global step.
 
     text_count: labelled text positions; audio_count: labelled positions of each codebook; weights: [codebooks].
     Summed over the packs of a step this is the step's loss.
     """
     text = sums.text / text_count
     audio = (sums.audio * weights).sum() / audio_count
-    return loss.text_weight * text + loss.audio_weight * audio, text, audio
+    return loss.text_weight * text + loss.audio_weight * audio

@@ -47,10 +47,7 @@ def check_merge(base: Path, adapter: Path, merged: Path) -> MergeCheck:
     with model.disable_adapter():
         untouched = _logits(model.get_base_model(), prompt)
     dtypes = {
-        name: DTYPES.get(entry["dtype"])
-        for path in weight_files(merged)
-        for name, entry in read_header(path).items()
-        if name != "__metadata__"
+        name: DTYPES.get(entry["dtype"]) for path in weight_files(merged) for name, entry in read_header(path).items()
     }
     model = model.merge_and_unload()
     for name, parameter in model.named_parameters():

@@ -6,7 +6,6 @@ of the base, one tensor is in memory at a time.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +85,13 @@ def weight_files(base: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, dict]:
-    """A safetensors header, as the file has it: {name: {dtype, shape, data_offsets}}, "__metadata__" among them."""
+    """{name: {dtype, shape, data_offsets}} of a safetensors file, in the header's order."""
+    header = _whole_header(path)
+    header.pop("__metadata__", None)
+    return header
+
+
+def _whole_header(path: Path) -> dict[str, dict]:
     with open(path, "rb") as file:
         return json.loads(file.read(int.from_bytes(file.read(8), "little")))
 
@@ -178,8 +183,8 @@ def write_merged_shard(
 
     dtype: of the float tensors written; None keeps each tensor's own. Names, order and metadata stay.
     """
-    header = read_header(source)
-    names = sorted((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"])
+    header = _whole_header(source)
+    names = sorted(read_header(source), key=lambda name: header[name]["data_offsets"])
     codes = {value: key for key, value in DTYPES.items()}
     offset = 0
     for name in names:
@@ -196,7 +201,7 @@ def write_merged_shard(
     text += b" " * (-len(text) % 8)
     with open(target, "wb") as file, safe_open(source, "pt") as tensors:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in _progress(names, target.name):
+        for name in tqdm(names, desc=target.name, unit=" tensors", mininterval=1):
             tensor = tensors.get_tensor(name)
             if name in assigned:
                 tensor = merge_tensor(name, tensor, assigned[name], adapter)
@@ -204,7 +209,3 @@ def write_merged_shard(
                 tensor = tensor.to(DTYPES[header[name]["dtype"]])
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
         assert file.tell() == 8 + len(text) + offset, f"{target} has another size than its header says"
-
-
-def _progress(names: list[str], title: str) -> Iterable[str]:
-    return tqdm(names, desc=title, unit=" tensors", mininterval=1)

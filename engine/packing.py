@@ -23,7 +23,7 @@ def pack_samples(tokens: np.ndarray, max_tokens: int, rng: np.random.Generator) 
     tokens: [N], the length of each sample, at most `max_tokens`.
     Pack p holds `samples[pack_offsets[p] : pack_offsets[p + 1]]`, at least one, sorted.
     """
-    pack_of = np.empty(len(tokens), dtype=np.int64)
+    pack_of = np.empty(len(tokens), dtype=np.int32)
     waiting, num_packs = rng.permutation(len(tokens)), 0
     while len(waiting):
         pack = _deal(tokens[waiting], max_tokens)
@@ -66,7 +66,7 @@ def _deal(tokens: np.ndarray, max_tokens: int) -> np.ndarray:
         room[windows, pack] -= np.where(fits, length, 0)
         packs[k] = np.where(fits, windows * _PACKS_PER_WINDOW + pack, -1)
 
-    result = np.empty(len(tokens), dtype=np.int64)
+    result = np.empty(len(tokens), dtype=np.int32)
     result[longest_first] = packs[place, window]
     return result
 

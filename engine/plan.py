@@ -175,14 +175,15 @@ class Plan:
     def summary(self, epoch: int = 0) -> dict:
         """What an epoch is made of, as JSON can hold it: `samples` = drawn + without_reference + named.
 
-        `fill` is the share of token slots that hold a token; `speakers_per_step` the mean of distinct speakers.
+        `fill` is the share of token slots that hold a token; `speakers_per_step` the mean of distinct speakers,
+        where all clips without a speaker count as one.
         """
         plan = self.epoch(epoch)
         named = plan.dialogue[plan.order] >= 0
         with_reference = np.diff(plan.reference_offsets)[plan.order] > 0
-        # A bucket a step and speaker; clips without a speaker count as one.
-        speakers = self._samples.speaker[plan.target[plan.order]] + 1
-        buckets = np.repeat(np.arange(plan.num_steps), plan.num_samples) * (len(self._samples.speaker) + 1) + speakers
+        step = np.repeat(np.arange(plan.num_steps), plan.num_samples)
+        speaker = self._samples.speaker[plan.target[plan.order]]
+        speakers_of_steps = np.unique(step * (int(self._samples.speaker.max()) + 1) + speaker)
         return {
             "epoch": epoch,
             "split": self.split,
@@ -198,7 +199,7 @@ class Plan:
             "fill": float(plan.num_tokens.sum() / (plan.num_packs * self.max_tokens)),
             "samples_per_step": _spread(plan.num_samples),
             "tokens_per_step": _spread(plan.num_tokens),
-            "speakers_per_step": len(np.unique(buckets)) / plan.num_steps,
+            "speakers_per_step": len(speakers_of_steps) / plan.num_steps,
         }
 
     def _build(self, epoch: int, *, training: bool) -> EpochPlan:

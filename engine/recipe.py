@@ -21,6 +21,7 @@ class Batch:
 
     max_tokens: int = 8192  # tokens of text and audio columns a pack may hold
     packs_per_step: int = 8  # M; must be a multiple of the world size
+    checkpointed_layers: int = 0  # layers, from the first, that recompute activations: less memory, more time
     loader_workers: int = 16  # processes a rank that read and tokenise; 0 reads in the training process
     expected_samples_per_step: list[int] = field(default_factory=list)  # [low, high] refused outside; [] = any
 
@@ -79,14 +80,14 @@ class Run:
 
 @dataclass
 class Recipe:
-    """One training run. `forward` is boson: Boson's own forward on a padded batch."""
+    """One training run. `forward` is packed (fast) or boson (Boson's own on a padded batch: slow, the oracle)."""
 
     batch: Batch = field(default_factory=Batch)
     lora: Lora = field(default_factory=Lora)
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     run: Run = field(default_factory=Run)
-    forward: str = "boson"
+    forward: str = "packed"
 
 
 def load_recipe(path: Path | str, overrides: list[str] = ()) -> Recipe:
@@ -156,9 +157,10 @@ def _check_values(where: str, recipe: Recipe) -> None:
     """Refuse values out of range, all of them in one message."""
     batch, lora, loss, optimizer, run = recipe.batch, recipe.lora, recipe.loss, recipe.optimizer, recipe.run
     expectations = [
-        ("forward", recipe.forward, "boson", recipe.forward == "boson"),
+        ("forward", recipe.forward, "packed or boson", recipe.forward in ("packed", "boson")),
         ("batch.max_tokens", batch.max_tokens, "1 or more", batch.max_tokens >= 1),
         ("batch.packs_per_step", batch.packs_per_step, "1 or more", batch.packs_per_step >= 1),
+        ("batch.checkpointed_layers", batch.checkpointed_layers, "0 or more", batch.checkpointed_layers >= 0),
         ("batch.loader_workers", batch.loader_workers, "0 or more", batch.loader_workers >= 0),
         (
             "batch.expected_samples_per_step",

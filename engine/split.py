@@ -41,31 +41,34 @@ class Split:
         drawn = np.flatnonzero(usable & _numbers(index, "draws_reference"))
         named = _NamedSamples(index, np.flatnonzero(usable))
         self.keys = index.column("key")
-        # A number a speaker, -1 for a clip without one.
-        self.speaker = index.column("speaker").combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+        speakers = index.column("speaker").combine_chunks().dictionary_encode()
+        num_speakers = len(speakers.dictionary)
+        # A number a speaker; clips without a speaker share the last, which has no clips to draw from.
+        self.speaker = speakers.indices.fill_null(num_speakers).to_numpy()
 
-        # The usable clips of a speaker side by side: target i draws from `first[i]` on, among `others[i]` clips.
-        candidates = np.flatnonzero(usable & (self.speaker >= 0))
+        # The usable clips, speaker after speaker: those of speaker s begin at `_first[s]` and are `_num_clips[s]`.
+        candidates = np.flatnonzero(usable & (self.speaker < num_speakers)).astype(np.int32)
         self._by_speaker = candidates[np.argsort(self.speaker[candidates], kind="stable")]
-        grouped = self.speaker[self._by_speaker]
-        self._first = np.searchsorted(grouped, self.speaker[drawn], side="left")
-        self._others = np.searchsorted(grouped, self.speaker[drawn], side="right") - self._first - 1
-        place = np.zeros(index.num_rows, dtype=np.int64)
-        place[self._by_speaker] = np.arange(len(grouped))
-        self._own_place = place[drawn]
+        self._num_clips = np.bincount(self.speaker[candidates], minlength=num_speakers + 1)
+        self._first = np.cumsum(self._num_clips) - self._num_clips
+        self._place = np.zeros(index.num_rows, dtype=np.int32)
+        self._place[self._by_speaker] = np.arange(len(candidates))
+        can_draw = self._num_clips[self.speaker[drawn]] > 1
+        self._drawing = np.flatnonzero(can_draw).astype(np.int32)  # the samples that draw a reference
 
         self.target = np.concatenate([drawn, named.target]).astype(np.int32)
         self.dialogue = np.concatenate([np.full(len(drawn), -1), named.dialogue]).astype(np.int32)
         self.frames = frames[self.target]
-        columns = frames + cost.columns_extra
-        self._reference_tokens = cost.tokens_per_reference + text_tokens + columns
+        columns = frames + np.int32(cost.columns_extra)
+        self._reference_tokens = text_tokens + columns + np.int32(cost.tokens_per_reference)
         # Lengths with the named references; what a drawn one adds is known once it is drawn.
         target_text_tokens = np.concatenate([text_tokens[drawn], named.text_tokens])
-        self._tokens = cost.tokens_base + target_text_tokens + columns[self.target]
-        named_tokens = cost.tokens_per_reference + named.reference_text_tokens + columns[named.reference]
+        self._tokens = target_text_tokens + columns[self.target] + np.int32(cost.tokens_base)
+        named_tokens = named.reference_text_tokens + columns[named.reference] + np.int32(cost.tokens_per_reference)
         np.add.at(self._tokens, len(drawn) + named.reference_sample, named_tokens)
         self._named_references = named.reference
-        self._num_references = np.concatenate([self._others > 0, named.num_references])
+        num_references = np.concatenate([can_draw, named.num_references])
+        self._offsets = np.concatenate([[0], np.cumsum(num_references)]).astype(np.int32)
 
     def draw_references(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(tokens [N], reference [R], offsets [N + 1]), R references of all samples as rows of the index.
@@ -73,14 +76,14 @@ class Split:
         Sample n has the references `reference[offsets[n] : offsets[n + 1]]`: uniform over the speaker's other
         clips where they are drawn, always the same where they are named.
         """
-        can_draw = np.flatnonzero(self._others > 0)
-        pick = self._first[can_draw] + rng.integers(self._others[can_draw])
-        pick += pick >= self._own_place[can_draw]  # leaves the target itself out
+        target = self.target[self._drawing]
+        speaker = self.speaker[target]
+        pick = self._first[speaker] + rng.integers(self._num_clips[speaker] - 1)
+        pick += pick >= self._place[target]  # leaves the target itself out
         drawn = self._by_speaker[pick]
         tokens = self._tokens.copy()
-        tokens[can_draw] += self._reference_tokens[drawn]
-        reference = np.concatenate([drawn, self._named_references]).astype(np.int32)
-        return tokens, reference, np.concatenate([[0], np.cumsum(self._num_references)]).astype(np.int32)
+        tokens[self._drawing] += self._reference_tokens[drawn]
+        return tokens, np.concatenate([drawn, self._named_references]).astype(np.int32), self._offsets
 
 
 class _NamedSamples:
@@ -102,16 +105,19 @@ class _NamedSamples:
         self.num_references = np.bincount(self.reference_sample, minlength=len(parent))
         references = pc.list_flatten(references)
         self.reference_text_tokens = pc.struct_field(references, "text_tokens").to_numpy()
-        keys = pc.struct_field(references, "key")
-        found = pc.index_in(keys, value_set=index.column("key"))
-        if found.null_count:
-            self._refuse_missing(index, keys, np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False)))
-        self.reference = found.to_numpy()
+        names = pc.struct_field(references, "key").dictionary_encode()
+        # The table to search is made of the names, which are few where most references are drawn.
+        found = pc.index_in(index.column("key"), value_set=names.dictionary).combine_chunks()
+        row_of_name = np.full(len(names.dictionary), -1)
+        row_of_name[found.drop_null().to_numpy()] = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+        self.reference = row_of_name[names.indices.to_numpy()]
+        if (self.reference < 0).any():
+            self._refuse_missing(index, names, np.flatnonzero(self.reference < 0))
 
-    def _refuse_missing(self, index: pa.Table, keys: pa.Array, missing: np.ndarray) -> None:
+    def _refuse_missing(self, index: pa.Table, names: pa.DictionaryArray, missing: np.ndarray) -> None:
         shown = missing[:5]
         targets = index.column("key").take(pa.array(self.target[self.reference_sample[shown]])).to_pylist()
-        pairs = zip(keys.take(pa.array(shown)).to_pylist(), targets, strict=True)
+        pairs = zip(names.take(pa.array(shown)).to_pylist(), targets, strict=True)
         raise InputError(
             "index: dialogues",
             f"{len(missing)} references to clips that are not there: "

@@ -18,3 +18,57 @@ def model_folder(tmp_path_factory):
     from tests.fixtures.model import build_model
 
     return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory):
+    """Another shape: 4 codebooks x 64, DualFFN in every layer, plain dual_ffn adapter."""
+    from tests.fixtures.model import build_model
+
+    return build_model(
+        tmp_path_factory.mktemp("other_model"),
+        num_codebooks=4,
+        codebook_size=64,
+        hidden_size=64,
+        num_layers=3,
+        dual_ffn_layers=(0, 1, 2),
+        adapter_type="dual_ffn",
+        seed=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def random_corpus(tmp_path_factory, model_folder):
+    """Random codes for `model_folder`: 4 speakers of 6 clips, the last one the validation split."""
+    from tests.fixtures.corpus import write_random_corpus
+
+    return write_random_corpus(tmp_path_factory.mktemp("random_corpus"), model_folder)
+
+
+@pytest.fixture(scope="session")
+def other_random_corpus(tmp_path_factory, other_model_folder):
+    """Random codes for `other_model_folder`."""
+    from tests.fixtures.corpus import write_random_corpus
+
+    folder = tmp_path_factory.mktemp("other_random_corpus")
+    return write_random_corpus(folder, other_model_folder, num_codebooks=4, codebook_size=64, seed=3)
+
+
+@pytest.fixture(scope="session")
+def one_rank():
+    """One warm process in a gloo group of its own."""
+    from tests.fixtures.ranks import Ranks
+
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def two_ranks():
+    """Two warm processes in one gloo group."""
+    from tests.fixtures.ranks import Ranks
+
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()

@@ -1,0 +1,172 @@
+"""From a command line to a run: everything checked before a GPU is touched, then the engine, then where to resume."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+
+from engine import checkpoint, zero
+from engine.forward import LossModel
+from engine.loader import PackReader
+from engine.lora import add_lora, describe, trainable_parameters
+from engine.metrics import print_rank0
+from engine.model import base_fingerprint, load_base
+from engine.plan import Pack, Plan
+from engine.plan import describe as describe_plan
+from engine.recipe import Recipe, load_recipe, recipe_dict, save_recipe
+from engine.sample import layout_cost
+from preprocess.errors import InputError
+from preprocess.shards import Corpus
+
+
+@dataclass
+class Progress:
+    """Where a run stands: global steps done, and the lowest validation audio loss with its step."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+
+
+@dataclass
+class Job:
+    """A checked run: what to train on, in which order, how, and where to."""
+
+    recipe: Recipe
+    deepspeed_config: dict
+    model_folder: Path
+    reader: PackReader
+    plan: Plan
+    validation: list[Pack]
+    summary: dict  # of the plan's first epoch
+    total_steps: int  # global steps of the whole run: all epochs, or max_steps where that is less
+    facts: dict  # written into checkpoints: where things came from, and the identity that a resume must share
+    out: Path
+
+
+def prepare(
+    deepspeed: str, recipe: str, overrides: list[str], model: str, data: str, out: str, world_size: int
+) -> Job:
+    """Read and check recipe, DeepSpeed JSON, base model and corpus, and plan the run. Raises InputError."""
+    chosen = load_recipe(recipe, overrides)
+    deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
+    corpus = Corpus(data)
+    reader = PackReader(corpus, model, chosen.forward)
+    _refuse_other_codec(corpus, reader)
+
+    cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
+    settings = {"cost": cost, "max_tokens": chosen.batch.max_tokens, "seed": chosen.run.seed}
+    plan = Plan(corpus.index, split="train", packs_per_step=chosen.batch.packs_per_step, **settings)
+    summary = plan.summary()
+    _refuse_other_batch(summary, chosen)
+    total_steps = plan.total_steps(chosen.run.epochs)
+    validation = Plan(corpus.index, split="val", packs_per_step=1, **settings).evaluation_packs()
+    facts = {
+        "base": str(Path(model).resolve()),
+        "corpus": str(Path(data).resolve()),
+        "layout": corpus.info["layout"],
+        "recipe": recipe_dict(chosen),
+        "identity": {
+            "base_fingerprint": base_fingerprint(model),
+            "codec_fingerprint": corpus.info["codec"]["fingerprint"],
+            "corpus_fingerprint": corpus.fingerprint,
+            "lora": recipe_dict(chosen)["lora"],
+            "max_tokens": chosen.batch.max_tokens,
+            "packs_per_step": chosen.batch.packs_per_step,
+            "seed": chosen.run.seed,
+        },
+    }
+    return Job(
+        recipe=chosen,
+        deepspeed_config=deepspeed_config,
+        model_folder=Path(model),
+        reader=reader,
+        plan=plan,
+        validation=validation[: chosen.run.evaluate_max_packs or None],
+        summary=summary,
+        total_steps=min(total_steps, chosen.run.max_steps or total_steps),
+        facts=facts,
+        out=Path(out),
+    )
+
+
+def build_engine(job: Job) -> DeepSpeedEngine:
+    """The base model with fresh LoRA weights, the same on every rank, under DeepSpeed."""
+    run = job.recipe.run
+    torch.manual_seed(run.seed)
+    if run.deterministic:
+        torch.use_deterministic_algorithms(True)
+    base = load_base(job.model_folder, torch.bfloat16 if run.precision == "bf16" else torch.float32)
+    model = LossModel(add_lora(base, job.recipe.lora), job.recipe.batch.checkpointed_layers)
+    print_rank0(describe(model.model))
+    return zero.initialize(model, job.deepspeed_config)
+
+
+def resume(engine: DeepSpeedEngine, job: Job) -> Progress:
+    """Restore the newest whole checkpoint of the run folder, where there is one, and say so.
+
+    Raises InputError where that checkpoint belongs to another run.
+    """
+    newest = checkpoint.find_newest(job.out / "checkpoints", print_rank0)
+    if newest is None:
+        return Progress()
+    names = [name for name, _ in trainable_parameters(engine.module)]
+    checkpoint.refuse_other_run(newest, job.facts["identity"])
+    found = checkpoint.load(newest, engine.module.model, names)
+    zero.restore(engine, found.masters, found.moments, found.state["step"])
+    print_rank0(f"resuming from {newest}, the newest checkpoint whose files have their hashes")
+    return Progress(found.state["step"], found.state["best_loss"], found.state["best_step"])
+
+
+def announce(job: Job, progress: Progress, world_size: int) -> None:
+    """Print the arithmetic of a step once, and write what the run uses into its folder, every "auto" resolved."""
+    num_packs, summary = job.recipe.batch.packs_per_step, job.summary
+    arithmetic = {
+        "world_size": world_size,
+        "packs_per_step": num_packs,
+        "accumulation": num_packs // world_size,
+        "total_steps": job.total_steps,
+        "validation_packs": len(job.validation),
+        "plan": summary,
+    }
+    print_rank0(describe_plan(summary))
+    print_rank0(
+        f"{num_packs} packs a step = {world_size} ranks x {arithmetic['accumulation']} accumulated; "
+        f"{summary['samples_per_step']['mean']:.1f} samples and {summary['tokens_per_step']['mean']:,.0f} tokens "
+        f"a step; {arithmetic['total_steps']} steps in all, {progress.step} done"
+    )
+    if not job.validation:
+        print_rank0("The corpus has no validation split: `best` will be the last checkpoint.")
+    if dist.get_rank() == 0:
+        job.out.mkdir(parents=True, exist_ok=True)
+        save_recipe(job.recipe, job.out / "recipe.yaml")
+        (job.out / "deepspeed.json").write_text(json.dumps(job.deepspeed_config, indent=2) + "\n")
+        (job.out / "run.json").write_text(json.dumps({**job.facts, **arithmetic}, indent=2) + "\n")
+    dist.barrier()
+
+
+def _refuse_other_codec(corpus: Corpus, reader: PackReader) -> None:
+    codec, config = corpus.info["codec"], reader.config
+    expected = (config.audio_num_codebooks, config.audio_codebook_size)
+    if (codec["num_codebooks"], codec["codebook_size"]) != expected:
+        raise InputError(
+            str(corpus.folder / "corpus.json"),
+            f"codes of {codec['num_codebooks']} codebooks x {codec['codebook_size']}",
+            f"{expected[0]} codebooks x {expected[1]}, as the model's config says",
+            "Encode the corpus again with this model's codec: preprocess.shard into a new folder.",
+        )
+
+
+def _refuse_other_batch(summary: dict, recipe: Recipe) -> None:
+    expected, mean = recipe.batch.expected_samples_per_step, summary["samples_per_step"]["mean"]
+    if expected and not expected[0] <= mean <= expected[1]:
+        raise InputError(
+            "recipe: batch.expected_samples_per_step",
+            f"{mean:.1f} samples a step on average with batch.max_tokens={recipe.batch.max_tokens} and "
+            f"batch.packs_per_step={recipe.batch.packs_per_step}",
+            f"{expected[0]} to {expected[1]}",
+            "Change batch.max_tokens, or state the range you mean: the learning rate was chosen for it.",
+        )
