@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 EXAMPLE = "python -m launch.merge --checkpoint runs/first/checkpoints/best --out merged/"
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,6 +54,7 @@ def merge(
     InputError for what the user can mend, before anything is written.
     """
     from engine.merge_check import check_merge
+    from engine.merged import copy_other_files, record_dtype, write_facts
     from engine.merging import assign_tensors, read_adapter, read_header, weight_files, write_merged_shard
     from engine.model import load_config
 
@@ -66,12 +66,7 @@ def merge(
     load_config(base)
     adapter = read_adapter(checkpoint)
     shards = weight_files(base)
-    shapes = {
-        name: entry["shape"]
-        for shard in shards
-        for name, entry in read_header(shard).items()
-        if name != "__metadata__"
-    }
+    shapes = {name: entry["shape"] for shard in shards for name, entry in read_header(shard).items()}
     assigned = assign_tensors(adapter, shapes, base)
     print(
         f"{checkpoint}: {len(adapter.tensors)} tensors change {len(assigned)} of {len(shapes)} in {base}", flush=True
@@ -83,11 +78,10 @@ def merge(
     try:
         for shard in shards:
             write_merged_shard(shard, temporary / shard.name, assigned, adapter, dtype)
-        _copy_other_files(base, temporary)
+        copy_other_files(base, temporary)
         if dtype is not None:
-            _record_dtype(temporary, str(dtype).removeprefix("torch."))
-        facts = _facts(checkpoint, base, state)
-        (temporary / "voice_training.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+            record_dtype(temporary, str(dtype).removeprefix("torch."))
+        write_facts(temporary, checkpoint, base, state)
         if verify:
             print("comparing the merged model's logits with base + adapter's", flush=True)
             check = check_merge(base, checkpoint, temporary)
@@ -151,51 +145,6 @@ def _check_base(base: Path, checkpoint: Path, state: dict) -> None:
             f"{expected[:12]}, the base that {checkpoint.name} was trained on ({state['base']})",
             "Name that model's folder with --base.",
         )
-
-
-def _copy_other_files(base: Path, target: Path) -> None:
-    """Config, tokenizer, index, licence: all that is neither weights nor hidden."""
-    for path in sorted(base.rglob("*")):
-        relative = path.relative_to(base)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and path.suffix not in _WEIGHT_SUFFIXES and not hidden:
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / relative)
-
-
-def _record_dtype(folder: Path, dtype: str) -> None:
-    """Say in config.json and the shards' index what the weights are now: transformers' "auto" reads it."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
-    index_path = folder / "model.safetensors.index.json"
-    if index_path.is_file():
-        from engine.merging import read_header, weight_files
-
-        index = json.loads(index_path.read_text())
-        index["metadata"]["total_size"] = sum(
-            max(entry["data_offsets"][1] for name, entry in read_header(path).items() if name != "__metadata__")
-            for path in weight_files(folder)
-        )
-        index_path.write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _facts(checkpoint: Path, base: Path, state: dict) -> dict:
-    """voice_training.json: what generation must know, and where the weights come from."""
-    from engine.checkpoint import ADAPTER_FILE
-    from engine.model import base_fingerprint
-    from preprocess.layout import DEFAULT_SYSTEM_TEXT, NORMALISER_VERSION
-    from preprocess.shards import sha256_file
-
-    identity = state.get("identity", {})
-    default_layout = {"system_text": DEFAULT_SYSTEM_TEXT, "normaliser_version": NORMALISER_VERSION}
-    return {
-        "layout": state.get("layout", default_layout),
-        "step": state.get("step"),
-        "adapter_sha256": sha256_file(checkpoint / ADAPTER_FILE),
-        "base_fingerprint": base_fingerprint(base),
-        "codec_fingerprint": identity.get("codec_fingerprint"),
-        "corpus_fingerprint": identity.get("corpus_fingerprint"),
-    }
 
 
 def _finish(temporary: Path, out: Path) -> None:
