@@ -19,6 +19,31 @@ class InputError(ValueError):
         return InputError, (self.where, self.found, self.expected, self.action)
 
 
+class Rejected(InputError):
+    """One manifest row or clip that is not in the shards, while the others go on.
+
+    `status` is "failed" (it can't be used), "screened" (it could, and a filter says no) or "merged" (another row
+    says the same); `reason` is a word to count by.
+    """
+
+    def __init__(self, status: str, reason: str, where: str, found: str, expected: str, action: str) -> None:
+        assert status in ("failed", "screened", "merged"), status
+        self.status, self.reason = status, reason
+        super().__init__(where, found, expected, action)
+
+    def __reduce__(self):
+        return Rejected, (self.status, self.reason, self.where, self.found, self.expected, self.action)
+
+    def at(self, where: str, reason: str | None = None) -> "Rejected":
+        """The same finding, told of another place: a row whose clip was rejected, say."""
+        return Rejected(self.status, reason or self.reason, where, self.found, self.expected, self.action)
+
+    def record(self) -> dict[str, str]:
+        """The fields of failures.jsonl."""
+        names = ("status", "reason", "where", "found", "expected", "action")
+        return {name: getattr(self, name) for name in names}
+
+
 def exit_on_input_error(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and exit: its return value (None is 0), or 2 with the message of an InputError.
 

@@ -12,12 +12,17 @@ What changes the prompt is part of the model, so the system text and the normali
 into corpus.json, from there into checkpoints and the merged folder, and generation applies the same ones.
 """
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from boson_multimodal.data_types import AudioContent, ChatMLSample, Message, TextContent
 
 from preprocess.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 DEFAULT_SYSTEM_TEXT = "Generate audio following instruction."
 NORMALISER_VERSION = 1
@@ -33,6 +38,11 @@ def normalise_text(text: str, version: int = NORMALISER_VERSION) -> str:
             "Use the release that wrote the corpus or the checkpoint.",
         )
     return unicodedata.normalize("NFC", text).strip()
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """sha256 of all that decides which tokens a text becomes: the same after the tokenizer was saved again."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def voice_cloning_dialogue(

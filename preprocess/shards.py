@@ -39,9 +39,10 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MEMBERS = ("json", "codes.npy", "flac")
 _TAR_BLOCK_BYTES = 512
 
-# One named reference of a dialogue, and one dialogue: a sample whose references the manifest names.
+# One named reference of a dialogue, and one dialogue: a sample whose references the manifest names. `position`
+# is the dialogue's place in the clip's meta["dialogues"]; the index lacks dialogues whose reference was lost.
 _REFERENCE = pa.struct([("key", pa.string()), ("text_tokens", pa.int32())])
-_DIALOGUE = pa.struct([("text_tokens", pa.int32()), ("references", pa.list_(_REFERENCE))])
+_DIALOGUE = pa.struct([("position", pa.int32()), ("text_tokens", pa.int32()), ("references", pa.list_(_REFERENCE))])
 
 # A clip is a target with a drawn reference where `draws_reference`, and once more a target for each of its
 # `dialogues`; a clip with neither is a reference only. `use` is false where a decision over the whole corpus

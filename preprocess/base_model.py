@@ -1,0 +1,72 @@
+"""What the offline stage needs to know of the base model: its codebooks and its text tokenizer."""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from preprocess.codec import CodecFacts
+from preprocess.errors import InputError
+
+_MODEL_HELP = (
+    "Download the base model (`hf download bosonai/higgs-audio-v2-generation-3B-base --local-dir BASE`) "
+    "and name it with --model."
+)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Number of codebooks and of codes in each, and the tokenizer of the text."""
+
+    folder: Path
+    num_codebooks: int
+    codebook_size: int
+    tokenizer: PreTrainedTokenizerFast
+
+    @property
+    def special_tokens(self) -> list[str]:
+        return sorted(t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special)
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens of a normalised text inside a turn."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+@functools.cache
+def read_base_model(folder: Path) -> BaseModel:
+    """Read config and tokenizer, not the weights; once a process. Raises InputError for what is not there."""
+    path = folder / "config.json"
+    if not path.is_file():
+        found = "no config.json" if folder.is_dir() else "no such folder"
+        raise InputError(str(folder), found, "a Higgs Audio v2 model folder", _MODEL_HELP)
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except ValueError as error:
+        raise InputError(str(path), f"broken JSON ({error})", "the model's configuration", _MODEL_HELP) from error
+    if model_type != "higgs_audio":
+        raise InputError(str(path), f"model_type {model_type!r}", "'higgs_audio'", _MODEL_HELP)
+    config = HiggsAudioConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            str(folder),
+            f"no tokenizer that loads ({str(error).splitlines()[0]})",
+            "the tokenizer files beside the model",
+            _MODEL_HELP,
+        ) from error
+    return BaseModel(folder, config.audio_num_codebooks, config.audio_codebook_size, tokenizer)
+
+
+def check_codec_fits(base: BaseModel, codec_folder: Path, facts: CodecFacts) -> None:
+    """Raise InputError unless the codec has the codebooks that the model expects."""
+    if (facts.num_codebooks, facts.codebook_size) != (base.num_codebooks, base.codebook_size):
+        raise InputError(
+            str(codec_folder),
+            f"a codec with {facts.num_codebooks} codebooks of {facts.codebook_size} codes",
+            f"{base.num_codebooks} codebooks of {base.codebook_size}, as {base.folder / 'config.json'} says",
+            "Name the codec this model was trained with (--audio-tokenizer), or another model (--model).",
+        )

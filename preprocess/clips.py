@@ -1,0 +1,193 @@
+"""Rows become clips and dialogues: a clip is encoded once, however many rows use its audio.
+
+A row without a reference makes its clip a target whose reference is drawn in training. A row that names its
+reference makes a dialogue of the target clip; reference and target texts stand in the dialogue, because other
+rows may give the same audio other words.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from preprocess.errors import Rejected
+from preprocess.layout import normalise_text
+from preprocess.manifest import Manifest, Row
+from preprocess.shards import KEY_PATTERN
+
+
+@dataclass
+class ClipPlan:
+    """A clip before it is encoded. `dialogues` are [{"text", "references": [{"key", "text"}]}], normalised."""
+
+    key: str
+    source: str  # the audio's name under the audio root
+    path: str
+    text: str = ""
+    speaker: str = ""
+    language: str | None = None
+    id: str | None = None
+    draws_reference: bool = False
+    dialogues: list[dict] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a row is in the corpus: clip `key` as a target, with a drawn reference or by its dialogue's position."""
+
+    line: int
+    key: str
+    position: int | None = None
+
+
+@dataclass
+class ClipTable:
+    """All clips by key, what each usable row became, the other rows, and how many rows came without a speaker."""
+
+    clips: dict[str, ClipPlan]
+    uses: list[Use]
+    rejected: list[tuple[int, Rejected]]
+    rows_without_speaker: int
+
+
+def clip_key(source: str) -> str:
+    """A clip's key, from its audio's name under the root alone: readable, and told apart by a hash."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).stem)[:60]
+    key = f"{stem}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    assert KEY_PATTERN.fullmatch(key), key
+    return key
+
+
+def build_clips(manifest: Manifest, audio_root: Path) -> ClipTable:
+    """Merge the manifest's rows into clips. The first row that says something of a clip is right."""
+    return _Builder(manifest, audio_root).build()
+
+
+class _Builder:
+    def __init__(self, manifest: Manifest, audio_root: Path) -> None:
+        self.manifest, self.audio_root = manifest, audio_root
+        self.clips: dict[str, ClipPlan] = {}
+        self.uses: list[Use] = []
+        self.rejected: list[tuple[int, Rejected]] = []
+        self.first_drawn: dict[str, Row] = {}
+        self.first_dialogue: dict[tuple, Row] = {}
+
+    def build(self) -> ClipTable:
+        drawn = [row for row in self.manifest.rows if not row.references]
+        named = [row for row in self.manifest.rows if row.references]
+        # A row that is about a clip itself knows its words and speaker better than one that names it as reference.
+        for add, rows in ((self._add_drawn, drawn), (self._add_named, named)):
+            for row in rows:
+                try:
+                    add(row)
+                except Rejected as rejected:
+                    self.rejected.append((row.line, rejected))
+        without_speaker = sum(row.speaker is None for row in named)
+        used = {use.key for use in self.uses}
+        used |= {r["key"] for clip in self.clips.values() for d in clip.dialogues for r in d["references"]}
+        clips = {key: self.clips[key] for key in sorted(used)}
+        return ClipTable(clips, self.uses, self.rejected, without_speaker)
+
+    def _clip(self, audio: str) -> ClipPlan:
+        path = os.path.normpath(self.audio_root / audio)
+        root = os.path.normpath(self.audio_root)
+        source = os.path.relpath(path, root) if os.path.commonpath([path, root]) == root else path
+        clip = self.clips.setdefault(clip_key(source), ClipPlan(clip_key(source), source, path))
+        assert clip.source == source, f"{clip.source} and {source} have the same key"
+        return clip
+
+    def _describe(self, clip: ClipPlan, text: str, speaker: str, row: Row | None = None) -> None:
+        clip.text, clip.speaker = clip.text or text, clip.speaker or speaker
+        if row:
+            clip.language, clip.id = clip.language or row.language, clip.id or row.id
+
+    def _add_drawn(self, row: Row) -> None:
+        where = self.manifest.where(row.line)
+        if row.speaker is None:
+            raise Rejected(
+                "failed",
+                "no_speaker",
+                where,
+                "neither speaker nor reference_audio",
+                "one of them: whose voice is it, or which recording shows it",
+                "Fill in one of the two columns.",
+            )
+        clip = self._clip(row.audio)
+        first = self.first_drawn.setdefault(clip.key, row)
+        if first is not row:
+            raise self._again(where, clip, row, first)
+        self._describe(clip, row.text, row.speaker, row)
+        clip.draws_reference = True
+        self.uses.append(Use(row.line, clip.key))
+
+    def _again(self, where: str, clip: ClipPlan, row: Row, first: Row) -> Rejected:
+        earlier = self.manifest.where(first.line)
+        if normalise_text(row.text) != normalise_text(first.text):
+            return Rejected(
+                "screened",
+                "other_transcript",
+                where,
+                f"{row.audio} with other words than in {earlier}",
+                "one transcript for one recording",
+                "Listen, and keep the right one of the two rows.",
+            )
+        if row.speaker != first.speaker:
+            return Rejected(
+                "screened",
+                "other_speaker",
+                where,
+                f"{row.audio} with speaker {row.speaker}, but {first.speaker} in {earlier}",
+                "one speaker for one recording",
+                "Keep the right one of the two rows.",
+            )
+        return self._merged(where, clip, earlier)
+
+    def _merged(self, where: str, clip: ClipPlan, earlier: str) -> Rejected:
+        return Rejected(
+            "merged",
+            "same_row",
+            where,
+            f"the same audio, text and references as {earlier}",
+            "each row once",
+            f"Nothing to do: it is merged into clip {clip.key}.",
+        )
+
+    def _add_named(self, row: Row) -> None:
+        where = self.manifest.where(row.line)
+        target = self._clip(row.audio)
+        references = [(self._clip(audio), text) for audio, text in row.references]
+        if target in [reference for reference, _ in references]:
+            raise Rejected(
+                "failed",
+                "reference_is_target",
+                where,
+                f"{row.audio} as reference and as target",
+                "a reference that is another recording: else the answer stands in the prompt",
+                "Name another recording of the same voice.",
+            )
+        unknown = next((clip for clip, text in references if not (text or clip.text)), None)
+        if unknown:
+            raise Rejected(
+                "failed",
+                "no_reference_text",
+                where,
+                f"no transcript of the reference {unknown.source}",
+                "reference_text, or a row of its own for the reference",
+                "Fill in reference_text.",
+            )
+        dialogue = {
+            "text": normalise_text(row.text),
+            "references": [{"key": clip.key, "text": normalise_text(text or clip.text)} for clip, text in references],
+        }
+        identity = (target.key, dialogue["text"], *((r["key"], r["text"]) for r in dialogue["references"]))
+        first = self.first_dialogue.setdefault(identity, row)
+        if first is not row:
+            raise self._merged(where, target, self.manifest.where(first.line))
+        # Rows that share a reference share its voice, even where no row names the speaker.
+        voice = row.speaker or references[0][0].speaker or target.speaker or f"unnamed-{references[0][0].key}"
+        self._describe(target, row.text, voice, row)
+        for clip, text in references:
+            self._describe(clip, text or clip.text, voice)
+        self.uses.append(Use(row.line, target.key, len(target.dialogues)))
+        target.dialogues.append(dialogue)

@@ -1,0 +1,116 @@
+"""The output folder across runs: what it was started with, one run at a time, and no leftovers."""
+
+import argparse
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import soundfile
+import torch
+
+from preprocess.audio import WAVEFORM_SAMPLE_RATE_HZ
+from preprocess.base_model import BaseModel
+from preprocess.codec import CodecFacts
+from preprocess.errors import InputError
+from preprocess.layout import NORMALISER_VERSION, tokenizer_fingerprint
+from preprocess.make_shard import FRAGMENTS_FOLDER, ShardReport
+from preprocess.shards import CORPUS_FILE, FORMAT_VERSION, sha256_file, write_atomically
+
+SETTINGS_FILE = "settings.json"
+# Packages that a code, a waveform or a token may depend on.
+_PINNED = (
+    "boson-multimodal",
+    "librosa",
+    "numpy",
+    "soundfile",
+    "soxr",
+    "tokenizers",
+    "torch",
+    "torchaudio",
+    "transformers",
+)
+
+
+def corpus_settings(args: argparse.Namespace, base: BaseModel, codec: CodecFacts) -> dict:
+    """All that decides what the corpus holds; recorded in corpus.json, and the same for every run on a folder."""
+    flac = {"format": "flac", "sample_rate_hz": WAVEFORM_SAMPLE_RATE_HZ}
+    return {
+        "format_version": FORMAT_VERSION,
+        "codec": asdict(codec),
+        "text_tokenizer": {"fingerprint": tokenizer_fingerprint(base.tokenizer)},
+        "layout": {
+            "name": args.layout,
+            "system_text": args.system_text,
+            "normaliser_version": NORMALISER_VERSION,
+        },
+        "waveforms": flac if args.waveforms == "flac" else {"format": "none", "sample_rate_hz": 0},
+        "settings": {
+            "manifest_sha256": sha256_file(args.manifest),
+            "hours_per_shard": args.hours_per_shard,
+            "val_speakers": args.val_speakers,
+            "seed": args.seed,
+        },
+        "pins": {
+            **{name: importlib.metadata.version(name) for name in _PINNED},
+            "libsndfile": soundfile.__libsndfile_version__,
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
+
+
+@contextlib.contextmanager
+def open_folder(out: Path, settings: dict) -> Iterator[None]:
+    """Hold `out` for this run. Raises InputError if another run holds it or it was started otherwise."""
+    path = out / SETTINGS_FILE
+    if out.is_dir() and any(out.iterdir()) and not path.is_file():
+        raise InputError(
+            str(out),
+            "files that preprocess.shard did not write",
+            "a new folder, or one that an earlier run of this command began",
+            "Name another folder with --out.",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        write_atomically(path, (json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode())
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                str(out), "another run that is writing here", "one run at a time", "Wait for it, or stop it."
+            ) from error
+        _compare(out, json.load(file), settings)
+        (out / CORPUS_FILE).unlink(missing_ok=True)  # the folder is finished again when this run is
+        yield
+
+
+def _compare(out: Path, before: dict, now: dict) -> None:
+    before, now = _flat(before), _flat(now)
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if names:
+        raise InputError(
+            str(out),
+            "; ".join(f"{name} = {now.get(name)!r}" for name in names),
+            "; ".join(f"{name} = {before.get(name)!r}" for name in names) + ", as the folder was started",
+            "Give the same settings to continue, or name a new folder with --out.",
+        )
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def clean(out: Path, reports: list[ShardReport]) -> None:
+    """Remove what killed runs and earlier plans left: a folder holds the shards of its corpus.json alone."""
+    tars = {f"{report.name}.tar" for report in reports if report.rows}
+    fragments = {f"{report.name}.json" for report in reports}
+    for path in [*out.glob("shard-*.tar"), *out.glob(".*.partial"), *(out / FRAGMENTS_FOLDER).glob("*")]:
+        if path.name not in tars | fragments:
+            path.unlink()

@@ -1,0 +1,209 @@
+"""After the shards: both accounts, the validation split, index.parquet, failures.jsonl and corpus.json.
+
+What needs more than one clip is decided here, as columns of the index, never inside a shard.
+"""
+
+import hashlib
+import json
+import statistics
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.clips import ClipTable, Use
+from preprocess.errors import InputError, Rejected
+from preprocess.make_shard import ShardReport
+from preprocess.manifest import Manifest
+from preprocess.shards import FAILURES_FILE, write_atomically, write_corpus
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished corpus holds, for the summary and for corpus.json."""
+
+    rows: dict[str, int]  # written, merged, screened, failed
+    clips: dict[str, int]  # written, screened, failed
+    rejected_rows: list[tuple[int, Rejected]]
+    hours: float
+    lost_hours: dict[str, float]
+    usable_samples: dict[str, int]  # by split
+    speakers: dict[str, int]  # by split
+
+
+def finish(
+    out: Path,
+    manifest: Manifest,
+    table: ClipTable,
+    reports: list[ShardReport],
+    rejected_clips: dict[str, Rejected],
+    settings: dict,
+) -> Outcome:
+    """Write everything but the shards; raise InputError where no clip is left.
+
+    The two accounts are asserted: each manifest row is written, merged, screened or failed; each clip is in
+    exactly one shard, or screened or failed.
+    """
+    rows = {row["key"]: {**row, "use": True, "reason": None} for report in reports for row in report.rows}
+    lost = {**rejected_clips, **{key: error for report in reports for key, error in report.rejected.items()}}
+    assert sum(len(report.rows) for report in reports) == len(rows), "a clip in two shards"
+    assert rows.keys() | lost.keys() == table.clips.keys() and not rows.keys() & lost.keys()
+
+    rejected_rows = manifest.rejected + table.rejected
+    written, lost_uses = [], []
+    for use in table.uses:
+        error = _why_lost(manifest, table, use, lost)
+        if error:
+            rejected_rows.append((use.line, error))
+            lost_uses.append(use)
+        else:
+            written.append(use)
+    assert len(written) + len(rejected_rows) == manifest.num_rows
+    _mark_usable(rows, table, written, lost_uses)
+    choice = settings["settings"]
+    voices = _validation_speakers(rows, table, written, choice["val_speakers"], choice["seed"])
+    for row in rows.values():
+        row["split"] = "val" if row["speaker"] in voices else "train"
+
+    rejected_rows.sort(key=lambda item: item[0])
+    _write_failures(out, rejected_rows, lost)
+    if not written:
+        raise InputError(
+            str(manifest.path),
+            "no row that can be used",
+            "at least one utterance",
+            f"The first problem: {rejected_rows[0][1]} All of them: {out / FAILURES_FILE}",
+        )
+    outcome = _outcome(rows, reports, written, rejected_rows, lost)
+    shards = [_shard_facts(report) for report in reports if report.rows]
+    write_corpus(
+        out,
+        list(rows.values()),
+        {
+            **settings,
+            "hours": outcome.hours,
+            "lost_hours": outcome.lost_hours,
+            "rows": outcome.rows,
+            "clips": outcome.clips,
+            "speakers": outcome.speakers,
+            "samples": outcome.usable_samples,
+            "shards": shards,
+        },
+    )
+    return outcome
+
+
+def _why_lost(manifest: Manifest, table: ClipTable, use: Use, lost: dict[str, Rejected]) -> Rejected | None:
+    """Why a row is not in the corpus, from the clips it needs; None if all of them are written."""
+    where = manifest.where(use.line)
+    if use.key in lost:
+        return lost[use.key].at(f"{where} ({lost[use.key].where})")
+    if use.position is None:
+        return None
+    for reference in table.clips[use.key].dialogues[use.position]["references"]:
+        error = lost.get(reference["key"])
+        if error:
+            return error.at(f"{where} (reference {error.where})", f"reference_{error.reason}")
+    return None
+
+
+def _mark_usable(rows: dict[str, dict], table: ClipTable, written: list[Use], lost_uses: list[Use]) -> None:
+    """Keep the dialogues that are whole; a clip that only lost dialogues needed is out of use."""
+    kept = defaultdict(set)
+    needed = set()
+    for use in written:
+        needed.add(use.key)
+        if use.position is not None:
+            kept[use.key].add(use.position)
+            needed |= {r["key"] for r in table.clips[use.key].dialogues[use.position]["references"]}
+    for key, row in rows.items():
+        row["dialogues"] = [d for d in row["dialogues"] if d["position"] in kept[key]]
+        if key not in needed:
+            row["use"], row["reason"] = False, "reference_lost"
+    assert {use.key for use in lost_uses} | needed >= rows.keys() - _references_of(table, lost_uses)
+
+
+def _references_of(table: ClipTable, uses: list[Use]) -> set[str]:
+    named = (table.clips[use.key].dialogues[use.position] for use in uses if use.position is not None)
+    return {reference["key"] for dialogue in named for reference in dialogue["references"]}
+
+
+def _validation_speakers(
+    rows: dict[str, dict], table: ClipTable, written: list[Use], val_speakers: str, seed: int
+) -> set[str]:
+    """Speakers held out: drawn by seed among voices with two clips or more and no more hours than the median.
+
+    Voices that a row brings together (reference and target) are held out together or not at all. `val_speakers`
+    is a number of voices ("3") or a share of them ("0.02": at least one where there are three voices).
+    """
+    voice = {row["speaker"]: row["speaker"] for row in rows.values()}
+
+    def find(speaker: str) -> str:
+        while voice[speaker] != speaker:
+            speaker = voice[speaker]
+        return speaker
+
+    for use in written:
+        if use.position is not None:
+            for reference in table.clips[use.key].dialogues[use.position]["references"]:
+                pair = find(rows[use.key]["speaker"]), find(rows[reference["key"]]["speaker"])
+                voice[max(pair)] = min(pair)
+    seconds, num_clips = Counter(), Counter()
+    for row in rows.values():
+        if row["use"]:
+            seconds[find(row["speaker"])] += row["duration_sec"]
+            num_clips[find(row["speaker"])] += 1
+    wanted = _number_of_voices(val_speakers, len(seconds))
+    median_sec = statistics.median(seconds.values()) if seconds else 0.0
+    candidates = [name for name in seconds if num_clips[name] >= 2 and seconds[name] <= median_sec]
+    candidates.sort(key=lambda name: hashlib.sha256(f"{seed}:val:{name}".encode()).digest())
+    held_out = set(candidates[:wanted])
+    return {speaker for speaker in voice if find(speaker) in held_out}
+
+
+def _number_of_voices(val_speakers: str, num_voices: int) -> int:
+    if "." not in val_speakers:
+        return int(val_speakers)
+    share = float(val_speakers)
+    return max(int(share * num_voices), 1 if share > 0 and num_voices >= 3 else 0)
+
+
+def _write_failures(out: Path, rejected_rows: list[tuple[int, Rejected]], lost: dict[str, Rejected]) -> None:
+    records = [{"line": line, "clip": None, **error.record()} for line, error in rejected_rows]
+    records += [{"line": None, "clip": key, **lost[key].record()} for key in sorted(lost)]
+    text = "".join(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
+    write_atomically(out / FAILURES_FILE, text.encode())
+
+
+def _outcome(
+    rows: dict[str, dict],
+    reports: list[ShardReport],
+    written: list[Use],
+    rejected_rows: list[tuple[int, Rejected]],
+    lost: dict[str, Rejected],
+) -> Outcome:
+    status = Counter(error.status for _, error in rejected_rows)
+    lost_status = Counter(error.status for error in lost.values())
+    lost_hours = defaultdict(float)
+    for report in reports:
+        for key, seconds in sorted(report.lost_sec.items()):
+            lost_hours[report.rejected[key].reason] += seconds / 3600
+    speakers = {split: {r["speaker"] for r in rows.values() if r["split"] == split} for split in ("train", "val")}
+    return Outcome(
+        rows={"written": len(written), **{name: status[name] for name in ("merged", "screened", "failed")}},
+        clips={"written": len(rows), **{name: lost_status[name] for name in ("screened", "failed")}},
+        rejected_rows=rejected_rows,
+        hours=round(sum(rows[key]["duration_sec"] for key in sorted(rows)) / 3600, 6),
+        lost_hours={reason: round(hours, 6) for reason, hours in sorted(lost_hours.items())},
+        usable_samples={split: sum(rows[use.key]["split"] == split for use in written) for split in ("train", "val")},
+        speakers={split: len(names) for split, names in speakers.items()},
+    )
+
+
+def _shard_facts(report: ShardReport) -> dict:
+    return {
+        "name": f"{report.name}.tar",
+        "bytes": report.num_bytes,
+        "sha256": report.sha256,
+        "clips": len(report.rows),
+        "hours": round(sum(row["duration_sec"] for row in report.rows) / 3600, 6),
+    }

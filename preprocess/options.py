@@ -1,0 +1,90 @@
+"""The flags of preprocess.shard. Imports nothing heavy, so that `--help` answers at once."""
+
+import argparse
+from pathlib import Path
+
+from preprocess.errors import InputError
+from preprocess.layout import DEFAULT_SYSTEM_TEXT
+
+EXAMPLE = """example:
+  python -m preprocess.shard --manifest corpus.jsonl --model higgs-audio-v2-generation-3B-base \\
+      --audio-tokenizer higgs-audio-v2-tokenizer --hubert hubert_base --out shards/"""
+REQUIRED = {
+    "manifest": "the list of recordings: .jsonl, .json, .csv, .tsv or .parquet",
+    "model": "folder of the Higgs Audio v2 base model (config and tokenizer are read)",
+    "audio_tokenizer": "folder of the codec (config.json, model.pth)",
+    "hubert": "folder of the HuBERT that the codec is built on",
+    "out": "folder to write",
+}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line. Raises InputError naming every required flag that is missing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocess.shard",
+        description=(
+            "Encode recordings with Boson's codec and write shards for training. Rows are `audio`, `text` and "
+            "`speaker`, or `reference_audio` and `reference_text`; ChatML voice-cloning rows are read too. A row "
+            "that can't be used is named in failures.jsonl and the others go on. Run the same command again to "
+            "continue where it stopped."
+        ),
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, help_text in REQUIRED.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=f"{help_text} (required)")
+    parser.add_argument(
+        "--audio-root", type=Path, metavar="PATH", help="what audio paths are relative to (the manifest's folder)"
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (all cores)")
+    parser.add_argument("--hours-per-shard", type=float, default=0.5, metavar="HOURS", help="audio in a shard (0.5)")
+    parser.add_argument(
+        "--val-speakers",
+        default="0.02",
+        metavar="N|SHARE",
+        help="voices held out for validation: a number (3), or a share with a point (0.02, the default: at least "
+        "one of three voices or more); 0 for none",
+    )
+    parser.add_argument(
+        "--system-text", default=DEFAULT_SYSTEM_TEXT, metavar="TEXT", help="the system turn of every prompt"
+    )
+    parser.add_argument(
+        "--layout", choices=["canonical"], default="canonical", help="how dialogues are laid out: as inference does"
+    )
+    parser.add_argument(
+        "--waveforms", choices=["flac", "none"], default="flac", help="store 16 kHz waveforms in the shards (flac)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="deals speakers and the split (0)")
+    parser.add_argument("--validate-only", action="store_true", help="check manifest and headers, encode nothing")
+    args = parser.parse_args(argv)
+
+    required = ["manifest", "model"] if args.validate_only else list(REQUIRED)
+    missing = [f"--{name.replace('_', '-')}" for name in required if getattr(args, name) is None]
+    if missing:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in required)
+        raise InputError("command line", f"no {', '.join(missing)}", flags, f"Add what is missing.\n{EXAMPLE}")
+    _check_numbers(args)
+    for name in (*REQUIRED, "audio_root"):
+        if getattr(args, name) is not None:
+            setattr(args, name, getattr(args, name).absolute())
+    args.audio_root = args.audio_root or args.manifest.parent
+    return args
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    try:
+        share = float(args.val_speakers)
+        fits = 0 <= share < 1 if "." in args.val_speakers else int(args.val_speakers) >= 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(
+            "--val-speakers",
+            repr(args.val_speakers),
+            "a number of voices (3) or a share below 1 with a point (0.02)",
+            "Use --val-speakers 0.02, or 0 for no validation.",
+        )
+    if args.hours_per_shard <= 0:
+        raise InputError("--hours-per-shard", str(args.hours_per_shard), "hours above 0", "Use 0.5.")
+    if args.workers < 0:
+        raise InputError("--workers", str(args.workers), "0 (all cores) or more", "Leave it out for all cores.")

@@ -1,0 +1,99 @@
+"""Planning: read headers, deal clips into shards. It sees the whole manifest and no audio.
+
+The plan depends on manifest, files and settings alone: not on workers, working directory or hash seed.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from preprocess.audio import Header, probe
+from preprocess.clips import ClipPlan, ClipTable
+from preprocess.errors import Rejected
+from preprocess.screening import MAX_DURATION_SEC
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """One shard's work. `identity` names all that its bytes depend on but folders: a finished shard keeps it."""
+
+    name: str
+    clips: tuple[ClipPlan, ...]
+    out: Path
+    model: Path
+    codec: Path
+    hubert: Path
+    waveforms: str
+    identity: str
+
+
+def probe_clips(clips: Iterable[ClipPlan], num_threads: int) -> tuple[dict[str, Header], dict[str, Rejected]]:
+    """Headers of the clips that have one, and why the others have none, by key."""
+    clips = list(clips)
+
+    def look(clip: ClipPlan) -> Header | Rejected:
+        try:
+            return probe(Path(clip.path))
+        except Rejected as rejected:
+            return rejected
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        found = list(tqdm(pool.map(look, clips), total=len(clips), desc="headers", unit="file", leave=False))
+    by_key = {clip.key: result for clip, result in zip(clips, found, strict=True)}
+    headers = {key: result for key, result in by_key.items() if isinstance(result, Header)}
+    return headers, {key: result for key, result in by_key.items() if isinstance(result, Rejected)}
+
+
+def deal(
+    clips: Iterable[ClipPlan], headers: dict[str, Header], hours_per_shard: float, seed: int
+) -> Iterator[tuple[str, list[ClipPlan]]]:
+    """(shard name, clips sorted by key) of each shard: speakers in seeded order, cut where the hours are full."""
+
+    def seeded(clip: ClipPlan) -> tuple[bytes, str, str]:
+        return hashlib.sha256(f"{seed}:{clip.speaker}".encode()).digest(), clip.speaker, clip.key
+
+    shards: list[list[ClipPlan]] = []
+    filled_sec = float("inf")
+    for clip in sorted(clips, key=seeded):
+        if filled_sec >= hours_per_shard * 3600:
+            shards.append([])
+            filled_sec = 0.0
+        shards[-1].append(clip)
+        # What a longer clip's header says may be a guess, and the clip will be dropped.
+        filled_sec += min(headers[clip.key].duration_sec, MAX_DURATION_SEC)
+    for number, shard in enumerate(shards):
+        yield f"shard-{number:06d}", sorted(shard, key=lambda clip: clip.key)
+
+
+def plan_shards(
+    args: argparse.Namespace, table: ClipTable, headers: dict[str, Header], settings: dict
+) -> list[ShardSpec]:
+    """Specs of all shards; clips without a header are in none."""
+    clips = [clip for key, clip in table.clips.items() if key in headers]
+    return [
+        ShardSpec(
+            name=name,
+            clips=tuple(shard),
+            out=args.out,
+            model=args.model,
+            codec=args.audio_tokenizer,
+            hubert=args.hubert,
+            waveforms=args.waveforms,
+            identity=_identity(name, shard, headers, settings),
+        )
+        for name, shard in deal(clips, headers, args.hours_per_shard, args.seed)
+    ]
+
+
+def _identity(name: str, clips: list[ClipPlan], headers: dict[str, Header], settings: dict) -> str:
+    """sha256 over settings and clips, with each file's size, so that a replaced recording is encoded again."""
+    parts = [name, repr(sorted(settings.items()))]
+    for clip in clips:
+        about = {name: value for name, value in asdict(clip).items() if name != "path"}
+        parts.append(repr((about, headers[clip.key].num_bytes)))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

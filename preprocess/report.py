@@ -1,0 +1,82 @@
+"""What the command says: what was read, what is lost and why, what was written, what comes next."""
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+
+from preprocess.audio import Header
+from preprocess.clips import ClipTable
+from preprocess.errors import InputError, Rejected
+from preprocess.finish import Outcome
+from preprocess.manifest import Manifest
+from preprocess.screening import duration_reason
+from preprocess.shards import FAILURES_FILE
+
+_SHOWN_PER_REASON = 5
+
+
+def show_manifest(manifest: Manifest, table: ClipTable) -> None:
+    """Dialects, clips, and whatever of the manifest is not used."""
+    dialects = ", ".join(f"{count} {name} rows" for name, count in sorted(manifest.dialects.items()))
+    print(f"{manifest.path.name}: {dialects}; {len(table.uses)} samples of {len(table.clips)} clips")
+    if table.rows_without_speaker:
+        print(f"  {table.rows_without_speaker} rows name a reference and no speaker: each reference is a voice")
+    if manifest.own_system_texts:
+        print(f"  {manifest.own_system_texts} rows have a system text of their own: --system-text replaces it")
+    if manifest.ignored_columns:
+        print(f"  columns not used: {', '.join(sorted(manifest.ignored_columns))}")
+    sys.stdout.flush()
+
+
+def show_validation(
+    manifest: Manifest, table: ClipTable, headers: dict[str, Header], rejected: dict[str, Rejected]
+) -> int:
+    """The result of --validate-only: 0, or InputError where no clip can be read."""
+    problems = [error for _, error in sorted(manifest.rejected + table.rejected, key=lambda item: item[0])]
+    _show_problems(problems + list(rejected.values()))
+    if not headers:
+        raise _nothing_left(str(manifest.path), problems + list(rejected.values()))
+    hours = Counter()
+    for header in headers.values():
+        hours[duration_reason(header.duration_sec) or "fits"] += header.duration_sec / 3600
+    shown = ", ".join(f"{name} {value:.3f} h" for name, value in sorted(hours.items()))
+    print(
+        f"{len(headers)} of {len(table.clips)} clips can be opened (by their headers: {shown}); nothing was encoded"
+    )
+    return 0
+
+
+def show_outcome(args: argparse.Namespace, outcome: Outcome) -> None:
+    """What was written and lost, and the command that trains on it."""
+    _show_problems([error for _, error in outcome.rejected_rows])
+    rows = ", ".join(f"{count} {name}" for name, count in outcome.rows.items())
+    print(f"rows: {rows}")
+    lost = ", ".join(f"{hours:.3f} h {reason}" for reason, hours in outcome.lost_hours.items())
+    print(f"clips: {outcome.clips['written']} written, {outcome.hours:.3f} h; dropped: {lost or 'nothing'}")
+    for split, count in outcome.usable_samples.items():
+        print(f"{split}: {count} samples, {outcome.speakers[split]} speakers")
+    print(
+        f"wrote {args.out}\nnext:\n  deepspeed launch/train.py --deepspeed ds_configs/zero2.json "
+        f"--recipe launch/recipes/arabic_8xh200.yaml \\\n      --model {args.model} --data {args.out} --out runs/first",
+        flush=True,
+    )
+
+
+def _show_problems(problems: list[Rejected]) -> None:
+    """On stderr, a few of each reason in full, then all by number; merged rows are no problem."""
+    by_reason = defaultdict(list)
+    for error in problems:
+        by_reason[error.status, error.reason].append(error)
+    for (status, reason), errors in sorted(by_reason.items()):
+        if status == "merged":
+            continue
+        for error in errors[:_SHOWN_PER_REASON]:
+            print(f"{status} ({reason}): {error}", file=sys.stderr)
+        if len(errors) > _SHOWN_PER_REASON:
+            more = len(errors) - _SHOWN_PER_REASON
+            print(f"{status} ({reason}): {more} more, see {FAILURES_FILE}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _nothing_left(where: str, problems: list[Rejected]) -> InputError:
+    return InputError(where, "no clip that can be used", "at least one", f"The first problem: {problems[0]}")

@@ -1,0 +1,56 @@
+"""The offline command: a manifest and its audio files become a folder of shards, ready for training.
+
+    python -m preprocess.shard --manifest corpus.jsonl --model BASE --audio-tokenizer CODEC --hubert HUBERT \\
+        --out shards/
+
+manifest -> rows -> clips -> plan (headers only) -> make_shard in every worker -> index, split, accounts
+"""
+
+import os
+
+from preprocess.errors import exit_on_input_error
+from preprocess.options import parse
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code. Raises InputError where nothing can be done."""
+    args = parse(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
+
+    # After the flags are read: these import torch.
+    import torch
+
+    from preprocess import report
+    from preprocess.base_model import check_codec_fits, read_base_model
+    from preprocess.clips import build_clips
+    from preprocess.codec import load_codec
+    from preprocess.corpus_folder import clean, corpus_settings, open_folder
+    from preprocess.finish import finish
+    from preprocess.manifest import read_manifest
+    from preprocess.planning import plan_shards, probe_clips
+    from preprocess.run import make_shards
+
+    torch.set_num_threads(1)  # a process a core; and a parent's thread pool would not survive the fork
+    num_workers = args.workers or len(os.sched_getaffinity(0))
+    base = read_base_model(args.model)
+    manifest = read_manifest(args.manifest, base.special_tokens, args.system_text)
+    table = build_clips(manifest, args.audio_root)
+    report.show_manifest(manifest, table)
+    headers, rejected = probe_clips(table.clips.values(), num_workers)
+    if args.validate_only:
+        return report.show_validation(manifest, table, headers, rejected)
+
+    _, codec = load_codec(args.audio_tokenizer, args.hubert)
+    check_codec_fits(base, args.audio_tokenizer, codec)
+    settings = corpus_settings(args, base, codec)
+    with open_folder(args.out, settings):
+        specs = plan_shards(args, table, headers, settings)
+        reports = make_shards(specs, headers, num_workers)
+        clean(args.out, reports)
+        outcome = finish(args.out, manifest, table, reports, rejected, settings)
+    report.show_outcome(args, outcome)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)
