@@ -30,7 +30,7 @@ def pack_samples(tokens: np.ndarray, max_tokens: int, rng: np.random.Generator) 
         placed = pack >= 0
         pack_of[waiting[placed]] = num_packs + pack[placed]
         num_packs += int(pack.max()) + 1
-        waiting = waiting[~placed]  # never all of them: the longest of a window finds an empty pack
+        waiting = waiting[~placed]  # fewer each round: the longest of a window finds an empty pack
     pack_of = rng.permutation(num_packs)[pack_of]
     samples = np.argsort(pack_of, kind="stable")
     sizes = np.bincount(pack_of, minlength=num_packs)
@@ -42,7 +42,7 @@ def _deal(tokens: np.ndarray, max_tokens: int) -> np.ndarray:
     target_tokens = max(1, int(_TARGET_FILL * max_tokens))
     ends = np.cumsum(tokens, dtype=np.int64)
     num_packs = -(-int(ends[-1]) // target_tokens)
-    window = (ends - tokens) // (_PACKS_PER_WINDOW * target_tokens)
+    window = ((ends - tokens) // (_PACKS_PER_WINDOW * target_tokens)).astype(np.int32)
     num_windows = int(window[-1]) + 1
     # Stable, because the order of equal keys would otherwise depend on the processor's vector instructions.
     longest_first = np.argsort(window * (max_tokens + 1) + max_tokens - tokens, kind="stable")

@@ -38,7 +38,7 @@ class Split:
         frames, text_tokens = _numbers(index, "frames"), _numbers(index, "text_tokens")
         in_split = pc.equal(index.column("split"), name).fill_null(False).to_numpy()
         usable = _numbers(index, "use") & in_split
-        drawn = np.flatnonzero(usable & _numbers(index, "draws_reference"))
+        drawn = np.flatnonzero(usable & _numbers(index, "draws_reference")).astype(np.int32)
         named = _NamedSamples(index, np.flatnonzero(usable))
         self.keys = index.column("key")
         speakers = index.column("speaker").combine_chunks().dictionary_encode()
@@ -56,8 +56,8 @@ class Split:
         can_draw = self._num_clips[self.speaker[drawn]] > 1
         self._drawing = np.flatnonzero(can_draw).astype(np.int32)  # the samples that draw a reference
 
-        self.target = np.concatenate([drawn, named.target]).astype(np.int32)
-        self.dialogue = np.concatenate([np.full(len(drawn), -1), named.dialogue]).astype(np.int32)
+        self.target = np.concatenate([drawn, named.target], dtype=np.int32)
+        self.dialogue = np.concatenate([np.full_like(drawn, -1), named.dialogue], dtype=np.int32)
         self.frames = frames[self.target]
         columns = frames + np.int32(cost.columns_extra)
         self._reference_tokens = text_tokens + columns + np.int32(cost.tokens_per_reference)
@@ -67,8 +67,8 @@ class Split:
         named_tokens = named.reference_text_tokens + columns[named.reference] + np.int32(cost.tokens_per_reference)
         np.add.at(self._tokens, len(drawn) + named.reference_sample, named_tokens)
         self._named_references = named.reference
-        num_references = np.concatenate([can_draw, named.num_references])
-        self._offsets = np.concatenate([[0], np.cumsum(num_references)]).astype(np.int32)
+        num_references = np.concatenate([[0], can_draw, named.num_references], dtype=np.int32)
+        self._offsets = np.cumsum(num_references, dtype=np.int32)
 
     def draw_references(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(tokens [N], reference [R], offsets [N + 1]), R references of all samples as rows of the index.
@@ -83,7 +83,7 @@ class Split:
         drawn = self._by_speaker[pick]
         tokens = self._tokens.copy()
         tokens[self._drawing] += self._reference_tokens[drawn]
-        return tokens, np.concatenate([drawn, self._named_references]).astype(np.int32), self._offsets
+        return tokens, np.concatenate([drawn, self._named_references], dtype=np.int32), self._offsets
 
 
 class _NamedSamples:

@@ -1,0 +1,225 @@
+"""Plan a synthetic corpus of speech on one core: time, memory, fill, and how mixed the steps are.
+
+    python bench/plan.py [--num-clips 1000000] [--out bench/results/plan.json]
+
+Baselines on the same samples: packing by best-fit decreasing in windows and by next-fit (what a loader does
+that takes samples as they come), and steps of samples picked at random.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import platform
+import statistics
+import tempfile
+import time
+from bisect import bisect_left, insort
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.plan import LayoutCost, Plan, describe
+from preprocess.shards import INDEX_SCHEMA
+
+# About what Boson's layout costs with 8 codebooks.
+COST = LayoutCost(tokens_base=30, tokens_per_reference=10, columns_extra=9, text_labels=3)
+FRAME_RATE_HZ = 25
+REPEATS = 3
+WINDOW_SAMPLES = 2048
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-clips", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "plan.json")
+    arguments = parser.parse_args()
+    result = {
+        "cpu": cpu_model(),
+        "cores_used": 1,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "num_clips": arguments.num_clips,
+        "durations": "lognormal, median 7 s, sigma 0.7, clipped to 1-30 s; 2,000 speakers of unequal size",
+        "runs": [],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / "index.parquet"
+        in_fresh_process(write_index, index, arguments.num_clips)
+        for max_tokens in (8192, 16384):
+            run = in_fresh_process(measure, index, max_tokens)
+            print(json.dumps(run, indent=2))
+            result["runs"].append(run)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def in_fresh_process(function, *arguments):
+    """Memory of one run must not count in the next."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def write_index(path: Path, num_clips: int) -> None:
+    """A full index, speaker after speaker as preprocess.shard groups them."""
+    rng = np.random.default_rng(0)
+    duration_sec = np.clip(rng.lognormal(np.log(7), 0.7, num_clips), 1, 30)
+    speaker = np.sort((2000 * rng.random(num_clips) ** 2).astype(int))
+    columns = {
+        field.name: pa.array(np.zeros(num_clips), type=field.type) for field in INDEX_SCHEMA if _is_number(field)
+    }
+    columns |= {
+        "key": pa.array([f"speaker{s:04d}_{number:07d}" for number, s in enumerate(speaker)]),
+        "shard": pa.array([f"shard-{number // 2000:06d}.tar" for number in range(num_clips)]),
+        "frames": pa.array((duration_sec * FRAME_RATE_HZ).astype(np.int32)),
+        "text_tokens": pa.array((duration_sec * 5).astype(np.int32)),
+        "duration_sec": pa.array(duration_sec),
+        "speaker": pa.array([f"speaker{s:04d}" for s in speaker]),
+        "language": pa.array(["ar"] * num_clips),
+        "split": pa.array(["train"] * num_clips),
+        "draws_reference": pa.array(np.ones(num_clips, dtype=bool)),
+        "dialogues": pa.nulls(num_clips, INDEX_SCHEMA.field("dialogues").type),
+        "use": pa.array(np.ones(num_clips, dtype=bool)),
+        "reason": pa.nulls(num_clips, pa.string()),
+    }
+    pq.write_table(pa.table(columns, schema=INDEX_SCHEMA), path, compression="zstd")
+
+
+def measure(path: Path, max_tokens: int) -> dict:
+    """Plan the index REPEATS times on one core; the figures of the last plan."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    pa.set_cpu_count(1)
+    index = pq.read_table(path, schema=INDEX_SCHEMA)
+    index_mb = peak_memory_mb()
+    seconds = []
+    for seed in range(REPEATS):
+        start = time.perf_counter()
+        plan = Plan(index, split="train", cost=COST, packs_per_step=8, max_tokens=max_tokens, seed=seed)
+        epoch = plan.epoch(0)
+        seconds.append(time.perf_counter() - start)
+        if seed == 0:
+            planned_mb = peak_memory_mb()
+    numbers = np.random.default_rng(0).integers(epoch.num_steps, size=1000)
+    start = time.perf_counter()
+    for number in numbers:
+        epoch.step(int(number))
+    step_ms = (time.perf_counter() - start) / len(numbers) * 1000
+
+    summary = plan.summary()
+    print(describe(summary))
+    tokens = epoch.tokens[epoch.order]
+    samples_per_step = epoch.num_samples
+    at_random = np.random.default_rng(1).permutation(len(tokens))
+    speakers = (
+        index.column("speaker").combine_chunks().dictionary_encode().indices.to_numpy()[epoch.target[epoch.order]]
+    )
+    # The baselines pack the samples in a random order, as the plan does.
+    waiting = tokens[np.random.default_rng(2).permutation(len(tokens))]
+    return {
+        "max_tokens": max_tokens,
+        "plan_sec": [round(value, 3) for value in seconds],
+        "plan_sec_median": round(statistics.median(seconds), 3),
+        "peak_memory_mb": {"process_with_index": round(index_mb), "after_planning": round(planned_mb)},
+        "step_ms": round(step_ms, 3),
+        "pickled_epoch_mb": round(len(pickle.dumps(epoch)) / 1e6, 1),
+        "steps": epoch.num_steps,
+        "fill": round(summary["fill"], 5),
+        "samples_per_step": summary["samples_per_step"],
+        "tokens_per_sample": round(float(tokens.mean()), 1),
+        "speakers_per_step": {
+            "plan": round(distinct_per_step(speakers, samples_per_step), 2),
+            "samples_at_random": round(distinct_per_step(speakers[at_random], samples_per_step), 2),
+        },
+        "length_correlation_in_step": {
+            "plan": round(length_correlation(tokens, samples_per_step), 5),
+            "samples_at_random": round(length_correlation(tokens[at_random], samples_per_step), 5),
+        },
+        "packing_baselines": {
+            "best_fit_decreasing": packing_baseline(best_fit_decreasing, waiting, max_tokens),
+            "next_fit": packing_baseline(next_fit, waiting, max_tokens),
+        },
+    }
+
+
+def distinct_per_step(speakers: np.ndarray, samples_per_step: np.ndarray) -> float:
+    """Mean number of distinct speakers in a step."""
+    step = np.repeat(np.arange(len(samples_per_step)), samples_per_step)
+    return len(np.unique(step * (int(speakers.max()) + 1) + speakers)) / len(samples_per_step)
+
+
+def length_correlation(tokens: np.ndarray, samples_per_group: np.ndarray) -> float:
+    """Intraclass correlation of the lengths of samples in one group (one-way analysis of variance): 0 at random."""
+    groups, total = len(samples_per_group), len(tokens)
+    group = np.repeat(np.arange(groups), samples_per_group)
+    means = np.bincount(group, tokens) / samples_per_group
+    between = (samples_per_group * (means - tokens.mean()) ** 2).sum() / (groups - 1)
+    within = ((tokens - means[group]) ** 2).sum() / (total - groups)
+    size = (total - (samples_per_group.astype(float) ** 2).sum() / total) / (groups - 1)
+    return float((between - within) / (between + (size - 1) * within))
+
+
+def packing_baseline(pack, tokens: np.ndarray, max_tokens: int) -> dict:
+    """Fill, seconds and the length correlation in steps of 8 of the packs in random order."""
+    start = time.perf_counter()
+    packs = pack(tokens.tolist(), max_tokens)
+    seconds = time.perf_counter() - start
+    np.random.default_rng(3).shuffle(packs)
+    packs = packs[: len(packs) // 8 * 8]
+    lengths = np.concatenate([np.array(pack) for pack in packs])
+    samples_per_step = np.array([len(pack) for pack in packs]).reshape(-1, 8).sum(axis=1)
+    return {
+        "fill": round(float(lengths.sum() / (len(packs) * max_tokens)), 5),
+        "sec": round(seconds, 3),
+        "length_correlation_in_step": round(length_correlation(lengths, samples_per_step), 5),
+    }
+
+
+def best_fit_decreasing(tokens: list[int], max_tokens: int) -> list[list[int]]:
+    """Each window longest first, each sample into the fullest pack of the window that has room."""
+    packs: list[list[int]] = []
+    for begin in range(0, len(tokens), WINDOW_SAMPLES):
+        rooms: list[tuple[int, int]] = []
+        for length in sorted(tokens[begin : begin + WINDOW_SAMPLES], reverse=True):
+            found = bisect_left(rooms, (length, 0))
+            if found == len(rooms):
+                packs.append([])
+                room, pack = max_tokens, len(packs) - 1
+            else:
+                room, pack = rooms.pop(found)
+            packs[pack].append(length)
+            insort(rooms, (room - length, pack))
+    return packs
+
+
+def next_fit(tokens: list[int], max_tokens: int) -> list[list[int]]:
+    """Samples as they come; a pack ends where the next sample does not fit."""
+    packs, room = [], 0
+    for length in tokens:
+        if length > room:
+            packs.append([])
+            room = max_tokens
+        packs[-1].append(length)
+        room -= length
+    return packs
+
+
+def peak_memory_mb() -> float:
+    """Highest resident memory of this process so far, in 10^6 bytes (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+def cpu_model() -> str:
+    """Name of the processor (Linux)."""
+    return Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
+
+
+def _is_number(field: pa.Field) -> bool:
+    return pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+
+
+if __name__ == "__main__":
+    main()
