@@ -1,0 +1,277 @@
+"""Merge: the merged folder is base + adapter as PEFT computes it, complete and loadable, or it is not there."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from boson_multimodal.model.higgs_audio import HiggsAudioModel
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import engine.merging
+from engine.merge_check import random_prompt
+from engine.model import load_base
+from engine.recipe import Lora
+from launch.merge import main, merge
+from preprocess.errors import InputError
+from tests.fixtures.adapter import random_lora, save_checkpoint
+from tests.fixtures.model import build_model
+
+ADAPTERS = {
+    "attention": Lora(mode="attention", rank=4, alpha=8),
+    "audio": Lora(mode="audio", rank=4, alpha=8),
+    "full": Lora(mode="full", rank=4, alpha=2),
+    "rslora": Lora(mode="full", rank=16, alpha=8, rslora=True),
+    "dora": Lora(mode="full", rank=4, alpha=8, dora=True),
+    "train_whole": Lora(mode="full", rank=4, alpha=8, train_whole=["audio_head"]),
+}
+
+
+@pytest.fixture(scope="module")
+def full_checkpoint(tmp_path_factory, model_folder):
+    """A checkpoint of mode full on `model_folder`. Tests that break it copy it."""
+    model = random_lora(model_folder, ADAPTERS["full"])
+    return save_checkpoint(tmp_path_factory.mktemp("full"), model_folder, model)
+
+
+@torch.no_grad()
+def logits(model, prompt):
+    output = model(**{field.name: getattr(prompt, field.name) for field in dataclasses.fields(prompt)})
+    return output.logits, output.audio_logits
+
+
+def read_weights(folder):
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def refusal(*arguments, **keywords):
+    """The InputError of a merge that must not write anything."""
+    with pytest.raises(InputError) as caught:
+        merge(*arguments, **keywords)
+    out = arguments[2]
+    assert not out.exists()
+    assert not out.with_name(f".{out.name}.partial").exists()
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_merged_model_equals_peft_with_and_without_its_own_merge(name, tmp_path, model_folder):
+    model = random_lora(model_folder, ADAPTERS[name])
+    folder = save_checkpoint(tmp_path / "checkpoints", model_folder, model)
+    merge(folder, None, tmp_path / "merged", verify=False)
+
+    prompt = random_prompt(model_folder)
+    live = PeftModel.from_pretrained(load_base(model_folder, torch.float32), folder).eval()
+    expected = logits(live.get_base_model(), prompt)
+    found = logits(HiggsAudioModel.from_pretrained(tmp_path / "merged").eval(), prompt)
+    untouched = logits(load_base(model_folder, torch.float32).eval(), prompt)
+    for got, wanted, before in zip(found, expected, untouched, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-5)
+        assert (wanted - before).abs().max() > 0.01  # the adapter does something that could be lost
+
+    whole = live.merge_and_unload().state_dict()
+    for key, tensor in read_weights(tmp_path / "merged").items():
+        assert torch.equal(tensor, whole[key]), key
+
+
+def test_another_shape_of_model_merges_too(tmp_path, other_model_folder):
+    folder = save_checkpoint(tmp_path, other_model_folder, random_lora(other_model_folder, ADAPTERS["audio"]))
+    merge(folder, None, tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_bf16_base_is_computed_in_fp32_and_rounded_once(tmp_path):
+    base = build_model(tmp_path / "base", dtype=torch.bfloat16)
+    folder = save_checkpoint(tmp_path, base, random_lora(base, ADAPTERS["dora"]))
+    merge(folder, None, tmp_path / "merged")
+
+    live = PeftModel.from_pretrained(load_base(base, torch.float32), folder)
+    adapted = {name.replace(".base_layer", "") for name in live.get_base_model().state_dict() if "base_layer" in name}
+    expected, before = live.merge_and_unload().state_dict(), read_weights(base)
+    merged = read_weights(tmp_path / "merged")
+    assert merged.keys() == before.keys()
+    for name, tensor in merged.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, expected[name].bfloat16()), name
+        assert torch.equal(tensor, before[name]) == (name not in adapted), name
+
+
+def test_fp32_merge_of_a_bf16_base_keeps_changes_that_bf16_rounds_away(tmp_path, capsys):
+    base = build_model(tmp_path / "base", dtype=torch.bfloat16)
+    folder = save_checkpoint(tmp_path, base, random_lora(base, ADAPTERS["full"], scale=0.003))
+    merge(folder, None, tmp_path / "bf16")
+    assert "warning: rounding loses much of so small a change; --dtype fp32 keeps it" in capsys.readouterr().out
+
+    merge(folder, None, tmp_path / "fp32", dtype=torch.float32)
+    printed = capsys.readouterr().out
+    assert "keep 100.0% of the adapter" in printed
+    assert "warning" not in printed
+    assert {tensor.dtype for tensor in read_weights(tmp_path / "fp32").values()} == {torch.float32}
+    assert HiggsAudioModel.from_pretrained(tmp_path / "fp32", torch_dtype="auto").dtype == torch.float32
+
+
+def test_sharded_base_keeps_its_shards_names_order_and_metadata(tmp_path, model_folder):
+    base = tmp_path / "base"
+    shutil.copytree(model_folder, base, ignore=shutil.ignore_patterns("*.safetensors"))
+    HiggsAudioModel.from_pretrained(model_folder).save_pretrained(base, max_shard_size="2MB")
+    assert len(list(base.glob("*.safetensors"))) >= 3
+    folder = save_checkpoint(tmp_path, base, random_lora(base, ADAPTERS["attention"]))
+    merge(folder, None, tmp_path / "merged")
+
+    changed = 0
+    for shard in base.glob("*.safetensors"):
+        with safe_open(shard, "pt") as before, safe_open(tmp_path / "merged" / shard.name, "pt") as after:
+            assert after.offset_keys() == before.offset_keys()
+            assert after.metadata() == before.metadata()
+            changed += any("self_attn" in name for name in before.keys())  # noqa: SIM118
+        same_bytes = shard.read_bytes() == (tmp_path / "merged" / shard.name).read_bytes()
+        assert same_bytes == all("self_attn" not in name for name in load_file(shard))
+    assert changed
+    for name in ("model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
+    _, loading = HiggsAudioModel.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not any(loading.values())
+
+    merge(folder, None, tmp_path / "bf16", dtype=torch.bfloat16)
+    index = json.loads((tmp_path / "bf16" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(
+        tensor.nbytes for tensor in read_weights(tmp_path / "bf16").values()
+    )
+
+
+def test_merged_folder_says_its_layout_and_where_it_comes_from(tmp_path, model_folder, full_checkpoint):
+    merge(full_checkpoint, None, tmp_path / "merged", verify=False)
+    state = json.loads((full_checkpoint / "state.json").read_text())
+    assert json.loads((tmp_path / "merged" / "voice_training.json").read_text()) == {
+        "layout": state["layout"],
+        "step": 7,
+        "adapter_sha256": state["sha256"]["adapter_model.safetensors"],
+        "base_fingerprint": state["identity"]["base_fingerprint"],
+        "codec_fingerprint": "codec",
+        "corpus_fingerprint": "corpus",
+    }
+
+
+def test_plain_peft_adapter_merges_when_its_base_is_named(tmp_path, model_folder, full_checkpoint):
+    model = PeftModel.from_pretrained(load_base(model_folder, torch.float32), full_checkpoint)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    error = refusal(tmp_path / "adapter", None, tmp_path / "merged")
+    assert error.found == "no state.json"
+    assert error.action == "Name the base model with --base, or give RUN/checkpoints/best."
+
+    merge(tmp_path / "adapter", model_folder, tmp_path / "merged", verify=False)
+    merge(full_checkpoint, None, tmp_path / "other", verify=False)
+    other = read_weights(tmp_path / "other")
+    assert all(torch.equal(tensor, other[name]) for name, tensor in read_weights(tmp_path / "merged").items())
+
+
+@pytest.mark.parametrize("mutant", ["audio_mlp left out", "scale halved"])
+def test_verification_refuses_a_wrong_merge_and_leaves_nothing(
+    mutant, tmp_path, monkeypatch, model_folder, full_checkpoint
+):
+    right = engine.merging.merge_tensor
+
+    def wrong(name, weight, parts, adapter):
+        if mutant == "scale halved":
+            return (weight + right(name, weight.clone(), parts, adapter)) / 2
+        return weight if "audio_mlp" in name else right(name, weight, parts, adapter)
+
+    monkeypatch.setattr(engine.merging, "merge_tensor", wrong)
+    with pytest.raises(RuntimeError, match="merged logits differ from PEFT's own merge"):
+        merge(full_checkpoint, None, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_base_is_refused(tmp_path, full_checkpoint):
+    other = build_model(tmp_path / "other", seed=5)
+    error = refusal(full_checkpoint, other, tmp_path / "merged")
+    assert error.where == str(other)
+    assert error.found.startswith("a model with fingerprint ")
+    assert error.expected.endswith(")")
+    assert "the base that step-000007 was trained on" in error.expected
+    assert error.action == "Name that model's folder with --base."
+
+
+def test_a_base_that_moved_is_asked_for(tmp_path, model_folder):
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    folder = save_checkpoint(tmp_path, base, random_lora(base, ADAPTERS["attention"]))
+    base.rename(tmp_path / "moved")
+    error = refusal(folder, None, tmp_path / "merged")
+    assert (error.where, error.found) == (str(base), "no config.json")
+    assert error.action == "Name where the base model is now with --base."
+    merge(folder, tmp_path / "moved", tmp_path / "merged", verify=False)
+
+
+def test_adapter_tensors_that_the_base_has_no_place_for_are_named(tmp_path, other_model_folder, full_checkpoint):
+    shutil.copytree(full_checkpoint, tmp_path / "adapter", ignore=shutil.ignore_patterns("state.json"))
+    error = refusal(tmp_path / "adapter", other_model_folder, tmp_path / "merged")
+    assert error.where == str(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert "layers.3.mlp.down_proj.lora_A.weight [4, 192] for no tensor" in error.found or "and " in error.found
+    assert error.expected == f"an adapter whose every tensor belongs to {other_model_folder}"
+    assert error.action == "Name the base model it was trained on with --base."
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (
+            lambda tensors: tensors.update({"base_model.model.layers.9.extra": torch.ones(2)}),
+            "layers.9.extra [2] for",
+        ),
+        (
+            lambda tensors: [tensors.pop(name) for name in list(tensors) if "audio_mlp" in name],
+            "nothing for layers.0.audio_mlp.down_proj.weight, which the adapter's config adapts",
+        ),
+        (
+            lambda tensors: tensors.pop("base_model.model.layers.0.mlp.up_proj.lora_B.weight"),
+            "parts lora_A.weight",
+        ),
+        (
+            lambda tensors: tensors["base_model.model.layers.0.mlp.up_proj.lora_B.weight"].fill_(float("nan")),
+            "NaN or infinity in 1 tensors",
+        ),
+    ],
+    ids=["one too many", "a layer too few", "half a layer", "nan"],
+)
+def test_an_adapter_that_is_not_whole_is_refused(change, found, tmp_path, model_folder, full_checkpoint):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(full_checkpoint, adapter, ignore=shutil.ignore_patterns("state.json"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    assert found in refusal(adapter, model_folder, tmp_path / "merged").found
+
+
+def test_a_flipped_byte_in_the_checkpoint_is_refused(tmp_path, full_checkpoint):
+    broken = shutil.copytree(full_checkpoint, tmp_path / "step-000007")
+    data = bytearray((broken / "adapter_model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (broken / "adapter_model.safetensors").write_bytes(data)
+    error = refusal(broken, None, tmp_path / "merged")
+    assert error.where == str(broken)
+    assert error.found == "adapter_model.safetensors has another sha256 than state.json says"
+    assert error.expected == "files with the sha256 of state.json"
+    assert error.action == "Restore the checkpoint from a copy, or merge another step-N beside it."
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path, full_checkpoint):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="found something there already; expected a folder that is new or empty"):
+        merge(full_checkpoint, None, tmp_path / "merged")
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["mine.txt"]
+
+
+def test_all_missing_flags_are_named_at_once():
+    with pytest.raises(InputError, match=r"no --checkpoint, --out; expected all of them. For example: python -m"):
+        main([])
+
+
+def test_the_command_says_what_it_made_and_what_comes_next(tmp_path, capsys, full_checkpoint):
+    assert main(["--checkpoint", str(full_checkpoint), "--out", str(tmp_path / "merged"), "--dtype", "bf16"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'merged'}: the merged model, 0.00 GB of weights" in printed
+    assert f"next: python -m launch.generate --model {tmp_path / 'merged'} " in printed
