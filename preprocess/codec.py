@@ -123,6 +123,7 @@ def load_codec(
                 _CODEC_HELP,
             ) from error
     _compare_keys(tokenizer, weights)
+    _ = boson.librosa.resample  # librosa imports its parts on first use: now, rather than in every forked worker
     _skip_discarded_run(tokenizer)
     return tokenizer, CodecFacts(
         num_codebooks=tokenizer.n_q,

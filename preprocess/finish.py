@@ -46,7 +46,8 @@ def finish(
     rows = {row["key"]: {**row, "use": True, "reason": None} for report in reports for row in report.rows}
     lost = {**rejected_clips, **{key: error for report in reports for key, error in report.rejected.items()}}
     assert sum(len(report.rows) for report in reports) == len(rows), "a clip in two shards"
-    assert rows.keys() | lost.keys() == table.clips.keys() and not rows.keys() & lost.keys()
+    assert rows.keys() | lost.keys() == table.clips.keys()
+    assert not rows.keys() & lost.keys()
 
     rejected_rows = manifest.rejected + table.rejected
     written, lost_uses = [], []

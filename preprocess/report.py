@@ -56,8 +56,10 @@ def show_outcome(args: argparse.Namespace, outcome: Outcome) -> None:
     for split, count in outcome.usable_samples.items():
         print(f"{split}: {count} samples, {outcome.speakers[split]} speakers")
     print(
-        f"wrote {args.out}\nnext:\n  deepspeed launch/train.py --deepspeed ds_configs/zero2.json "
-        f"--recipe launch/recipes/arabic_8xh200.yaml \\\n      --model {args.model} --data {args.out} --out runs/first",
+        f"wrote {args.out}\nnext:\n"
+        "  deepspeed launch/train.py --deepspeed ds_configs/zero2.json "
+        "--recipe launch/recipes/arabic_8xh200.yaml \\\n"
+        f"      --model {args.model} --data {args.out} --out runs/first",
         flush=True,
     )
 

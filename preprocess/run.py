@@ -59,7 +59,8 @@ class _ProgressBar:
         self.audio_sec += audio_sec
         speed = self.audio_sec / max(time.monotonic() - self.start, 1e-9)
         self.bar.set_postfix_str(f"{speed:.1f}x real time", refresh=False)
-        self.bar.update(audio_sec / 3600)
+        # Headers may promise less than there is.
+        self.bar.update(min(audio_sec / 3600, self.bar.total - self.bar.n))
 
     def __enter__(self) -> "_ProgressBar":
         return self

@@ -72,3 +72,41 @@ def two_ranks():
     ranks = Ranks(2)
     yield ranks
     ranks.close()
+
+
+@pytest.fixture(scope="session")
+def hubert_folder(tmp_path_factory):
+    """The HuBERT of `codec_folder`."""
+    from tests.fixtures.codec import build_hubert
+
+    return build_hubert(tmp_path_factory.mktemp("hubert"))
+
+
+@pytest.fixture(scope="session")
+def codec_folder(tmp_path_factory, hubert_folder):
+    """A tiny codec that fits `model_folder`: 8 codebooks x 1,024 codes, 25 frames a second, 24 kHz."""
+    from tests.fixtures.codec import build_codec
+
+    return build_codec(tmp_path_factory.mktemp("codec"), hubert_folder)
+
+
+@pytest.fixture(scope="session")
+def speech_folder(tmp_path_factory):
+    """Arabic speech: corpus.jsonl and WAV files, 4 voices with 4 sentences each, some 40 s."""
+    from tests.fixtures.speech import arabic_corpus
+
+    folder = tmp_path_factory.mktemp("speech")
+    arabic_corpus(folder, voices=4, sentences=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech_corpus(tmp_path_factory, speech_folder, model_folder, codec_folder, hubert_folder):
+    """The folder that preprocess.shard writes for `speech_folder`: two shards, one voice held out."""
+    from preprocess.shard import main
+
+    out = tmp_path_factory.mktemp("speech_corpus") / "shards"
+    flags = {"model": model_folder, "audio-tokenizer": codec_folder, "hubert": hubert_folder, "out": out}
+    flags |= {"manifest": speech_folder / "corpus.jsonl", "workers": 1, "hours-per-shard": 0.006}
+    assert main([text for name, value in flags.items() for text in (f"--{name}", str(value))]) == 0
+    return out

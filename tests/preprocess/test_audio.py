@@ -1,0 +1,132 @@
+"""Decoding gives the samples Boson would see, and says what is wrong with a file that libsndfile takes silently."""
+
+import io
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+
+from preprocess.audio import WAVEFORM_SAMPLE_RATE_HZ, Audio, decode, flac_16khz, probe
+from preprocess.errors import Rejected
+from tests.fixtures.speech import save_variant
+from tests.preprocess.helpers import assert_parts
+
+
+@pytest.fixture(scope="module")
+def speech(speech_folder):
+    return speech_folder / "salma/000.wav"
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_decoded_samples_equal_librosa(suffix, channels, speech, tmp_path):
+    if suffix == "mp3" and channels == 3:
+        channels = 2
+    path = save_variant(speech, tmp_path / f"x.{suffix}", channels=channels)
+    audio = decode(path)
+    expected, rate_hz = librosa.load(path, sr=None, mono=True)
+    assert audio.sample_rate_hz == rate_hz
+    assert audio.waveform.dtype == np.float32
+    assert np.array_equal(audio.waveform, expected)
+
+
+def test_an_extension_is_not_trusted(speech, tmp_path):
+    path = save_variant(speech, tmp_path / "x.mp3").rename(tmp_path / "x.wav")
+    assert np.array_equal(decode(path).waveform, librosa.load(path, sr=None)[0])
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.mp3", "x.aiff", "x.au"])
+def test_a_file_cut_in_half_is_truncated(name, speech, tmp_path):
+    path = save_variant(speech, tmp_path / name)
+    whole_sec = decode(path).duration_sec
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    probe(path)  # the header alone looks whole
+    with pytest.raises(Rejected) as caught:
+        decode(path)
+    assert (caught.value.status, caught.value.reason) == ("failed", "truncated")
+    assert_parts(caught.value, str(path), "s of audio", f"{whole_sec:.2f} s, as its header says", "cut short")
+
+
+def test_a_flac_cut_in_half_breaks_off(speech, tmp_path):
+    path = save_variant(speech, tmp_path / "x.flac")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(Rejected) as caught:
+        decode(path)
+    assert_parts(caught.value, str(path), "breaks off while decoding", "a whole WAV, FLAC", "record it again")
+
+
+def test_a_streamed_wav_that_does_not_know_its_length_is_whole(speech, tmp_path):
+    """ffmpeg writes 0xFFFFFFFF as size when it writes to a pipe."""
+    data = bytearray(speech.read_bytes())
+    size = data.index(b"data") + 4
+    data[4:8] = data[size : size + 4] = b"\xff\xff\xff\xff"
+    (tmp_path / "piped.wav").write_bytes(data)
+    assert np.array_equal(decode(tmp_path / "piped.wav").waveform, decode(speech).waveform)
+
+
+def test_an_mp3_without_a_length_tag_is_whole(speech, tmp_path):
+    """libsndfile then guesses the length from the first frame, which says little at a variable bit rate."""
+    samples, rate_hz = soundfile.read(speech)
+    samples = np.concatenate([samples, np.zeros(30000), samples * 0.01, samples])
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate_hz, format="MP3", bitrate_mode="VARIABLE")
+    data = buffer.getvalue()
+    second_frame = data.index(b"\xff\xf3", 60)
+    (tmp_path / "x.mp3").write_bytes(data[second_frame:])
+    guess_sec = probe(tmp_path / "x.mp3").duration_sec
+    audio = decode(tmp_path / "x.mp3")
+    assert guess_sec > 1.5 * audio.duration_sec
+    assert audio.duration_sec == pytest.approx(len(samples) / rate_hz, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "found"),
+    [
+        (None, "missing_file", "no such file"),
+        (b"", "empty_file", "0 bytes"),
+        (b"not audio at all, whatever its name says", "not_audio", "no audio that libsndfile can open"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "not_audio", "no audio that libsndfile can open"),
+    ],
+)
+def test_what_is_no_audio_is_rejected_by_its_header(data, reason, found, tmp_path):
+    path = tmp_path / "x.wav"
+    if data is not None:
+        path.write_bytes(data)
+    for look in (probe, decode):
+        with pytest.raises(Rejected) as caught:
+            look(path)
+        assert (caught.value.status, caught.value.reason) == ("failed", reason)
+        assert found in caught.value.found
+
+
+def test_no_samples_and_samples_that_are_not_finite_are_rejected(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)
+    with pytest.raises(Rejected, match="0 samples") as caught:
+        decode(tmp_path / "none.wav")
+    assert caught.value.reason == "not_audio"
+    samples = np.zeros(16000, np.float32)
+    samples[77] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, 16000, subtype="FLOAT")
+    with pytest.raises(Rejected) as caught:
+        decode(tmp_path / "nan.wav")
+    assert caught.value.reason == "not_finite"
+    assert_parts(caught.value, "nan.wav", "NaN or infinite", "finite samples", "16-bit PCM")
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 22050, 48000])
+def test_the_stored_waveform_is_16_khz_and_as_long_and_loud(rate_hz):
+    seconds = np.arange(2 * rate_hz) / rate_hz
+    tone = (0.5 * np.sin(2 * np.pi * 440 * seconds)).astype(np.float32)
+    data = flac_16khz(Audio(tone, rate_hz, ""))
+    assert data == flac_16khz(Audio(tone, rate_hz, ""))
+    stored, stored_rate_hz = soundfile.read(io.BytesIO(data))
+    assert (stored_rate_hz, stored.shape) == (WAVEFORM_SAMPLE_RATE_HZ, (2 * WAVEFORM_SAMPLE_RATE_HZ,))
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(stored)) / WAVEFORM_SAMPLE_RATE_HZ)
+    assert np.abs(stored - expected)[400:-400].max() < 1e-3
+
+
+def test_a_waveform_beyond_full_scale_is_clipped_not_wrapped():
+    loud = np.full(16000, 1.5, np.float32)
+    stored, _ = soundfile.read(io.BytesIO(flac_16khz(Audio(loud, 16000, ""))))
+    assert stored.min() > 0.99
