@@ -36,7 +36,7 @@ def table(rows: list[dict]) -> pa.Table:
 
 
 def random_rows(seed: int, num_clips: int) -> list[dict]:
-    """Clips of many speakers, some with one clip; unused ones, references only, dialogues, two splits, long ones."""
+    """Clips of many speakers, some with one or two clips; unused ones, references only, dialogues, two splits, long ones."""
     rng = random.Random(seed)
     rows = []
     for number in range(num_clips):
@@ -50,7 +50,7 @@ def random_rows(seed: int, num_clips: int) -> list[dict]:
                 f"clip{number:03d}",
                 frames=rng.choice([25, 60, 130, 300, 750]) + rng.randrange(20),
                 text_tokens=rng.randint(1, 60),
-                speaker=rng.choice(["a", "b", "b", "c", f"single{number}", None]),
+                speaker=rng.choice(["a", "b", "b", "c", f"pair{number // 2}", f"single{number}", None]),
                 split=rng.choice(["train", "train", "train", "val"]),
                 draws_reference=rng.random() < 0.7,
                 dialogues=rng.choice([None, [], [dialogue], [dialogue, dialogue]]),
