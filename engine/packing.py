@@ -40,14 +40,16 @@ def pack_samples(tokens: np.ndarray, max_tokens: int, rng: np.random.Generator) 
 def _deal(tokens: np.ndarray, max_tokens: int) -> np.ndarray:
     """Pack [N] of each sample, -1 where it found no room. Windows follow the order given."""
     target_tokens = max(1, int(_TARGET_FILL * max_tokens))
-    ends = np.cumsum(tokens, dtype=np.int64)
-    num_packs = -(-int(ends[-1]) // target_tokens)
-    window = ((ends - tokens) // (_PACKS_PER_WINDOW * target_tokens)).astype(np.int32)
+    begins = np.cumsum(tokens, dtype=np.int64)
+    num_packs = -(-int(begins[-1]) // target_tokens)
+    begins -= tokens
+    window = (begins // (_PACKS_PER_WINDOW * target_tokens)).astype(np.int32)
     num_windows = int(window[-1]) + 1
     # Stable, because the order of equal keys would otherwise depend on the processor's vector instructions.
     longest_first = np.argsort(window * (max_tokens + 1) + max_tokens - tokens, kind="stable")
     sizes = np.bincount(window, minlength=num_windows)
-    place = np.arange(len(tokens)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    place = np.arange(len(tokens), dtype=np.int32)
+    place -= np.repeat((np.cumsum(sizes) - sizes).astype(np.int32), sizes)
 
     # Row k holds the k-th longest sample of each window; windows with fewer samples end in lengths of 0.
     lengths = np.zeros((int(sizes.max()), num_windows), dtype=np.int32)

@@ -36,7 +36,7 @@ def table(rows: list[dict]) -> pa.Table:
 
 
 def random_rows(seed: int, num_clips: int) -> list[dict]:
-    """Clips of many speakers, some with one or two clips; unused ones, references only, dialogues, two splits, long ones."""
+    """Speakers of one, two and many clips; unused clips, references only, dialogues, two splits, long clips."""
     rng = random.Random(seed)
     rows = []
     for number in range(num_clips):
