@@ -116,7 +116,7 @@ def test_fp32_merge_of_a_bf16_base_keeps_changes_that_bf16_rounds_away(tmp_path,
 def test_sharded_base_keeps_its_shards_names_order_and_metadata(tmp_path, model_folder):
     base = tmp_path / "base"
     shutil.copytree(model_folder, base, ignore=shutil.ignore_patterns("*.safetensors"))
-    HiggsAudioModel.from_pretrained(model_folder).save_pretrained(base, max_shard_size="2MB")
+    HiggsAudioModel.from_pretrained(model_folder).save_pretrained(base, max_shard_size="4MB")
     assert len(list(base.glob("*.safetensors"))) >= 3
     folder = save_checkpoint(tmp_path, base, random_lora(base, ADAPTERS["attention"]))
     merge(folder, None, tmp_path / "merged")
@@ -135,7 +135,7 @@ def test_sharded_base_keeps_its_shards_names_order_and_metadata(tmp_path, model_
     _, loading = HiggsAudioModel.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(loading.values())
 
-    merge(folder, None, tmp_path / "bf16", dtype=torch.bfloat16)
+    merge(folder, None, tmp_path / "bf16", verify=False, dtype=torch.bfloat16)
     index = json.loads((tmp_path / "bf16" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(
         tensor.nbytes for tensor in read_weights(tmp_path / "bf16").values()
@@ -209,7 +209,8 @@ def test_adapter_tensors_that_the_base_has_no_place_for_are_named(tmp_path, othe
     shutil.copytree(full_checkpoint, tmp_path / "adapter", ignore=shutil.ignore_patterns("state.json"))
     error = refusal(tmp_path / "adapter", other_model_folder, tmp_path / "merged")
     assert error.where == str(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert "layers.3.mlp.down_proj.lora_A.weight [4, 192] for no tensor" in error.found or "and " in error.found
+    assert error.found.startswith("audio_decoder_proj.audio_lm_head.lora_A.weight [4, 96] for [264, 64]; ")
+    assert error.found.endswith(" more")
     assert error.expected == f"an adapter whose every tensor belongs to {other_model_folder}"
     assert error.action == "Name the base model it was trained on with --base."
 

@@ -1,0 +1,191 @@
+"""Generate: the serve engine speaks what was learnt, from the prompt of training; failures are plain errors."""
+
+import dataclasses
+import json
+import shutil
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from engine.merged import read_facts
+from engine.model import load_config, load_tokenizer
+from engine.recipe import Lora
+from engine.sample import build_sample, collate
+from launch.generate import LEARNT_TEXT, clone, default_max_new_tokens, load_engine, main
+from launch.merge import merge
+from preprocess.codec import load_codec
+from preprocess.errors import InputError
+from preprocess.layout import DEFAULT_SYSTEM_TEXT
+from preprocess.shards import Clip
+from tests.fixtures.adapter import random_lora, save_checkpoint, teach_heads
+
+SYSTEM_TEXT = "Speak as the reference does."  # not the default: it must come from the merged folder
+REFERENCE_TEXT, TARGET_TEXT = "صباح الخير", "كيف حالك اليوم؟"
+NUM_FRAMES = 20
+
+
+@dataclasses.dataclass
+class Speaker:
+    """A merged folder that says `columns` [codebooks, columns] for REFERENCE_TEXT, `reference` and TARGET_TEXT."""
+
+    folder: Path
+    reference: Path
+    columns: np.ndarray
+    layout: dict
+
+
+@pytest.fixture(scope="module")
+def codec_folders(codec_folder, hubert_folder):
+    return codec_folder, hubert_folder
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory, model_folder, codec_folders):
+    """A checkpoint whose heads were solved for one sample, merged: base, adapter and layout are all needed."""
+    folder = tmp_path_factory.mktemp("speaker")
+    tokenizer, facts = load_codec(*codec_folders)
+    rng = np.random.default_rng(0)
+    soundfile.write(folder / "voice.wav", 0.3 * rng.standard_normal(16000), 24000)
+    reference_codes = tokenizer.encode(str(folder / "voice.wav")).cpu().numpy()
+    reference = Clip("reference", {}, reference_codes)
+    target = Clip("target", {}, rng.integers(facts.codebook_size, size=(facts.num_codebooks, NUM_FRAMES)))
+    config = load_config(model_folder)
+    sample = build_sample(
+        load_tokenizer(model_folder), config, SYSTEM_TEXT, [(REFERENCE_TEXT, reference)], TARGET_TEXT, target
+    )
+    batch = collate([sample], config)
+    lora = Lora(mode="full", rank=4, alpha=8, train_whole=["audio_head", "text_head"])
+    model = random_lora(model_folder, lora)
+    teach_heads(model, batch)
+    checkpoint = save_checkpoint(folder / "checkpoints", model_folder, model, SYSTEM_TEXT)
+    merge(checkpoint, None, folder / "merged", verify=False)
+    facts = json.loads((folder / "merged" / "voice_training.json").read_text())
+    columns = batch.audio_out_ids[:, batch.audio_out_ids_start[-1] :].numpy()
+    return Speaker(folder / "merged", folder / "voice.wav", columns, facts["layout"])
+
+
+@pytest.fixture(scope="module")
+def speaking_engine(speaker, codec_folders):
+    return load_engine(speaker.folder, *codec_folders, "cpu")
+
+
+def test_merged_model_says_the_learnt_target_code_for_code(speaker, speaking_engine):
+    response = clone(speaking_engine, speaker.layout, [(REFERENCE_TEXT, speaker.reference)], TARGET_TEXT, greedy=True)
+    assert response.generated_text == LEARNT_TEXT
+    np.testing.assert_array_equal(response.generated_audio_tokens, speaker.columns)
+    samples_per_frame = speaking_engine.samples_per_token
+    assert response.audio.shape == (NUM_FRAMES * samples_per_frame,)
+
+
+def test_texts_are_normalised_as_in_training(speaker, speaking_engine):
+    decomposed = f"  {unicodedata.normalize('NFD', TARGET_TEXT)}\n"
+    pairs = [(f"{REFERENCE_TEXT} ", speaker.reference)]
+    response = clone(speaking_engine, speaker.layout, pairs, decomposed, greedy=True)
+    np.testing.assert_array_equal(response.generated_audio_tokens, speaker.columns)
+    with pytest.raises(InputError, match="text normaliser: found version 2"):
+        clone(speaking_engine, {**speaker.layout, "normaliser_version": 2}, pairs, TARGET_TEXT)
+
+
+def test_command_writes_a_wav_and_says_that_start_and_stop_were_spoken(speaker, codec_folders, tmp_path, capsys):
+    assert main(command(speaker, codec_folders, tmp_path)) == 0
+    printed = capsys.readouterr().out
+    samples, rate_hz = soundfile.read(tmp_path / "out" / "speech.wav")
+    assert f"speech.wav: {len(samples) / rate_hz:.2f} s of speech\n" in printed
+    assert len(samples) == NUM_FRAMES * rate_hz // 25
+    assert "the model started and stopped by itself, as it learnt" in printed
+    assert "warning: trained on codes of another codec" in printed  # the checkpoint's codec is called "codec"
+
+
+def command(speaker, codec_folders, tmp_path, **changed):
+    flags = {
+        "--model": speaker.folder,
+        "--audio-tokenizer": codec_folders[0],
+        "--hubert": codec_folders[1],
+        "--reference": speaker.reference,
+        "--reference-text": REFERENCE_TEXT,
+        "--text": TARGET_TEXT,
+        "--out": tmp_path / "out" / "speech.wav",
+        **changed,
+    }
+    return ["--greedy", "--device", "cpu", *(str(part) for pair in flags.items() for part in pair)]
+
+
+def test_seed_decides_what_sampling_says(speaker, speaking_engine):
+    def speak(seed):
+        pairs = [(REFERENCE_TEXT, speaker.reference)]
+        settings = {"seed": seed, "temperature": 0.3, "top_k": 2, "top_p": 1.0}
+        return clone(speaking_engine, speaker.layout, pairs, TARGET_TEXT, **settings).generated_audio_tokens
+
+    np.testing.assert_array_equal(speak(3), speak(3))
+    assert not np.array_equal(speak(3), speak(4))
+
+
+def test_audio_cut_short_is_a_failed_generation(speaker, speaking_engine):
+    pairs = [(REFERENCE_TEXT, speaker.reference)]
+    with pytest.raises(InputError) as caught:
+        clone(speaking_engine, speaker.layout, pairs, TARGET_TEXT, greedy=True, max_new_tokens=4)
+    assert caught.value.where == f"generation of {TARGET_TEXT!r}"
+    assert caught.value.found.startswith("an audio that is cut short after 4 tokens (")
+    assert caught.value.expected == LEARNT_TEXT
+    assert "The model has not learnt to stop" in caught.value.action
+
+
+def test_no_audio_is_a_failed_generation(speaker, model_folder, codec_folders):
+    engine = load_engine(model_folder, *codec_folders, "cpu")
+    with torch.no_grad():
+        engine.model.audio_decoder_proj.text_lm_head.weight.zero_()  # only ever token 0
+    with pytest.raises(InputError) as caught:
+        clone(engine, speaker.layout, [(REFERENCE_TEXT, speaker.reference)], TARGET_TEXT, greedy=True)
+    assert caught.value.found == "no audio"
+    assert caught.value.expected == LEARNT_TEXT
+    assert caught.value.action.startswith("The model has not learnt to start")
+
+
+def test_texts_and_recordings_that_cannot_be_used_are_refused(speaker, speaking_engine, tmp_path):
+    def refusal(reference_text, reference, text):
+        with pytest.raises(InputError) as caught:
+            clone(speaking_engine, speaker.layout, [(reference_text, reference)], text)
+        return caught.value
+
+    error = refusal(REFERENCE_TEXT, speaker.reference, "say <|AUDIO_OUT|> twice")
+    assert (error.found, error.expected) == ("the special token <|AUDIO_OUT|>", "plain text")
+    assert refusal(" ", speaker.reference, TARGET_TEXT).found == "nothing to say"
+    missing = refusal(REFERENCE_TEXT, tmp_path / "none.wav", TARGET_TEXT)
+    assert (missing.where, missing.found) == (str(tmp_path / "none.wav"), "no such file")
+    (tmp_path / "broken.wav").write_bytes(b"RIFF but no audio")
+    assert refusal(REFERENCE_TEXT, tmp_path / "broken.wav", TARGET_TEXT).where == str(tmp_path / "broken.wav")
+
+
+def test_codec_of_another_shape_is_refused(other_model_folder, codec_folders):
+    with pytest.raises(InputError) as caught:
+        load_engine(other_model_folder, *codec_folders, "cpu")
+    assert caught.value.where == str(codec_folders[0])
+    assert caught.value.found == "a codec of 8 codebooks x 1024"
+    assert caught.value.expected == f"4 x 64, as {other_model_folder} has them"
+    assert caught.value.action == "Name the codec that the corpus was encoded with."
+
+
+def test_broken_facts_are_refused_and_a_base_model_has_the_default_layout(
+    speaker, codec_folders, model_folder, tmp_path
+):
+    broken = shutil.copytree(speaker.folder, tmp_path / "broken")
+    (broken / "voice_training.json").write_text('{"layout": {}}')
+    with pytest.raises(
+        InputError, match=r"voice_training.json: found no layout in it .*; expected what launch.merge"
+    ):
+        main(command(speaker, codec_folders, tmp_path, **{"--model": broken}))
+    assert read_facts(model_folder) == {"layout": {"system_text": DEFAULT_SYSTEM_TEXT, "normaliser_version": 1}}
+
+
+def test_default_limit_allows_slow_speech_and_no_more_than_a_minute(speaking_engine):
+    assert default_max_new_tokens(speaking_engine, "x" * 20) == 10 * 25 + 8 + 4
+    assert default_max_new_tokens(speaking_engine, "x" * 5000) == 60 * 25 + 8 + 4
+
+
+def test_all_missing_flags_are_named_at_once():
+    with pytest.raises(InputError, match="no --audio-tokenizer, --hubert, --reference, --reference-text, --out; exp"):
+        main(["--model", "merged", "--text", "hello"])
