@@ -49,15 +49,11 @@ def read_base_model(folder: Path) -> BaseModel:
     if model_type != "higgs_audio":
         raise InputError(str(path), f"model_type {model_type!r}", "'higgs_audio'", _MODEL_HELP)
     config = HiggsAudioConfig.from_pretrained(folder, local_files_only=True)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            str(folder),
-            f"no tokenizer that loads ({str(error).splitlines()[0]})",
-            "the tokenizer files beside the model",
-            _MODEL_HELP,
-        ) from error
+    missing = [name for name in ("tokenizer_config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if missing:
+        found = f"no {' and no '.join(missing)}"
+        raise InputError(str(folder), found, "the tokenizer's files beside the model's", _MODEL_HELP)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return BaseModel(folder, config.audio_num_codebooks, config.audio_codebook_size, tokenizer)
 
 

@@ -5,9 +5,11 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 import soundfile
 import torch
@@ -21,6 +23,7 @@ from preprocess.make_shard import FRAGMENTS_FOLDER, ShardReport
 from preprocess.shards import CORPUS_FILE, FORMAT_VERSION, sha256_file, write_atomically
 
 SETTINGS_FILE = "settings.json"
+_LOCK_PATIENCE_SEC = 3.0
 # Packages that a code, a waveform or a token may depend on.
 _PINNED = (
     "boson-multimodal",
@@ -77,15 +80,24 @@ def open_folder(out: Path, settings: dict) -> Iterator[None]:
     if not path.is_file():
         write_atomically(path, (json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode())
     with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                str(out), "another run that is writing here", "one run at a time", "Wait for it, or stop it."
-            ) from error
+        _lock(out, file)
         _compare(out, json.load(file), settings)
         (out / CORPUS_FILE).unlink(missing_ok=True)  # the folder is finished again when this run is
         yield
+
+
+def _lock(out: Path, file: TextIO) -> None:
+    """Forked workers hold the lock as well: those of a run that was killed let go as they die, in a moment."""
+    give_up = time.monotonic() + _LOCK_PATIENCE_SEC
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > give_up:
+                raise InputError(
+                    str(out), "another run that is writing here", "one run at a time", "Wait for it, or stop it."
+                ) from error
+            time.sleep(0.05)
 
 
 def _compare(out: Path, before: dict, now: dict) -> None:

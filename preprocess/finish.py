@@ -3,9 +3,7 @@
 What needs more than one clip is decided here, as columns of the index, never inside a shard.
 """
 
-import hashlib
 import json
-import statistics
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from preprocess.errors import InputError, Rejected
 from preprocess.make_shard import ShardReport
 from preprocess.manifest import Manifest
 from preprocess.shards import FAILURES_FILE, write_atomically, write_corpus
+from preprocess.split import held_out_speakers
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,23 @@ def finish(
     assert not rows.keys() & lost.keys()
 
     rejected_rows = manifest.rejected + table.rejected
-    written, lost_uses = [], []
+    written = []
     for use in table.uses:
         error = _why_lost(manifest, table, use, lost)
         if error:
             rejected_rows.append((use.line, error))
-            lost_uses.append(use)
         else:
             written.append(use)
-    assert len(written) + len(rejected_rows) == manifest.num_rows
-    _mark_usable(rows, table, written, lost_uses)
+    lines = [use.line for use in written] + [line for line, _ in rejected_rows]
+    assert len(set(lines)) == len(lines) == manifest.num_rows, "a manifest row twice, or in no account"
+    _mark_usable(rows, table, written)
     choice = settings["settings"]
-    voices = _validation_speakers(rows, table, written, choice["val_speakers"], choice["seed"])
+    voices = held_out_speakers(
+        [(row["speaker"], row["duration_sec"]) for row in rows.values() if row["use"]],
+        [(rows[use.key]["speaker"], rows[key]["speaker"]) for use in written for key in _references(table, use)],
+        choice["val_speakers"],
+        choice["seed"],
+    )
     for row in rows.values():
         row["split"] = "val" if row["speaker"] in voices else "train"
 
@@ -98,74 +102,26 @@ def _why_lost(manifest: Manifest, table: ClipTable, use: Use, lost: dict[str, Re
     where = manifest.where(use.line)
     if use.key in lost:
         return lost[use.key].at(f"{where} ({lost[use.key].where})")
+    error = next((lost[key] for key in _references(table, use) if key in lost), None)
+    return error and error.at(f"{where} (reference {error.where})", f"reference_{error.reason}")
+
+
+def _references(table: ClipTable, use: Use) -> list[str]:
+    """Keys of the references that a row names."""
     if use.position is None:
-        return None
-    for reference in table.clips[use.key].dialogues[use.position]["references"]:
-        error = lost.get(reference["key"])
-        if error:
-            return error.at(f"{where} (reference {error.where})", f"reference_{error.reason}")
-    return None
+        return []
+    return [reference["key"] for reference in table.clips[use.key].dialogues[use.position]["references"]]
 
 
-def _mark_usable(rows: dict[str, dict], table: ClipTable, written: list[Use], lost_uses: list[Use]) -> None:
-    """Keep the dialogues that are whole; a clip that only lost dialogues needed is out of use."""
-    kept = defaultdict(set)
-    needed = set()
-    for use in written:
-        needed.add(use.key)
-        if use.position is not None:
-            kept[use.key].add(use.position)
-            needed |= {r["key"] for r in table.clips[use.key].dialogues[use.position]["references"]}
+def _mark_usable(rows: dict[str, dict], table: ClipTable, written: list[Use]) -> None:
+    """Keep the dialogues that are whole; a clip that no row needs any more is not used."""
+    targets = {use.key for use in table.uses}
+    needed = {use.key for use in written} | {key for use in written for key in _references(table, use)}
+    kept = {(use.key, use.position) for use in written}
     for key, row in rows.items():
-        row["dialogues"] = [d for d in row["dialogues"] if d["position"] in kept[key]]
+        row["dialogues"] = [d for d in row["dialogues"] if (key, d["position"]) in kept]
         if key not in needed:
-            row["use"], row["reason"] = False, "reference_lost"
-    assert {use.key for use in lost_uses} | needed >= rows.keys() - _references_of(table, lost_uses)
-
-
-def _references_of(table: ClipTable, uses: list[Use]) -> set[str]:
-    named = (table.clips[use.key].dialogues[use.position] for use in uses if use.position is not None)
-    return {reference["key"] for dialogue in named for reference in dialogue["references"]}
-
-
-def _validation_speakers(
-    rows: dict[str, dict], table: ClipTable, written: list[Use], val_speakers: str, seed: int
-) -> set[str]:
-    """Speakers held out: drawn by seed among voices with two clips or more and no more hours than the median.
-
-    Voices that a row brings together (reference and target) are held out together or not at all. `val_speakers`
-    is a number of voices ("3") or a share of them ("0.02": at least one where there are three voices).
-    """
-    voice = {row["speaker"]: row["speaker"] for row in rows.values()}
-
-    def find(speaker: str) -> str:
-        while voice[speaker] != speaker:
-            speaker = voice[speaker]
-        return speaker
-
-    for use in written:
-        if use.position is not None:
-            for reference in table.clips[use.key].dialogues[use.position]["references"]:
-                pair = find(rows[use.key]["speaker"]), find(rows[reference["key"]]["speaker"])
-                voice[max(pair)] = min(pair)
-    seconds, num_clips = Counter(), Counter()
-    for row in rows.values():
-        if row["use"]:
-            seconds[find(row["speaker"])] += row["duration_sec"]
-            num_clips[find(row["speaker"])] += 1
-    wanted = _number_of_voices(val_speakers, len(seconds))
-    median_sec = statistics.median(seconds.values()) if seconds else 0.0
-    candidates = [name for name in seconds if num_clips[name] >= 2 and seconds[name] <= median_sec]
-    candidates.sort(key=lambda name: hashlib.sha256(f"{seed}:val:{name}".encode()).digest())
-    held_out = set(candidates[:wanted])
-    return {speaker for speaker in voice if find(speaker) in held_out}
-
-
-def _number_of_voices(val_speakers: str, num_voices: int) -> int:
-    if "." not in val_speakers:
-        return int(val_speakers)
-    share = float(val_speakers)
-    return max(int(share * num_voices), 1 if share > 0 and num_voices >= 3 else 0)
+            row["use"], row["reason"] = False, "reference_lost" if key in targets else "target_lost"
 
 
 def _write_failures(out: Path, rejected_rows: list[tuple[int, Rejected]], lost: dict[str, Rejected]) -> None:

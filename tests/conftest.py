@@ -110,3 +110,30 @@ def speech_corpus(tmp_path_factory, speech_folder, model_folder, codec_folder, h
     flags |= {"manifest": speech_folder / "corpus.jsonl", "workers": 1, "hours-per-shard": 0.006}
     assert main([text for name, value in flags.items() for text in (f"--{name}", str(value))]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def short_folder(tmp_path_factory, speech_folder):
+    """Quick to encode: corpus.jsonl and WAV files of 0.8 s, 4 voices with 2 clips each."""
+    import json
+
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("short")
+    rows = [json.loads(line) for line in (speech_folder / "corpus.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["audio"].endswith(("000.wav", "001.wav"))]
+    for row in rows:
+        (folder / row["audio"]).parent.mkdir(exist_ok=True)
+        samples, rate_hz = soundfile.read(speech_folder / row["audio"], start=3000, frames=17640)
+        soundfile.write(folder / row["audio"], samples, rate_hz)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (folder / "corpus.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech_index():
+    """The index of 100,000 speech-like clips by 2,000 speakers."""
+    from tests.fixtures.index import build_speech_index
+
+    return build_speech_index()

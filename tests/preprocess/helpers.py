@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.errors import InputError
+from preprocess.errors import InputError, exit_on_input_error
 from preprocess.shard import main
 
 
@@ -48,10 +48,20 @@ def assert_parts(error: InputError | dict, where: str, found: str, expected: str
 
 
 def refused(**values: object) -> InputError:
-    """The error with which the command refuses; `main` under exit_on_input_error turns it into exit code 2."""
-    with pytest.raises(InputError) as caught:
-        shard(**values)
-    return caught.value
+    """The error with which the command refuses to do anything; its exit code is 2."""
+    errors = []
+
+    def command() -> int:
+        try:
+            return shard(**values)
+        except InputError as error:
+            errors.append(error)
+            raise
+
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_input_error(command)
+    assert stopped.value.code == 2
+    return errors[0]
 
 
 def folder_bytes(out: Path) -> dict[str, bytes]:
