@@ -250,26 +250,6 @@ def test_the_plan_has_the_same_bytes_under_every_hash_seed(tmp_path):
     assert len(outputs[0].strip()) == 64
 
 
-@pytest.fixture(scope="module")
-def speech_index() -> pa.Table:
-    """100,000 clips of 1-30 s, lognormal, 25 frames/s, by 2,000 speakers, one after the other."""
-    rng = np.random.default_rng(0)
-    duration_sec = np.clip(rng.lognormal(np.log(7), 0.7, 100_000), 1, 30)
-    columns = {
-        name: pa.nulls(100_000, field.type) for name, field in zip(INDEX_SCHEMA.names, INDEX_SCHEMA, strict=True)
-    }
-    columns |= {
-        "key": pa.array([f"clip{number:06d}" for number in range(100_000)]),
-        "frames": pa.array((duration_sec * 25).astype(np.int32)),
-        "text_tokens": pa.array((duration_sec * 5).astype(np.int32)),
-        "speaker": pa.array([f"speaker{number}" for number in np.sort(rng.integers(2000, size=100_000))]),
-        "split": pa.array(["train"] * 100_000),
-        "draws_reference": pa.array([True] * 100_000),
-        "use": pa.array([True] * 100_000),
-    }
-    return pa.table(columns, schema=INDEX_SCHEMA)
-
-
 @pytest.mark.parametrize("max_tokens", [8192, 16384])
 def test_packs_of_speech_are_full_and_mixed(speech_index, max_tokens):
     plan = make_plan(speech_index, max_tokens=max_tokens)

@@ -1,0 +1,135 @@
+"""A checkpoint is whole or it is not used, and what it holds is the run's one truth."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+
+from engine import checkpoint
+from engine.forward import LossModel
+from engine.losses import LossSums
+from engine.model import load_base
+from preprocess.errors import InputError
+from tests.fixtures import gate
+from tests.fixtures.ranks import RankError
+from tests.fixtures.steps import make_job
+
+OVERRIDES = ["run.precision=fp32", "run.max_steps=4", "run.save_every=2", "run.log_every=1", "run.evaluate_every=2"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, one_rank, model_folder, random_corpus):
+    """A run of 4 steps with checkpoints at 2 and 4."""
+    out = tmp_path_factory.mktemp("run")
+    one_rank.run(gate.train, model_folder, random_corpus.folder, out, OVERRIDES)
+    return out
+
+
+@pytest.fixture
+def run_copy(run_folder, tmp_path):
+    """The run, to be broken."""
+    return shutil.copytree(run_folder, tmp_path / "run", symlinks=True)
+
+
+def validation_packs(model_folder, data, out):
+    job = make_job(model_folder, data, out, [*OVERRIDES, "lora.rank=16"])
+    return [job.reader[pack] for pack in job.validation]
+
+
+def test_the_saved_adapter_has_the_live_loss(run_folder, one_rank, model_folder, random_corpus):
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    recorded = [line for line in lines if line["kind"] == "validation" and line["step"] == 4]
+    assert len(recorded) == 1
+    model = PeftModel.from_pretrained(
+        load_base(model_folder, torch.float32), run_folder / "checkpoints" / "step-000004"
+    )
+    loss_model = LossModel(model).eval()
+    sums = LossSums.zeros(8, torch.device("cpu"))
+    with torch.no_grad():
+        for loaded in one_rank.run(validation_packs, model_folder, random_corpus.folder, run_folder)[0]:
+            sums = sums.plus(loss_model(loaded.batch))
+    val_rows = [row for row in random_corpus.index.to_pylist() if row["split"] == "val"]
+    audio_count = sum(row["frames"] + 1 for row in val_rows)
+    assert float(sums.audio.mean()) / audio_count == pytest.approx(recorded[0]["loss_audio"], rel=1e-6)
+    assert float(sums.text) / (3 * len(val_rows)) == pytest.approx(recorded[0]["loss_text"], rel=1e-6)
+
+
+def test_checkpoints_hold_the_adapter_both_moments_and_links(run_folder):
+    root = run_folder / "checkpoints"
+    assert [folder.name for folder in checkpoint.list_checkpoints(root)] == ["step-000002", "step-000004"]
+    assert (root / "latest").resolve().name == "step-000004"
+    state = json.loads((root / "latest" / "state.json").read_text())
+    assert (root / "best").resolve().name == f"step-{state['best_step']:06d}"
+    assert sorted(path.name for path in (root / "latest").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
+    adapter, optimizer = ((root / "latest" / name).stat().st_size for name in checkpoint._HASHED_FILES[::2])
+    assert optimizer == pytest.approx(2 * adapter, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: (path / "optimizer.safetensors").unlink(), "optimizer.safetensors is missing"),
+        (lambda path: _flip(path / "adapter_model.safetensors"), "adapter_model.safetensors has another sha256"),
+        (lambda path: (path / "state.json").write_text('{"step": 4'), "state.json can't be read"),
+    ],
+)
+def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(damage, reason, run_copy):
+    root = run_copy / "checkpoints"
+    damage(root / "step-000004")
+    said = []
+    assert checkpoint.find_newest(root, said.append) == root / "step-000002"
+    assert len(said) == 1
+    assert "step-000004" in said[0]
+    assert reason in said[0]
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def test_no_whole_checkpoint_left_stops_the_run_instead_of_starting_over(run_copy):
+    root = run_copy / "checkpoints"
+    for folder in checkpoint.list_checkpoints(root):
+        _flip(folder / "optimizer.safetensors")
+    with pytest.raises(InputError) as caught:
+        checkpoint.find_newest(root, lambda line: None)
+    assert caught.value.where == str(root)
+    assert "2 checkpoints, none of them whole" in caught.value.found
+    assert "hashes" in caught.value.expected
+    assert "--out" in caught.value.action
+
+
+def test_an_unfinished_save_is_not_a_checkpoint(run_copy):
+    root = run_copy / "checkpoints"
+    shutil.copytree(root / "step-000004", root / ".step-000006.partial")
+    assert checkpoint.find_newest(root, lambda line: None) == root / "step-000004"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [(["lora.rank=8"], "lora"), (["run.seed=1"], "seed"), (["batch.max_tokens=900"], "max_tokens")],
+)
+def test_another_run_is_refused_by_name(overrides, what, run_copy, one_rank, model_folder, random_corpus):
+    with pytest.raises(RankError) as caught:
+        one_rank.run(gate.train, model_folder, random_corpus.folder, run_copy, [*OVERRIDES, *overrides])
+    error = caught.value.original
+    assert isinstance(error, InputError)
+    assert error.where.endswith(f"step-000004: {what}")
+    assert "in the checkpoint" in error.found
+    assert "as this command says" in error.expected
+    assert "--out" in error.action
+
+
+def test_a_finished_run_trains_no_further(run_copy, one_rank, model_folder, random_corpus):
+    before = (run_copy / "metrics.jsonl").read_text()
+    one_rank.run(gate.train, model_folder, random_corpus.folder, run_copy, OVERRIDES)
+    assert (run_copy / "metrics.jsonl").read_text() == before
