@@ -1,7 +1,6 @@
 """Generate: the serve engine speaks what was learnt, from the prompt of training; failures are plain errors."""
 
 import dataclasses
-import json
 import shutil
 import unicodedata
 from pathlib import Path
@@ -30,10 +29,15 @@ NUM_FRAMES = 20
 
 @dataclasses.dataclass
 class Speaker:
-    """A merged folder that says `columns` [codebooks, columns] for REFERENCE_TEXT, `reference` and TARGET_TEXT."""
+    """A merged folder that says `columns` [codebooks, columns] for REFERENCE_TEXT, `reference` and TARGET_TEXT.
+
+    prompt: token ids of the training sample up to the target; prompt_columns: the reference's [codebooks, columns].
+    """
 
     folder: Path
     reference: Path
+    prompt: list[int]
+    prompt_columns: np.ndarray
     columns: np.ndarray
     layout: dict
 
@@ -63,9 +67,15 @@ def speaker(tmp_path_factory, model_folder, codec_folders):
     teach_heads(model, batch)
     checkpoint = save_checkpoint(folder / "checkpoints", model_folder, model, SYSTEM_TEXT)
     merge(checkpoint, None, folder / "merged", verify=False)
-    facts = json.loads((folder / "merged" / "voice_training.json").read_text())
-    columns = batch.audio_out_ids[:, batch.audio_out_ids_start[-1] :].numpy()
-    return Speaker(folder / "merged", folder / "voice.wav", columns, facts["layout"])
+    start = batch.audio_out_ids_start[-1]
+    return Speaker(
+        folder=folder / "merged",
+        reference=folder / "voice.wav",
+        prompt=sample.input_ids[:-4].tolist(),
+        prompt_columns=batch.audio_out_ids[:, :start].numpy(),
+        columns=batch.audio_out_ids[:, start:].numpy(),
+        layout=read_facts(folder / "merged")["layout"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +91,23 @@ def test_merged_model_says_the_learnt_target_code_for_code(speaker, speaking_eng
     assert response.audio.shape == (NUM_FRAMES * samples_per_frame,)
 
 
-def test_texts_are_normalised_as_in_training(speaker, speaking_engine):
+def test_prompt_is_the_one_of_training(speaker, speaking_engine, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        speaking_engine, "generate", lambda *arguments, **settings: calls.append((arguments, settings))
+    )
     decomposed = f"  {unicodedata.normalize('NFD', TARGET_TEXT)}\n"
-    pairs = [(f"{REFERENCE_TEXT} ", speaker.reference)]
-    response = clone(speaking_engine, speaker.layout, pairs, decomposed, greedy=True)
-    np.testing.assert_array_equal(response.generated_audio_tokens, speaker.columns)
+    assert speaker.layout["system_text"] == SYSTEM_TEXT
+    clone(speaking_engine, speaker.layout, [(f"{REFERENCE_TEXT} ", speaker.reference)], decomposed)
+    ((dialogue,), settings) = calls[0]
+    assert settings["force_audio_gen"] is False
+    inputs = speaking_engine._prepare_inputs(dialogue, force_audio_gen=False)
+    assert inputs["input_ids"][0].tolist() == speaker.prompt
+    np.testing.assert_array_equal(inputs["audio_out_ids"].numpy(), speaker.prompt_columns)
+
+
+def test_an_unknown_normaliser_is_refused(speaker, speaking_engine):
+    pairs = [(REFERENCE_TEXT, speaker.reference)]
     with pytest.raises(InputError, match="text normaliser: found version 2"):
         clone(speaking_engine, {**speaker.layout, "normaliser_version": 2}, pairs, TARGET_TEXT)
 

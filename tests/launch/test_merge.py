@@ -34,7 +34,7 @@ ADAPTERS = {
 def full_checkpoint(tmp_path_factory, model_folder):
     """A checkpoint of mode full on `model_folder`. Tests that break it copy it."""
     model = random_lora(model_folder, ADAPTERS["full"])
-    return save_checkpoint(tmp_path_factory.mktemp("full"), model_folder, model)
+    return save_checkpoint(tmp_path_factory.mktemp("full"), model_folder, model, "Speak like this.")
 
 
 @torch.no_grad()
@@ -145,6 +145,7 @@ def test_sharded_base_keeps_its_shards_names_order_and_metadata(tmp_path, model_
 def test_merged_folder_says_its_layout_and_where_it_comes_from(tmp_path, model_folder, full_checkpoint):
     merge(full_checkpoint, None, tmp_path / "merged", verify=False)
     state = json.loads((full_checkpoint / "state.json").read_text())
+    assert state["layout"]["system_text"] == "Speak like this."
     assert json.loads((tmp_path / "merged" / "voice_training.json").read_text()) == {
         "layout": state["layout"],
         "step": 7,
