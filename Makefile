@@ -1,0 +1,43 @@
+# Set-up, demo and tests. Every target makes .venv first where it is missing or older than the pins.
+PYTHON ?= python3
+UV := uv==0.13.9
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# DeepSpeed would compile its kernels while it installs; training uses none of them.
+export DS_BUILD_OPS := 0
+
+.PHONY: venv demo test test-long check style lock
+
+venv: $(INSTALLED)
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not: name one, for example" \
+			"make PYTHON=python3.12 $(or $(MAKECMDGOALS),venv)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m launch.demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(INSTALLED)
+	$(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --extra dev --no-annotate \
+		--custom-compile-command "make lock" -o requirements.txt
