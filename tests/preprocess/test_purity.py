@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import Process, get_context
 from pathlib import Path
 
 import pytest
@@ -25,24 +26,29 @@ def given(short_folder, model_folder, codec_folder, hubert_folder):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory, given):
-    """Every file of the corpus as one worker makes it in one go, under the hash seed of this process."""
+    """Every file of the corpus as one worker makes it in one go."""
     out = tmp_path_factory.mktemp("expected") / "out"
     assert shard(out=out, workers=1, **given) == 0
     assert len(Corpus(out).info["shards"]) == NUM_SHARDS
     return folder_bytes(out)
 
 
-def start(out: Path, given: dict, hash_seed: int, cwd: Path | None = None) -> subprocess.Popen:
-    """The command in a process group of its own, with one worker."""
-    command = [sys.executable, "-m", "preprocess.shard", *flags(out=out, workers=1, **given)]
-    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
-    return subprocess.Popen(command, env=environment, cwd=cwd, start_new_session=True)
+def start(out: Path, given: dict) -> Process:
+    """The command with one worker, in a process group of its own; forked from here, so that nothing is imported."""
+
+    def run() -> None:
+        os.setsid()
+        sys.exit(shard(out=out, workers=1, **given))
+
+    process = get_context("fork").Process(target=run)
+    process.start()
+    return process
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
+def wait_for(condition, process: Process) -> None:
     deadline = time.monotonic() + 300
     while not condition():
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -51,7 +57,7 @@ def finished_shards(out: Path) -> list[Path]:
     return sorted((out / "fragments").glob("*.json")) if (out / "fragments").is_dir() else []
 
 
-def children(process: subprocess.Popen) -> list[int]:
+def children(process: Process) -> list[int]:
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in path.read_text().split()] if path.exists() else []
 
@@ -64,16 +70,17 @@ def test_same_bytes_with_one_and_three_workers(tmp_path, given, expected):
 def test_same_bytes_under_another_hash_seed_from_another_working_directory(tmp_path, given, expected):
     """With relative paths."""
     given = {n: os.path.relpath(v, tmp_path) if isinstance(v, Path) else v for n, v in given.items()}
-    assert start("out", given, hash_seed=1, cwd=tmp_path).wait(timeout=300) == 0
+    command = [sys.executable, "-m", "preprocess.shard", *flags(out="out", workers=1, **given)]
+    subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "1"}, cwd=tmp_path, check=True)
     assert folder_bytes(tmp_path / "out") == expected
 
 
 def test_same_bytes_after_a_kill_of_the_whole_group_in_mid_shard(tmp_path, given, expected):
     out = tmp_path / "out"
-    process = start(out, given, hash_seed=2)
+    process = start(out, given)
     wait_for(lambda: finished_shards(out), process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     kept = finished_shards(out)
     assert 0 < len(kept) < NUM_SHARDS
     assert not (out / "corpus.json").exists(), "a folder that is not finished must not look so"
@@ -112,13 +119,14 @@ def test_a_damaged_shard_is_made_again(damage, tmp_path, given, expected):
 def test_a_killed_worker_costs_its_shard_alone_and_the_next_run_mends_it(tmp_path, given, expected):
     """The first shard's worker is killed in both tries; the command goes on and names the clips."""
     out = tmp_path / "out"
-    process = start(out, given, hash_seed=3)
+    process = start(out, given)
     for _ in range(2):
         wait_for(lambda: children(process), process)
         (pid,) = children(process)
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda pid=pid: pid not in children(process), process)
-    assert process.wait(timeout=300) == 0
+    process.join()
+    assert process.exitcode == 0
     corpus = Corpus(out)
     assert corpus.info["clips"] == {"written": 6, "screened": 0, "failed": 2}
     assert corpus.info["rows"] == {"written": 6, "merged": 0, "screened": 0, "failed": 2}
