@@ -36,6 +36,7 @@ class PackReader(Dataset):
 
     def __init__(self, corpus: Corpus, model_folder: Path | str, forward: str) -> None:
         self.corpus = corpus
+        self.model_folder = model_folder
         self.lay_out = {"packed": lay_out, "boson": collate}[forward]
         self.config = load_config(model_folder)
         self.tokenizer = load_tokenizer(model_folder)

@@ -19,6 +19,7 @@ from engine.plan import describe as describe_plan
 from engine.recipe import Recipe, load_recipe, recipe_dict, save_recipe
 from engine.sample import layout_cost
 from preprocess.errors import InputError
+from preprocess.layout import normalise_text, tokenizer_fingerprint
 from preprocess.shards import Corpus
 
 
@@ -55,7 +56,7 @@ def prepare(
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
     corpus = Corpus(data)
     reader = PackReader(corpus, model, chosen.forward)
-    _refuse_other_codec(corpus, reader)
+    _refuse_other_encoding(corpus, reader)
 
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
     settings = {"cost": cost, "max_tokens": chosen.batch.max_tokens, "seed": chosen.run.seed}
@@ -148,16 +149,26 @@ def announce(job: Job, progress: Progress, world_size: int) -> None:
     dist.barrier()
 
 
-def _refuse_other_codec(corpus: Corpus, reader: PackReader) -> None:
-    codec, config = corpus.info["codec"], reader.config
-    expected = (config.audio_num_codebooks, config.audio_codebook_size)
+def _refuse_other_encoding(corpus: Corpus, reader: PackReader) -> None:
+    """Codes, tokens and texts of the corpus must be those that this model and this release read."""
+    path, config = corpus.folder / "corpus.json", reader.config
+    codec, expected = corpus.info["codec"], (config.audio_num_codebooks, config.audio_codebook_size)
     if (codec["num_codebooks"], codec["codebook_size"]) != expected:
         raise InputError(
-            str(corpus.folder / "corpus.json"),
+            str(path),
             f"codes of {codec['num_codebooks']} codebooks x {codec['codebook_size']}",
             f"{expected[0]} codebooks x {expected[1]}, as the model's config says",
             "Encode the corpus again with this model's codec: preprocess.shard into a new folder.",
         )
+    found, live = corpus.info["text_tokenizer"]["fingerprint"], tokenizer_fingerprint(reader.tokenizer)
+    if found != live:
+        raise InputError(
+            str(path),
+            f"text lengths counted by tokenizer {found[:12]}",
+            f"tokenizer {live[:12]} of {reader.model_folder}",
+            "Give --model the base that preprocess.shard was given, or run preprocess.shard again with this one.",
+        )
+    normalise_text("", corpus.info["layout"]["normaliser_version"])  # refuses a version that it does not know
 
 
 def _refuse_other_batch(summary: dict, recipe: Recipe) -> None:

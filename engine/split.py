@@ -30,7 +30,8 @@ class Split:
     index: table of preprocess.shards.INDEX_SCHEMA. Of the clips with `use`, each that `draws_reference` is a
     target with a reference from the same speaker's other clips of the split, or with none where there is no
     other; and each of its `dialogues` is a sample with the references it names, in whatever split they lie.
-    `target`, int32 [N], is a row of the index; `dialogue`, int32 [N], a number in the row's `dialogues`, or -1.
+    `target`, int32 [N], is a row of the index; `dialogue`, int32 [N], the position of a dialogue
+    in the clip's own list, or -1.
     Raises InputError for named references that the index does not have.
     """
 
@@ -97,8 +98,8 @@ class _NamedSamples:
         lists = index.column("dialogues").combine_chunks().take(pa.array(rows))
         parent = pc.list_parent_indices(lists).to_numpy()
         self.target = rows[parent]
-        self.dialogue = np.arange(len(parent)) - np.searchsorted(parent, parent)
         dialogues = pc.list_flatten(lists)
+        self.dialogue = pc.struct_field(dialogues, "position").to_numpy()
         self.text_tokens = pc.struct_field(dialogues, "text_tokens").to_numpy()
         references = pc.struct_field(dialogues, "references")
         self.reference_sample = pc.list_parent_indices(references).to_numpy()

@@ -21,20 +21,6 @@ OVERRIDES = [
 
 
 @pytest.fixture(scope="session")
-def telling(tmp_path_factory, model_folder, codec_folder, hubert_folder):
-    """(corpus folder, rows) of five clips that can't be told apart without the whole prompt."""
-    from preprocess.shard import main
-    from tests.fixtures.telling import build_telling
-
-    folder = tmp_path_factory.mktemp("telling")
-    manifest, rows = build_telling(folder / "audio")
-    flags = {"manifest": manifest, "model": model_folder, "audio-tokenizer": codec_folder, "hubert": hubert_folder}
-    flags |= {"out": folder / "shards", "workers": 1}
-    assert main([text for name, value in flags.items() for text in (f"--{name}", str(value))]) == 0
-    return folder / "shards", rows
-
-
-@pytest.fixture(scope="session")
 def learnt(tmp_path_factory, one_rank, model_folder, telling):
     """The last checkpoint of a run without any fault."""
     out = tmp_path_factory.mktemp("learnt")

@@ -28,7 +28,13 @@ REPOSITORY = Path(__file__).parents[2]
 def row(key: str, **columns) -> dict:
     """An index row of a plain training clip, with `columns` changed."""
     usual = {"frames": 50, "text_tokens": 10, "speaker": "a", "split": "train", "draws_reference": True, "use": True}
-    return {"key": key, "dialogues": [], **usual, **columns}
+    # Dialogues whose reference was lost leave gaps in the positions.
+    dialogues = [{**d, "position": 2 * number + 1} for number, d in enumerate(columns.pop("dialogues", None) or [])]
+    return {"key": key, "dialogues": dialogues, **usual, **columns}
+
+
+def dialogue_at(row: dict, position: int) -> dict:
+    return next(dialogue for dialogue in row["dialogues"] if dialogue["position"] == position)
 
 
 def table(rows: list[dict]) -> pa.Table:
@@ -75,7 +81,7 @@ def expected_samples(rows: list[dict], split: str) -> set[tuple[int, int]]:
     """(target, dialogue) of each sample, read off the rows one by one."""
     usable = [(number, r) for number, r in enumerate(rows) if r["use"] and r["split"] == split]
     drawn = {(number, -1) for number, r in usable if r["draws_reference"]}
-    return drawn | {(number, d) for number, r in usable for d in range(len(r["dialogues"] or []))}
+    return drawn | {(number, d) for number, r in usable for d in [d["position"] for d in r["dialogues"]]}
 
 
 def expected_tokens(rows: list[dict], sample) -> int:
@@ -84,7 +90,7 @@ def expected_tokens(rows: list[dict], sample) -> int:
     if sample.dialogue < 0:
         text, reference_texts = target["text_tokens"], [rows[r]["text_tokens"] for r in sample.references]
     else:
-        dialogue = target["dialogues"][sample.dialogue]
+        dialogue = dialogue_at(target, sample.dialogue)
         text, reference_texts = dialogue["text_tokens"], [r["text_tokens"] for r in dialogue["references"]]
     references = [
         COST.tokens_per_reference + text_tokens + rows[reference]["frames"] + COST.columns_extra
@@ -138,7 +144,7 @@ def test_references_are_the_named_ones_or_drawn_from_the_same_speaker(rows, seed
     for sample in samples:
         target = rows[sample.target]
         if sample.dialogue >= 0:
-            named = target["dialogues"][sample.dialogue]["references"]
+            named = dialogue_at(target, sample.dialogue)["references"]
             assert [keys[reference] for reference in sample.references] == [r["key"] for r in named]
             continue
         others = {

@@ -1,0 +1,98 @@
+"""The product's commands as a user runs them: deepspeed launches on two ranks, kills, resume, merge, speech."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.fixtures import gate, launched
+from tests.fixtures.launched import environment
+from tests.fixtures.steps import ROOT
+
+DEMO = ROOT / "launch" / "recipes" / "demo.yaml"
+
+
+def read_metrics(out):
+    """{step: line of what training logged}, without what depends on the clock; each step once."""
+    clock = ("step_sec", "tokens_per_sec", "audio_sec_per_sec", "data_wait_share")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert len(steps) == len(set(steps)), f"a step stands twice in metrics.jsonl: {steps}"
+    return {
+        line["step"]: {name: value for name, value in line.items() if name not in clock}
+        for line in lines
+        if line["kind"] == "train"
+    }
+
+
+def test_a_killed_run_resumes_to_the_same_losses_and_the_same_bytes(tmp_path, model_folder, random_corpus):
+    # Boson's forward is slow here, which leaves time to kill in mid-step; dropout is on.
+    overrides = ["run.max_steps=6", "run.save_every=3", "run.evaluate_every=3", "run.log_every=1"]
+    overrides += ["lora.dropout=0.1", "forward=boson", "batch.max_tokens=1400"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+
+    def command(out):
+        return launched.train_command(2, DEMO, model_folder, random_corpus.folder, out, overrides)
+
+    done = launched.run(command(straight))
+    assert done.returncode == 0, done.stdout[-3000:]
+    launched.run_and_kill(command(killed), killed / "metrics.jsonl", '"step": 4', tmp_path / "killed.log")
+    assert (killed / "checkpoints" / "latest").resolve().name == "step-000003"
+    assert max(read_metrics(killed)) in (4, 5), "killed too late to prove a resume"
+    resumed = launched.run(command(killed))
+    assert resumed.returncode == 0, resumed.stdout[-3000:]
+    assert "resuming from" in resumed.stdout
+    assert "step-000003" in resumed.stdout
+
+    assert read_metrics(killed) == read_metrics(straight)
+    assert sorted(read_metrics(straight)) == [1, 2, 3, 4, 5, 6]
+    for name in ("adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors"):
+        same = [(out / "checkpoints" / "step-000006" / name).read_bytes() for out in (straight, killed)]
+        assert same[0] == same[1], name
+
+
+def test_launched_bf16_training_merges_into_a_model_that_speaks_its_targets(
+    tmp_path, one_rank, model_folder, telling, codec_folder, hubert_folder
+):
+    corpus, rows = telling
+    out, merged = tmp_path / "run", tmp_path / "merged"
+    overrides = ["run.max_steps=120", "run.precision=bf16", "batch.max_tokens=4096"]
+    done = launched.run(launched.train_command(2, DEMO, model_folder, corpus, out, overrides))
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "auto" not in (out / "deepspeed.json").read_text()
+    assert json.loads((out / "deepspeed.json").read_text())["bf16"]["enabled"] is True
+    merge = [sys.executable, "-m", "launch.merge", "--checkpoint", out / "checkpoints" / "best", "--out", merged]
+    subprocess.run(merge, cwd=ROOT, env=environment(), check=True)
+    assert one_rank.run(gate.failures, merged, codec_folder, hubert_folder, rows)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where", "found", "expected", "action"),
+    [
+        (
+            ["--model", "base", "--out", "runs/x"],
+            "command line",
+            "no --deepspeed, --recipe, --data",
+            "all",
+            "example",
+        ),
+        (
+            [*"--deepspeed d --recipe r --model m --data d --out o".split(), "lr"],
+            "command line",
+            "lr",
+            "group.key=value",
+            "Correct",
+        ),
+    ],
+)
+def test_a_wrong_command_line_names_all_that_is_wrong_at_once(arguments, where, found, expected, action):
+    from launch.train import parse_arguments
+    from preprocess.errors import InputError
+
+    with pytest.raises(InputError) as caught:
+        parse_arguments(arguments)
+    assert caught.value.where == where
+    assert caught.value.found == found
+    assert expected in caught.value.expected
+    assert action in caught.value.action
