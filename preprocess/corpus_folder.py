@@ -69,7 +69,8 @@ def corpus_settings(args: argparse.Namespace, base: BaseModel, codec: CodecFacts
 def open_folder(out: Path, settings: dict) -> Iterator[None]:
     """Hold `out` for this run. Raises InputError if another run holds it or it was started otherwise."""
     path = out / SETTINGS_FILE
-    if out.is_dir() and any(out.iterdir()) and not path.is_file():
+    own = {SETTINGS_FILE, f".{SETTINGS_FILE}.partial"}
+    if out.is_dir() and not path.is_file() and any(other.name not in own for other in out.iterdir()):
         raise InputError(
             str(out),
             "files that preprocess.shard did not write",

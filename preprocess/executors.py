@@ -46,6 +46,7 @@ def run_local(
     What workers say by `progress(amount)` reaches `on_progress`; a try that died is taken back by a negative
     amount. An exception in `work` is a bug of ours: it ends the run with the worker's traceback.
     """
+    num_workers = min(num_workers, len(jobs))
     lifeline, parent_end = os.pipe()
     waiting, tries = deque(range(len(jobs))), [0] * len(jobs)
     workers: list[_Worker] = []
@@ -64,6 +65,7 @@ def run_local(
                     continue
                 workers.remove(worker)
                 worker.process.join()
+                worker.connection.close()
                 if worker.job is None:
                     continue
                 on_progress(-worker.progress)

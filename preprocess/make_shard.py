@@ -40,6 +40,7 @@ class ShardReport:
 
 def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio_sec: None) -> ShardReport:
     """Encode the spec's clips and write tar and fragment. `progress` hears the seconds of audio of each clip."""
+    tokenizer, facts = load_codec(spec.codec, spec.hubert)
     clips, extra, rejected, lost_sec = [], {}, {}, {}
     for plan in spec.clips:
         try:
@@ -52,7 +53,6 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
         except Rejected as error:
             rejected[plan.key] = error
             continue
-        tokenizer, facts = load_codec(spec.codec, spec.hubert)
         codes = encode(tokenizer, audio.waveform, audio.sample_rate_hz)
         assert codes.shape[0] == facts.num_codebooks, codes.shape
         assert codes.max() < facts.codebook_size, codes.max()
