@@ -78,7 +78,7 @@ def test_launched_bf16_training_merges_into_a_model_that_speaks_its_targets(
             "example",
         ),
         (
-            [*"--deepspeed d --recipe r --model m --data d --out o".split(), "lr"],
+            [*["--deepspeed", "d", "--recipe", "r", "--model", "m", "--data", "d", "--out", "o"], "lr"],
             "command line",
             "lr",
             "group.key=value",
