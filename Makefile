@@ -25,10 +25,10 @@ demo: $(INSTALLED)
 	$(BIN)/python -m launch.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: $(INSTALLED)
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
