@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine.model import load_config, load_tokenizer
 from engine.plan import Pack
 from engine.sample import build_sample, collate
+from engine.stop import ignore_signals
 from engine.stream import Stream, lay_out, map_tensors
 from preprocess.shards import Corpus
 
@@ -71,6 +72,7 @@ def load_packs(reader: PackReader, packs: Iterable[Pack], num_workers: int, pin_
             num_workers=num_workers,
             pin_memory=pin_memory,
             prefetch_factor=4 if num_workers else None,
+            worker_init_fn=ignore_signals,
         )
     )
 

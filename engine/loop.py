@@ -19,11 +19,12 @@ from engine.metrics import RunLog, loss_metrics, print_rank0, sum_over_ranks
 from engine.plan import Pack, Step, packs_of_rank
 from engine.recipe import Optimizer, Recipe
 from engine.setup import Job, Progress
+from engine.stop import StopRequest
 from preprocess.errors import InputError
 
 
 def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
-    """Train from `progress.step` to the end of the recipe; collective over all ranks."""
+    """Train from `progress.step` to the end of the recipe, or until asked to stop; collective over all ranks."""
     run = job.recipe.run
     log = RunLog(job.out, progress.step, run.monitors)
     clock = WaitClock(
@@ -34,6 +35,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
             pin_memory=engine.device.type == "cuda",
         )
     )
+    stop = StopRequest()
     bar = tqdm(
         total=job.total_steps,
         initial=progress.step,
@@ -71,9 +73,13 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
             if improved:
                 progress.best_loss, progress.best_step = metrics["loss_audio"], progress.step
 
-        if improved or progress.step % run.save_every == 0 or progress.step == job.total_steps:
+        stopping = stop.agreed()
+        if improved or stopping or progress.step % run.save_every == 0 or progress.step == job.total_steps:
             save(engine, job, progress, is_best=improved or not job.validation)
+        if stopping:
+            break
     bar.close()
+    stop.close()
     return progress
 
 

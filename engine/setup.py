@@ -1,6 +1,8 @@
 """From a command line to a run: everything checked before a GPU is touched, then the engine, then where to resume."""
 
 import json
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +147,8 @@ def announce(job: Job, progress: Progress, world_size: int) -> None:
         job.out.mkdir(parents=True, exist_ok=True)
         save_recipe(job.recipe, job.out / "recipe.yaml")
         (job.out / "deepspeed.json").write_text(json.dumps(job.deepspeed_config, indent=2) + "\n")
-        (job.out / "run.json").write_text(json.dumps({**job.facts, **arithmetic}, indent=2) + "\n")
+        process = {"host": socket.gethostname(), "rank0_pid": os.getpid()}  # for launch.stop
+        (job.out / "run.json").write_text(json.dumps({**job.facts, **arithmetic, **process}, indent=2) + "\n")
     dist.barrier()
 
 

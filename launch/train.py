@@ -78,10 +78,13 @@ def main(argv: list[str] | None = None) -> int:
     progress = resume(engine, job)
     announce(job, progress, world_size)
     progress = train(engine, job, progress)
-    print_rank0(
-        f"finished at step {progress.step}. Merge the best: "
-        f"python -m launch.merge --checkpoint {job.out}/checkpoints/best --out merged/"
-    )
+    if progress.step < job.total_steps:
+        print_rank0(f"stopped at step {progress.step} of {job.total_steps}, saved; the same command resumes")
+    else:
+        print_rank0(
+            f"finished at step {progress.step} of {job.total_steps}. Merge the best: "
+            f"python -m launch.merge --checkpoint {job.out}/checkpoints/best --out merged/"
+        )
     torch.distributed.destroy_process_group()
     return 0
 

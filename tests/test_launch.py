@@ -37,7 +37,9 @@ def test_a_killed_run_resumes_to_the_same_losses_and_the_same_bytes(tmp_path, mo
 
     done = launched.run(command(straight))
     assert done.returncode == 0, done.stdout[-3000:]
-    launched.run_and_kill(command(killed), killed / "metrics.jsonl", '"step": 4', tmp_path / "killed.log")
+    log = tmp_path / "killed.log"
+    with launched.started(command(killed), log) as process:  # whose end is SIGKILL to the whole group
+        launched.wait_for(process, killed / "metrics.jsonl", '"step": 4', log)
     assert (killed / "checkpoints" / "latest").resolve().name == "step-000003"
     assert max(read_metrics(killed)) in (4, 5), "killed too late to prove a resume"
     resumed = launched.run(command(killed))
@@ -96,3 +98,21 @@ def test_a_wrong_command_line_names_all_that_is_wrong_at_once(arguments, where, 
     assert caught.value.found == found
     assert expected in caught.value.expected
     assert action in caught.value.action
+
+
+@pytest.mark.long
+def test_launch_stop_ends_a_run_with_a_checkpoint_and_exit_code_0(tmp_path, model_folder, random_corpus, capsys):
+    from launch.stop import main as stop
+
+    out, log = tmp_path / "run", tmp_path / "log"
+    overrides = ["run.max_steps=100000", "run.epochs=100000", "run.log_every=1", "run.save_every=100000"]
+    overrides += ["run.evaluate_every=100000"]
+    command = launched.train_command(2, DEMO, model_folder, random_corpus.folder, out, overrides)
+    with launched.started(command, log) as process:
+        launched.wait_for(process, out / "metrics.jsonl", '"step": 2', log)
+        assert stop([str(out)]) == 0
+        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+    assert "newest checkpoint" in capsys.readouterr().out
+    step = int((out / "checkpoints" / "latest").resolve().name.removeprefix("step-"))
+    assert step == max(read_metrics(out))
+    assert f"stopped at step {step} of" in log.read_text()

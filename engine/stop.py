@@ -1,0 +1,45 @@
+"""Stopping when asked: a signal to any rank ends the run on all ranks at the next global step, with a checkpoint."""
+
+import os
+import signal
+
+import torch
+import torch.distributed as dist
+
+# SIGUSR1 is what launch.stop sends; SIGTERM what a scheduler or the launcher sends.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Hears SIGTERM and SIGUSR1 on this rank, and whether the launcher died; `agreed` asks all ranks.
+
+    Of the signal handlers it replaces, `close` puts back the old ones.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._parent = os.getppid()
+        self._group = dist.new_group(backend="gloo")  # on CPU: a question a step must not wait for the GPU
+        self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+
+    def _hear(self, number: int, frame: object) -> None:
+        self._asked = True
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop; a collective, the same answer on every rank."""
+        orphaned = os.getppid() != self._parent
+        flag = torch.tensor(int(self._asked or orphaned))
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(flag)
+
+    def close(self) -> None:
+        """Put the old handlers back and leave the group."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        dist.destroy_process_group(self._group)
+
+
+def ignore_signals(worker: int) -> None:
+    """For loader workers: a signal to the whole process group must not take them from a rank that wants to save."""
+    for number in (*SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

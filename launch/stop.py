@@ -1,0 +1,74 @@
+"""Stop a run: it saves at its next global step and exits; the same training command resumes it.
+
+python -m launch.stop runs/first
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from preprocess.errors import InputError, exit_on_input_error
+
+_POLL_SEC = 0.2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Signal rank 0 of the run and wait until it has ended."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.stop",
+        description="Ask a running training to save at its next global step and exit with code 0. Signals to the "
+        "deepspeed launcher itself would kill ranks in mid-step; this is the supported way.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run folder, --out of launch/train.py")
+    parser.add_argument("--timeout-sec", type=float, default=600, help="how long to wait for its end (600)")
+    arguments = parser.parse_args(argv)
+    pid = _rank0(arguments.run)
+    os.kill(pid, signal.SIGUSR1)
+    print(f"asked rank 0 (process {pid}) to stop; waiting for its checkpoint", flush=True)
+    deadline = time.monotonic() + arguments.timeout_sec
+    while _is_training(pid):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"process {pid}",
+                f"still running after {arguments.timeout_sec:.0f} s",
+                "an end soon after one global step",
+                "Wait longer with --timeout-sec, or look at the run's output.",
+            )
+        time.sleep(_POLL_SEC)
+    print(f"stopped; newest checkpoint: {(arguments.run / 'checkpoints' / 'latest').resolve()}", flush=True)
+    return 0
+
+
+def _rank0(run: Path) -> int:
+    """Process id of the run's rank 0. Raises InputError where the run is not running on this machine."""
+    path = run / "run.json"
+    if not path.is_file():
+        raise InputError(str(run), "no run.json", "a run folder", "Give the --out of the training command.")
+    facts = json.loads(path.read_text())
+    if facts["host"] != socket.gethostname():
+        raise InputError(
+            str(path), f"host {facts['host']}", f"this host, {socket.gethostname()}", "Run launch.stop over there."
+        )
+    if not _is_training(facts["rank0_pid"]):
+        raise InputError(
+            str(path),
+            f"process {facts['rank0_pid']}, which is not a training any more",
+            "a run that is running",
+            "Nothing to do: the run has ended.",
+        )
+    return facts["rank0_pid"]
+
+
+def _is_training(pid: int) -> bool:
+    try:
+        return b"launch/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

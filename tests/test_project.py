@@ -1,0 +1,115 @@
+"""The project as a whole: names that don't collide, imports that go one way, a README whose commands exist."""
+
+import ast
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deepspeed.launcher.runner import parse_args as parse_launcher
+
+from launch import generate, merge, train
+from preprocess import options
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("preprocess", "engine", "launch")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PARSERS = {
+    "preprocess.shard": options.parse,
+    "launch.merge": merge.parse_arguments,
+    "launch.generate": generate.parse_arguments,
+}
+
+
+def modules(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert len(found) > 3, package
+    return found
+
+
+def project_imports(path: Path) -> set[str]:
+    """Full names of the project's modules that a file imports, at the top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            children = {f"{node.module}.{alias.name}" for alias in node.names} if node.module in PACKAGES else set()
+            names |= children or {node.module}
+    return {name for name in names if name.split(".")[0] in (*PACKAGES, "tests", "bench")}
+
+
+def readme_commands() -> list[list[str]]:
+    """The words of every command in the README's shell blocks, settings before the program left out."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    return [_without_settings(words) for words in commands if words]
+
+
+def _without_settings(words: list[str]) -> list[str]:
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words = words[1:]
+    return words
+
+
+def launched(program: str) -> Iterator[list[str]]:
+    return (words[1:] for words in readme_commands() if words[0] == program)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_bears_a_standard_library_name(package):
+    # `deepspeed launch/train.py` puts launch/ first on sys.path: an inspect.py there would break `import torch`.
+    assert [path for path in modules(package) if path.stem in sys.stdlib_module_names] == []
+
+
+@pytest.mark.parametrize("path", modules("preprocess"), ids=lambda path: path.stem)
+def test_preprocess_imports_nothing_of_the_engine(path):
+    assert {name for name in project_imports(path) if not name.startswith("preprocess")} == set()
+
+
+@pytest.mark.parametrize("path", modules("engine"), ids=lambda path: path.stem)
+def test_the_engine_knows_of_preprocess_its_formats_alone(path):
+    allowed = ("preprocess.errors", "preprocess.shards", "preprocess.layout")
+    assert {name for name in project_imports(path) if not name.startswith(("engine", *allowed))} == set()
+
+
+@pytest.mark.parametrize("path", modules("launch"), ids=lambda path: path.stem)
+def test_nothing_that_users_run_needs_the_tests_but_the_demo(path):
+    allowed = (*PACKAGES, "tests.fixtures") if path.stem == "demo" else PACKAGES
+    assert {name for name in project_imports(path) if not name.startswith(allowed)} == set()
+
+
+def test_the_readme_shows_every_command_with_flags_that_exist():
+    shown = set()
+    for words in launched("python"):
+        assert words[0] == "-m"
+        PARSERS[words[1]](words[2:])  # a flag that is not there, or a missing one, raises
+        shown.add(words[1])
+    for words in launched("deepspeed"):
+        launcher = parse_launcher(words)
+        assert (ROOT / launcher.user_script).is_file()
+        flags = train.parse_arguments(launcher.user_args)
+        assert (ROOT / flags.recipe).is_file()
+        assert (ROOT / flags.deepspeed).is_file()
+        shown.add(launcher.user_script)
+    assert shown == {*PARSERS, "launch/train.py"}
+
+
+def test_the_readme_names_every_recipe():
+    recipes = [path.name for path in (ROOT / "launch" / "recipes").glob("*.yaml")]
+    assert len(recipes) >= 3
+    assert [name for name in recipes if f"launch/recipes/{name}" not in README] == []
+
+
+def test_the_readme_names_make_targets_and_files_that_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)`", README)) | {words[0] for words in launched("make")}
+    assert named
+    assert named <= targets
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
