@@ -7,7 +7,7 @@
         state.json                  step, recipe, layout, fingerprints, sha256 of the files above
     checkpoints/latest, checkpoints/best   symbolic links
 
-A checkpoint is written into a hidden folder, fsynced, read back, renamed; `latest` moves last.
+A checkpoint is written into a hidden folder, fsynced, read back, renamed; the links move after that.
 """
 
 import json
@@ -92,7 +92,8 @@ def save(
     state = {**state, "step": step, "sha256": {name: sha256_file(temporary / name) for name in _HASHED_FILES}}
     write_atomically(temporary / STATE_FILE, (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
     problem = find_problem(temporary)
-    assert problem is None, problem
+    if problem is not None:
+        raise OSError(f"{temporary} reads back otherwise than it was written: {problem}")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     sync_folder(root)

@@ -22,6 +22,7 @@ def evaluate(
     mine = packs[rank::world_size]
     sums = LossSums.zeros(reader.config.audio_num_codebooks, engine.device)
     engine.eval()
+    num_workers = min(num_workers, len(mine))
     for loaded in load_packs(reader, mine, num_workers, pin_memory=engine.device.type == "cuda"):
         sums = sums.plus(engine.module(to_device(loaded.batch, engine.device)))
     engine.train()

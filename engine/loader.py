@@ -14,6 +14,7 @@ from engine.plan import Pack
 from engine.sample import build_sample, collate
 from engine.stop import ignore_signals
 from engine.stream import Stream, lay_out, map_tensors
+from preprocess.errors import InputError
 from preprocess.shards import Corpus
 
 
@@ -62,19 +63,37 @@ class PackReader(Dataset):
         return LoadedPack(self.lay_out(samples, self.config), keys)
 
 
+class _ErrorsAsValues(Dataset):
+    """A PackReader whose InputError comes back as a value: torch would rebuild a worker's exception from its text."""
+
+    def __init__(self, reader: PackReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, pack: Pack) -> LoadedPack | InputError:
+        try:
+            return self.reader[pack]
+        except InputError as error:
+            return error
+
+
 def load_packs(reader: PackReader, packs: Iterable[Pack], num_workers: int, pin_memory: bool) -> Iterator[LoadedPack]:
-    """The packs, loaded, in order. The plan stays here: workers get one pack at a time and hold no state."""
-    return iter(
-        DataLoader(
-            reader,
-            batch_size=None,
-            sampler=packs,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            prefetch_factor=4 if num_workers else None,
-            worker_init_fn=ignore_signals,
-        )
+    """The packs, loaded, in order. The plan stays here: workers get one pack at a time and hold no state.
+
+    Raises InputError for a clip that can't be used, from workers as from this process.
+    """
+    loader = DataLoader(
+        _ErrorsAsValues(reader),
+        batch_size=None,
+        sampler=packs,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=ignore_signals if num_workers else None,
     )
+    for loaded in loader:
+        if isinstance(loaded, InputError):
+            raise loaded
+        yield loaded
 
 
 class WaitClock:

@@ -49,9 +49,10 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
     while progress.step < job.total_steps:
         step = job.plan.step(progress.step)
         lr = learning_rate(progress.step, job.total_steps, job.recipe.optimizer)
+        started = time.perf_counter()
         sums = train_step(engine, clock, step, progress.step, lr, job.recipe)
+        window.add(step, time.perf_counter() - started)
         progress.step += 1
-        window.add(step)
         bar.update()
 
         if progress.step % run.log_every == 0 or progress.step in (1, job.total_steps):
@@ -69,6 +70,8 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
             metrics = evaluate(engine, job.reader, job.validation, job.plan.cost, job.recipe.batch.loader_workers)
             log.write(progress.step, metrics, "validation")
             print_rank0(f"validation after step {progress.step}: {_short(metrics)}")
+            if not math.isfinite(metrics["loss_audio"] + metrics["loss_text"]):
+                _stop_at_non_finite_validation(progress.step)
             improved = progress.best_loss is None or metrics["loss_audio"] < progress.best_loss
             if improved:
                 progress.best_loss, progress.best_step = metrics["loss_audio"], progress.step
@@ -161,26 +164,35 @@ def _stop_at_non_finite(number: int, packs: list[tuple[int, torch.Tensor, list[s
     )
 
 
+def _stop_at_non_finite_validation(step: int) -> None:
+    raise InputError(
+        f"validation after step {step}",
+        "a loss that is not finite",
+        "finite numbers",
+        "Lower optimizer.lr and start the same command again: it resumes from the last checkpoint.",
+    )
+
+
 class _Window:
-    """Throughput since the last log line."""
+    """Throughput of the training steps since the last log line, evaluation and saving left out."""
 
     def __init__(self) -> None:
-        self.start = time.perf_counter()
+        self.elapsed_sec = 0.0
         self.tokens = self.frames = self.steps = 0
 
-    def add(self, step: Step) -> None:
+    def add(self, step: Step, elapsed_sec: float) -> None:
+        self.elapsed_sec += elapsed_sec
         self.tokens += step.num_tokens
         self.frames += step.audio_frames
         self.steps += 1
 
     def rates(self, clock: WaitClock, frame_rate_hz: float) -> dict[str, float]:
-        elapsed_sec = time.perf_counter() - self.start
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         return {
-            "step_sec": elapsed_sec / self.steps,
-            "tokens_per_sec": self.tokens / elapsed_sec,
-            "audio_sec_per_sec": self.frames / frame_rate_hz / elapsed_sec,
-            "data_wait_share": clock.waited_sec / elapsed_sec,
+            "step_sec": self.elapsed_sec / self.steps,
+            "tokens_per_sec": self.tokens / self.elapsed_sec,
+            "audio_sec_per_sec": self.frames / frame_rate_hz / self.elapsed_sec,
+            "data_wait_share": clock.waited_sec / self.elapsed_sec,
             "memory_peak_gb": peak / 1e9,
         }
 

@@ -59,9 +59,8 @@ class RunLog:
         kept = [line for line in lines if _step_of(line) <= start_step]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         if monitors:
-            settings = {name: {"enabled": True, "job_name": "logs"} for name in monitors}
-            for name in ("tensorboard", "csv_monitor"):
-                settings.get(name, {})["output_path"] = str(out)
+            files = {"output_path": str(out), "job_name": "logs"}
+            settings = {name: {"enabled": True, **({} if name == "wandb" else files)} for name in monitors}
             self._monitor = MonitorMaster(get_monitor_config(settings))
 
     def write(self, step: int, metrics: dict[str, float], kind: str) -> None:

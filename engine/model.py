@@ -46,6 +46,8 @@ def _refuse_untrainable(path: Path, config: HiggsAudioConfig) -> None:
         wrong.append(("use_audio_out_self_attention true", "false"))
     if config.use_rq_transformer:
         wrong.append(("use_rq_transformer true", "false"))
+    if not config.skip_audio_tower:
+        wrong.append(("skip_audio_tower false", "true: a base without Whisper tower, as the released one"))
     if not config.use_delay_pattern:
         wrong.append(("use_delay_pattern false", "true, as the serve engine decodes it"))
     if config.audio_adapter_type == "dual_ffn_fast_forward" and 0 not in config.audio_dual_ffn_layers:
@@ -57,7 +59,7 @@ def _refuse_untrainable(path: Path, config: HiggsAudioConfig) -> None:
             str(path),
             "; ".join(found for found, _ in wrong),
             "; ".join(expected for _, expected in wrong),
-            "Boson's serve engine can't run such a model rightly; use the released base.",
+            "Use the released base: neither this engine nor Boson's serve engine handles such a model rightly.",
         )
 
 

@@ -158,9 +158,14 @@ class Plan:
         """Global steps of an epoch. Epochs may differ by a few, because references differ in length."""
         return self._num_steps[epoch] if epoch in self._num_steps else self.epoch(epoch).num_steps
 
-    def total_steps(self, num_epochs: int) -> int:
-        """Global steps of the first `num_epochs` epochs."""
-        return sum(self.num_steps(epoch) for epoch in range(num_epochs))
+    def total_steps(self, num_epochs: int, at_most: int = 0) -> int:
+        """Global steps of the first `num_epochs` epochs; `at_most` of them where that is above 0."""
+        steps = 0
+        for epoch in range(num_epochs):
+            steps += self.num_steps(epoch)
+            if 0 < at_most <= steps:  # later epochs need no planning
+                return at_most
+        return steps
 
     def step(self, global_step: int) -> Step:
         """A global step counted from the start of training, 0 the first."""

@@ -5,10 +5,12 @@ not here is derived: shapes from the base model, batch arithmetic from the plan,
 """
 
 import difflib
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,7 +47,7 @@ class Loss:
 
     text_weight: float = 1.0
     audio_weight: float = 1.0
-    codebook_weights: list[float] = field(default_factory=list)  # one a codebook, scaled to mean 1; [] = equal
+    codebook_weights: list[float] = field(default_factory=list)  # one a codebook, scaled to sum 1; [] = equal
 
 
 @dataclass
@@ -99,18 +101,17 @@ def load_recipe(path: Path | str, overrides: list[str] = ()) -> Recipe:
         )
     try:
         given = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # the parser's own words carry line and column
+        raise InputError(str(path), f"text that is no YAML: {error}", "YAML", "Correct the file.") from error
+    try:
         given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
-        _refuse_unknown_keys(str(path), OmegaConf.to_container(given), Recipe())
+        _refuse_unknown_keys(str(path), OmegaConf.to_container(given))
         recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), given))
     except OmegaConfBaseException as error:
         where = f"{path}: {getattr(error, 'full_key', None) or 'recipe'}"
         raise InputError(
             where, str(error).splitlines()[0], "a value of the type the field has", "Correct the recipe or override."
         ) from error
-    except InputError:
-        raise
-    except Exception as error:  # the YAML parser's own errors: they carry line and column
-        raise InputError(str(path), f"text that is no YAML: {error}", "YAML", "Correct the file.") from error
     _check_values(str(path), recipe)
     return recipe
 
@@ -125,8 +126,8 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(recipe))
 
 
-def _refuse_unknown_keys(where: str, given: dict, template: object) -> None:
-    known = _dotted_keys(template)
+def _refuse_unknown_keys(where: str, given: dict) -> None:
+    known = _dotted_keys(Recipe())
     unknown = [key for key in _given_keys(given) if key not in known]
     if unknown:
         hints = [f"{key} (nearest: {difflib.get_close_matches(key, known, n=1, cutoff=0)[0]})" for key in unknown]
@@ -161,12 +162,19 @@ def _check_values(where: str, recipe: Recipe) -> None:
         ("batch.max_tokens", batch.max_tokens, "1 or more", batch.max_tokens >= 1),
         ("batch.packs_per_step", batch.packs_per_step, "1 or more", batch.packs_per_step >= 1),
         ("batch.checkpointed_layers", batch.checkpointed_layers, "0 or more", batch.checkpointed_layers >= 0),
+        (
+            "batch.checkpointed_layers",
+            batch.checkpointed_layers,
+            "0 with forward=boson, which can't recompute",
+            recipe.forward != "boson" or batch.checkpointed_layers == 0,
+        ),
         ("batch.loader_workers", batch.loader_workers, "0 or more", batch.loader_workers >= 0),
         (
             "batch.expected_samples_per_step",
             batch.expected_samples_per_step,
             "[] or [low, high]",
-            len(batch.expected_samples_per_step) in (0, 2),
+            len(batch.expected_samples_per_step) in (0, 2)
+            and batch.expected_samples_per_step == sorted(batch.expected_samples_per_step),
         ),
         ("lora.mode", lora.mode, "attention, audio or full", lora.mode in ("attention", "audio", "full")),
         ("lora.rank", lora.rank, "1 or more", lora.rank >= 1),
@@ -186,7 +194,9 @@ def _check_values(where: str, recipe: Recipe) -> None:
             "[] or weights of 0 or more, one above 0",
             not loss.codebook_weights or (min(loss.codebook_weights) >= 0 and max(loss.codebook_weights) > 0),
         ),
-        ("optimizer.lr", optimizer.lr, "above 0", optimizer.lr > 0),
+        ("optimizer.lr", optimizer.lr, "above 0", 0 < optimizer.lr < math.inf),
+        ("optimizer.eps", optimizer.eps, "above 0", optimizer.eps > 0),
+        ("optimizer.weight_decay", optimizer.weight_decay, "0 or more", optimizer.weight_decay >= 0),
         ("optimizer.final_lr_share", optimizer.final_lr_share, "0 to 1", 0 <= optimizer.final_lr_share <= 1),
         ("optimizer.warmup_steps", optimizer.warmup_steps, "0 or more", optimizer.warmup_steps >= 0),
         (
@@ -199,6 +209,13 @@ def _check_values(where: str, recipe: Recipe) -> None:
         ("run.epochs", run.epochs, "1 or more", run.epochs >= 1),
         ("run.max_steps", run.max_steps, "0 or more", run.max_steps >= 0),
         ("run.precision", run.precision, "bf16 or fp32", run.precision in ("bf16", "fp32")),
+        ("run.seed", run.seed, "0 or more", run.seed >= 0),
+        (
+            "run.monitors",
+            run.monitors,
+            "some of tensorboard, csv_monitor, wandb",
+            set(run.monitors) <= {"tensorboard", "csv_monitor", "wandb"},
+        ),
         ("run.log_every", run.log_every, "1 or more", run.log_every >= 1),
         ("run.evaluate_every", run.evaluate_every, "1 or more", run.evaluate_every >= 1),
         ("run.evaluate_max_packs", run.evaluate_max_packs, "0 or more", run.evaluate_max_packs >= 0),

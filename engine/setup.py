@@ -1,8 +1,11 @@
 """From a command line to a run: everything checked before a GPU is touched, then the engine, then where to resume."""
 
+import contextlib
+import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +62,14 @@ def prepare(
     corpus = Corpus(data)
     reader = PackReader(corpus, model, chosen.forward)
     _refuse_other_encoding(corpus, reader)
+    _refuse_other_number_of_weights(chosen, reader)
 
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
     settings = {"cost": cost, "max_tokens": chosen.batch.max_tokens, "seed": chosen.run.seed}
     plan = Plan(corpus.index, split="train", packs_per_step=chosen.batch.packs_per_step, **settings)
     summary = plan.summary()
     _refuse_other_batch(summary, chosen)
-    total_steps = plan.total_steps(chosen.run.epochs)
+    total_steps = plan.total_steps(chosen.run.epochs, at_most=chosen.run.max_steps)
     validation = Plan(corpus.index, split="val", packs_per_step=1, **settings).evaluation_packs()
     facts = {
         "base": str(Path(model).resolve()),
@@ -90,10 +94,33 @@ def prepare(
         plan=plan,
         validation=validation[: chosen.run.evaluate_max_packs or None],
         summary=summary,
-        total_steps=min(total_steps, chosen.run.max_steps or total_steps),
+        total_steps=total_steps,
         facts=facts,
         out=Path(out),
     )
+
+
+@contextlib.contextmanager
+def hold_run_folder(out: Path) -> Iterator[None]:
+    """Hold the run folder for this run, on rank 0; raises InputError where another run holds it.
+
+    The kernel frees the lock when its holder ends, however it ends.
+    """
+    if dist.get_rank() != 0:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                str(out),
+                "another run that is writing here",
+                "one run a folder",
+                "Stop it (python -m launch.stop), wait for it, or give another --out.",
+            ) from error
+        yield
 
 
 def build_engine(job: Job) -> DeepSpeedEngine:
@@ -113,7 +140,8 @@ def resume(engine: DeepSpeedEngine, job: Job) -> Progress:
 
     Raises InputError where that checkpoint belongs to another run.
     """
-    newest = checkpoint.find_newest(job.out / "checkpoints", print_rank0)
+    root = job.out / "checkpoints"
+    newest = checkpoint.find_newest(root, print_rank0)
     if newest is None:
         return Progress()
     names = [name for name, _ in trainable_parameters(engine.module)]
@@ -121,7 +149,25 @@ def resume(engine: DeepSpeedEngine, job: Job) -> Progress:
     found = checkpoint.load(newest, engine.module.model, names)
     zero.restore(engine, found.masters, found.moments, found.state["step"])
     print_rank0(f"resuming from {newest}, the newest checkpoint whose files have their hashes")
-    return Progress(found.state["step"], found.state["best_loss"], found.state["best_step"])
+    for key, before, now in _differences(found.state["recipe"], job.facts["recipe"]):
+        print_rank0(f"warning: {key} was {before} up to here and is {now} from here on")
+    progress = Progress(found.state["step"], found.state["best_loss"], found.state["best_step"])
+    best = root / f"step-{progress.best_step or 0:06d}"
+    if progress.best_step is not None and checkpoint.find_problem(best) is not None:
+        print_rank0(f"warning: the best checkpoint so far, {best}, is not whole; the next validation names another")
+        progress.best_loss = progress.best_step = None
+    elif progress.best_step is not None and dist.get_rank() == 0:
+        checkpoint.point(root, "best", best)  # a kill may have come between the save and this link
+    return progress
+
+
+def _differences(before: dict, now: dict) -> Iterator[tuple[str, object, object]]:
+    for group, values in now.items():
+        if isinstance(values, dict):
+            old = before.get(group, {})
+            yield from ((f"{group}.{key}", old.get(key), v) for key, v in values.items() if old.get(key) != v)
+        elif before.get(group) != values:
+            yield group, before.get(group), values
 
 
 def announce(job: Job, progress: Progress, world_size: int) -> None:
@@ -141,6 +187,11 @@ def announce(job: Job, progress: Progress, world_size: int) -> None:
         f"{summary['samples_per_step']['mean']:.1f} samples and {summary['tokens_per_step']['mean']:,.0f} tokens "
         f"a step; {arithmetic['total_steps']} steps in all, {progress.step} done"
     )
+    if job.recipe.optimizer.warmup_steps >= job.total_steps:
+        print_rank0(
+            f"warning: optimizer.warmup_steps={job.recipe.optimizer.warmup_steps} is no less than the "
+            f"{job.total_steps} steps of the run: the learning rate never reaches optimizer.lr"
+        )
     if not job.validation:
         print_rank0("The corpus has no validation split: `best` will be the last checkpoint.")
     if dist.get_rank() == 0:
@@ -172,6 +223,17 @@ def _refuse_other_encoding(corpus: Corpus, reader: PackReader) -> None:
             "Give --model the base that preprocess.shard was given, or run preprocess.shard again with this one.",
         )
     normalise_text("", corpus.info["layout"]["normaliser_version"])  # refuses a version that it does not know
+
+
+def _refuse_other_number_of_weights(recipe: Recipe, reader: PackReader) -> None:
+    weights, num_codebooks = recipe.loss.codebook_weights, reader.config.audio_num_codebooks
+    if weights and len(weights) != num_codebooks:
+        raise InputError(
+            "recipe: loss.codebook_weights",
+            f"{len(weights)} weights",
+            f"{num_codebooks}, one a codebook of the model, or [] for equal ones",
+            "Correct the list.",
+        )
 
 
 def _refuse_other_batch(summary: dict, recipe: Recipe) -> None:

@@ -62,6 +62,7 @@ def resolve_config(path: Path | str, recipe: Recipe, world_size: int) -> dict:
     expected = {
         **answers,
         "train_micro_batch_size_per_gpu": 1,
+        "bf16.check_grad_overflow": True,
         "zero_optimization.stage": 2,
         "optimizer.type": "AdamW",
         "optimizer.params.torch_adam": True,

@@ -117,9 +117,9 @@ def clone(
     limit = max_new_tokens or default_max_new_tokens(engine, texts[0])
     try:
         return engine.generate(dialogue, max_new_tokens=limit, force_audio_gen=False, **sampling)
-    except torch.OutOfMemoryError:
-        raise
     except (IndexError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+            raise
         # No audio at all is an empty list in Boson's engine; one of fewer columns than the delay pattern has
         # breaks its decoding.
         silent = isinstance(error, IndexError)

@@ -8,6 +8,7 @@ The same command again resumes from the newest whole checkpoint in --out.
 
 import argparse
 import os
+import time
 
 from preprocess.errors import InputError, exit_on_input_error
 
@@ -15,6 +16,7 @@ EXAMPLE = (
     "deepspeed launch/train.py --deepspeed ds_configs/zero2.json --recipe launch/recipes/arabic_8xh200.yaml "
     "--model higgs-audio-v2-generation-3B-base --data shards/ --out runs/first"
 )
+_RANK_0_FIRST_SEC = 10.0
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,7 +34,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="FOLDER", help="run folder: checkpoints, metrics, resolved settings")
     parser.add_argument("overrides", nargs="*", metavar="group.key=value", help="overrides of the recipe")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     missing = [
         f"--{name}" for name in ("deepspeed", "recipe", "model", "data", "out") if not getattr(arguments, name)
     ]
@@ -46,9 +48,29 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Train on this rank of the launcher's world."""
-    arguments = parse_arguments(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what run.deterministic needs on CUDA
+    try:
+        train_on_this_rank(parse_arguments(argv))
+    except InputError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0:
+            raise
+        # What every rank found, rank 0 has said by then, and the launcher has ended this one.
+        time.sleep(_RANK_0_FIRST_SEC)
+        raise InputError(f"rank {rank}: {error.where}", error.found, error.expected, error.action) from error
+    return 0
+
+
+def train_on_this_rank(arguments: argparse.Namespace) -> None:
+    """Check, build, resume, train, say what is next."""
+    if "RANK" not in os.environ:
+        raise InputError(
+            "launch/train.py",
+            "no RANK in the environment",
+            "a rank of the deepspeed launcher",
+            f"For example: {EXAMPLE}",
+        )
 
     # Imported late, so that --help and a wrong command line answer at once.
     import deepspeed
@@ -56,28 +78,24 @@ def main(argv: list[str] | None = None) -> int:
 
     from engine.loop import train
     from engine.metrics import print_rank0
-    from engine.setup import announce, build_engine, prepare, resume
+    from engine.setup import announce, build_engine, hold_run_folder, prepare, resume
 
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    try:
-        job = prepare(
-            deepspeed=arguments.deepspeed,
-            recipe=arguments.recipe,
-            overrides=arguments.overrides,
-            model=arguments.model,
-            data=arguments.data,
-            out=arguments.out,
-            world_size=world_size,
-        )
-    except InputError:
-        if rank:  # every rank found the same; rank 0 says it
-            return 2
-        raise
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
-    engine = build_engine(job)
-    progress = resume(engine, job)
-    announce(job, progress, world_size)
-    progress = train(engine, job, progress)
+    world_size = int(os.environ["WORLD_SIZE"])
+    job = prepare(
+        deepspeed=arguments.deepspeed,
+        recipe=arguments.recipe,
+        overrides=arguments.overrides,
+        model=arguments.model,
+        data=arguments.data,
+        out=arguments.out,
+        world_size=world_size,
+    )
+    deepspeed.init_distributed()
+    with hold_run_folder(job.out):
+        engine = build_engine(job)
+        progress = resume(engine, job)
+        announce(job, progress, world_size)
+        progress = train(engine, job, progress)
     if progress.step < job.total_steps:
         print_rank0(f"stopped at step {progress.step} of {job.total_steps}, saved; the same command resumes")
     else:
@@ -86,7 +104,6 @@ def main(argv: list[str] | None = None) -> int:
             f"python -m launch.merge --checkpoint {job.out}/checkpoints/best --out merged/"
         )
     torch.distributed.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ FAILURES_FILE = "failures.jsonl"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MEMBERS = ("json", "codes.npy", "flac")
 _TAR_BLOCK_BYTES = 512
+_MAX_OPEN_SHARDS = 64  # a process; 800 hours are some 1,600 shards, more than a process may have open
 
 # One named reference of a dialogue, and one dialogue: a sample whose references the manifest names. `position`
 # is the dialogue's place in the clip's meta["dialogues"]; the index lacks dialogues whose reference was lost.
@@ -212,9 +213,7 @@ class Corpus:
 
     def _read(self, where: dict, member: str) -> bytes:
         shard = where["shard"]
-        if shard not in self._files:
-            self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
-        data = os.pread(self._files[shard], where[f"{member}_bytes"], where[f"{member}_offset"])
+        data = os.pread(self._open(shard), where[f"{member}_bytes"], where[f"{member}_offset"])
         if zlib.crc32(data) != where[f"{member}_crc32"]:
             raise InputError(
                 f"{self.folder / shard}[{where['key']}]",
@@ -223,6 +222,16 @@ class Corpus:
                 "The shard changed or decayed: copy it again, or delete it and run preprocess.shard again.",
             )
         return data
+
+    def _open(self, shard: str) -> int:
+        """The descriptor of a shard; the one used longest ago is closed where too many are open."""
+        if shard in self._files:
+            self._files[shard] = self._files.pop(shard)
+        else:
+            if len(self._files) == _MAX_OPEN_SHARDS:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
+        return self._files[shard]
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": {}}

@@ -13,17 +13,14 @@ from tests.fixtures.steps import ROOT
 DEMO = ROOT / "launch" / "recipes" / "demo.yaml"
 
 
-def read_metrics(out):
-    """{step: line of what training logged}, without what depends on the clock; each step once."""
+def read_metrics(out, kind="train"):
+    """{step: line of what a run logged}, without what depends on the clock; each step once."""
     clock = ("step_sec", "tokens_per_sec", "audio_sec_per_sec", "data_wait_share")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    lines = [{name: v for name, v in line.items() if name not in clock} for line in lines if line["kind"] == kind]
+    steps = [line["step"] for line in lines]
     assert len(steps) == len(set(steps)), f"a step stands twice in metrics.jsonl: {steps}"
-    return {
-        line["step"]: {name: value for name, value in line.items() if name not in clock}
-        for line in lines
-        if line["kind"] == "train"
-    }
+    return dict(zip(steps, lines, strict=True))
 
 
 def test_a_killed_run_resumes_to_the_same_losses_and_the_same_bytes(tmp_path, model_folder, random_corpus):
@@ -49,6 +46,9 @@ def test_a_killed_run_resumes_to_the_same_losses_and_the_same_bytes(tmp_path, mo
 
     assert read_metrics(killed) == read_metrics(straight)
     assert sorted(read_metrics(straight)) == [1, 2, 3, 4, 5, 6]
+    assert read_metrics(killed, "validation") == read_metrics(straight, "validation")
+    assert sorted(read_metrics(straight, "validation")) == [3, 6]
+    assert (killed / "checkpoints" / "best").resolve().name == (straight / "checkpoints" / "best").resolve().name
     for name in ("adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors"):
         same = [(out / "checkpoints" / "step-000006" / name).read_bytes() for out in (straight, killed)]
         assert same[0] == same[1], name
@@ -67,6 +67,19 @@ def test_launched_bf16_training_merges_into_a_model_that_speaks_its_targets(
     merge = [sys.executable, "-m", "launch.merge", "--checkpoint", out / "checkpoints" / "best", "--out", merged]
     subprocess.run(merge, cwd=ROOT, env=environment(), check=True)
     assert one_rank.run(gate.failures, merged, codec_folder, hubert_folder, rows)[0] == []
+
+
+def test_a_run_that_is_refused_exits_with_2_and_says_why_once(tmp_path, model_folder, random_corpus):
+    command = launched.train_command(1, DEMO, model_folder, random_corpus.folder, tmp_path, ["lora.rnk=8"])
+    script = command.index("launch/train.py")
+    rank = {**environment(), "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    done = subprocess.run(
+        [sys.executable, *command[script:]], cwd=ROOT, env=rank, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "unknown key lora.rnk (nearest: lora.rank); expected keys" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,7 @@ def adapted_model(model_folder, num_checkpointed_layers=0, dropout=0.0):
 
 def loss_and_gradients(model, batch):
     sums = model(batch)
-    num_samples = int(sums.text.numel()) * 5
-    weigh(sums, num_samples, 100, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
+    weigh(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
     return sums, gradients

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from engine.forward import boson_forward
+from engine.forward import boson_forward, packed_forward
 from engine.model import load_base
 from engine.plan import Pack, Sample
+from engine.stream import Stream
 from tests.fixtures.steps import open_reader
 
 
@@ -44,20 +45,30 @@ def test_only_the_last_turn_is_trained_start_columns_and_both_stops(reader):
         assert (labels != -100).sum() == num_frames + 1
 
 
-def test_a_code_is_seen_only_by_later_predictions(reader):
+def predictions(model, batch):
+    return (packed_forward if isinstance(batch, Stream) else boson_forward)(model, batch)
+
+
+def columns_of(batch):
+    return batch.audio_columns if isinstance(batch, Stream) else batch.audio_out_ids
+
+
+@pytest.mark.parametrize("forward", ["packed", "boson"])
+def test_a_code_is_seen_only_by_later_predictions(forward, reader):
     reader, model = reader
-    loaded = reader[one_sample()]
-    batch = loaded.batch
-    start = int(batch.audio_out_ids_start[1])
+    reader = open_reader(reader.corpus.folder, reader.model_folder, forward)
+    batch = reader[one_sample()].batch
+    start = reader.corpus.clip(0).codes.shape[1] + reader.config.audio_num_codebooks + 1
     num_codebooks, num_frames = reader.corpus.clip(1).codes.shape
     with torch.no_grad():
-        before = boson_forward(model, batch)
+        before = predictions(model, batch)
         for codebook, frame in [(0, 0), (num_codebooks - 1, 0), (1, num_frames // 2), (0, num_frames - 1)]:
             changed = reader[one_sample()].batch
             column = start + frame + codebook + 1
-            old = changed.audio_out_ids[codebook, column].item()
-            changed.audio_out_ids[codebook, column] = (old + 1) % reader.config.audio_codebook_size
-            after = boson_forward(model, changed)
+            old = columns_of(changed)[codebook, column].item()
+            assert old == reader.corpus.clip(1).codes[codebook, frame], "this is not the code that is meant"
+            columns_of(changed)[codebook, column] = (old + 1) % reader.config.audio_codebook_size
+            after = predictions(model, changed)
             # Row c of the labelled logits predicts column c + 1 of the target: codes (k', t') with t' + k' = c.
             difference = (after.audio_logits - before.audio_logits).abs().amax((1, 2))
             assert (difference[: frame + codebook + 1] == 0).all(), (codebook, frame)
@@ -66,17 +77,19 @@ def test_a_code_is_seen_only_by_later_predictions(reader):
             assert not torch.equal(after.text_logits[1], before.text_logits[1])
 
 
-def test_no_sample_of_a_pack_sees_another(reader):
+@pytest.mark.parametrize("forward", ["packed", "boson"])
+def test_no_sample_of_a_pack_sees_another(forward, reader):
     reader, model = reader
+    reader = open_reader(reader.corpus.folder, reader.model_folder, forward)
 
     def logits(*targets):
         pack = Pack(tuple(Sample(target=row, dialogue=-1, references=(row - 1,), num_tokens=0) for row in targets))
         with torch.no_grad():
-            return boson_forward(model, reader[pack].batch)
+            return predictions(model, reader[pack].batch)
 
     first, second = logits(1, 3), logits(1, 5)
     num_columns = reader.corpus.clip(1).codes.shape[1] + reader.config.audio_num_codebooks
-    # Padding to the longest sample changes the shape of the matmuls, and so their last digits.
+    # Another length changes the shape of the matmuls, and so their last digits.
     torch.testing.assert_close(first.text_logits[:3], second.text_logits[:3], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
         first.audio_logits[:num_columns], second.audio_logits[:num_columns], rtol=1e-5, atol=1e-6

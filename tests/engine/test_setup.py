@@ -90,6 +90,25 @@ def test_a_batch_that_misses_its_stated_range(model_folder, random_corpus):
     assert "batch.max_tokens" in error.action
 
 
+def test_codebook_weights_of_another_number(model_folder, random_corpus):
+    error = refused(model_folder, random_corpus.folder, ["loss.codebook_weights=[1.0]"])
+    assert error.where == "recipe: loss.codebook_weights"
+    assert error.found == "1 weights"
+    assert error.expected.startswith("8, one a codebook")
+    assert "Correct" in error.action
+
+
+def test_a_base_with_an_audio_tower(tmp_path, model_folder, random_corpus):
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "skip_audio_tower": False}))
+    error = refused(model, random_corpus.folder)
+    assert error.where == str(model / "config.json")
+    assert error.found == "skip_audio_tower false"
+    assert "without Whisper tower" in error.expected
+    assert "released base" in error.action
+
+
 def test_a_split_with_fewer_samples_than_packs(model_folder, random_corpus):
     error = refused(model_folder, random_corpus.folder, ["batch.packs_per_step=64"])
     assert "train" in error.where

@@ -1,0 +1,98 @@
+"""What ends a step badly is said with its place, and what a run writes is what happened."""
+
+import json
+import os
+import shutil
+from unittest import mock
+
+import pytest
+
+from engine import loop
+from engine.loader import PackReader, load_packs
+from engine.plan import Pack, Sample
+from preprocess.errors import InputError
+from preprocess.shards import Corpus
+from tests.fixtures import gate
+from tests.fixtures.ranks import RankError
+
+OVERRIDES = ["run.precision=fp32", "run.max_steps=4", "run.log_every=1", "run.save_every=2", "run.evaluate_every=2"]
+
+
+def train_with_a_broken_pack(model, data, out):
+    """The real loop, in which the loss of pack 1 of global step 2 (from 0) is not a number."""
+    original, calls = loop.weigh, [0]
+
+    def weigh(sums, *arguments):
+        loss = original(sums, *arguments)
+        number, calls[0] = calls[0], calls[0] + 1
+        broken = number == 2 and os.environ["RANK"] == "1"  # two ranks, two packs a step: a pack a call
+        return loss * float("nan") if broken else loss
+
+    with mock.patch.object(loop, "weigh", weigh):
+        gate.train(model, data, out, OVERRIDES)
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update_and_names_the_pack(
+    tmp_path, two_ranks, model_folder, random_corpus
+):
+    with pytest.raises(RankError) as caught:
+        two_ranks.run(train_with_a_broken_pack, model_folder, random_corpus.folder, tmp_path)
+    error = caught.value.original
+    assert isinstance(error, InputError)
+    assert error.where == "global step 3"
+    assert "not finite in pack 1 (clips s" in error.found
+    assert "pack 0" not in error.found
+    assert error.expected == "finite numbers"
+    assert "The update was not applied" in error.action
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 2
+    assert (tmp_path / "checkpoints" / "latest").resolve().name == "step-000002"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_decayed_clip_is_named_whoever_reads_it(num_workers, tmp_path, model_folder, random_corpus):
+    data = shutil.copytree(random_corpus.folder, tmp_path / "corpus")
+    row = random_corpus.index.slice(3, 1).to_pylist()[0]
+    with open(data / row["shard"], "r+b") as shard:
+        shard.seek(row["codes_offset"] + row["codes_bytes"] - 1)
+        last = shard.read(1)
+        shard.seek(-1, os.SEEK_CUR)
+        shard.write(bytes([last[0] ^ 1]))
+    reader = PackReader(Corpus(data), model_folder, "packed")
+    packs = [Pack((Sample(target=number, dialogue=-1, references=(), num_tokens=0),)) for number in (2, 3)]
+    loaded = load_packs(reader, packs, num_workers, pin_memory=False)
+    assert next(loaded).keys == [random_corpus.clip(2).key]
+    with pytest.raises(InputError) as caught:
+        next(loaded)
+    assert caught.value.where.endswith(f"shard-000000.tar[{row['key']}]")
+    assert "codes member with crc32" in caught.value.found
+    assert "index.parquet" in caught.value.expected
+    assert "copy it again" in caught.value.action
+
+
+def test_a_kill_between_save_and_link_leaves_the_right_best(tmp_path, one_rank, model_folder, random_corpus):
+    one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, OVERRIDES)
+    root = tmp_path / "checkpoints"
+    best = json.loads((root / "latest" / "state.json").read_text())["best_step"]
+    wrong = "step-000002" if best == 4 else "step-000004"
+    (root / "best").unlink()
+    (root / "best").symlink_to(wrong)
+    one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, OVERRIDES)
+    assert (root / "best").resolve().name == f"step-{best:06d}"
+
+
+def test_old_checkpoints_go_the_newest_and_the_best_stay(tmp_path, one_rank, model_folder, random_corpus):
+    overrides = [*OVERRIDES, "run.save_every=1", "run.keep_checkpoints=1", "run.evaluate_every=1"]
+    one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, overrides)
+    root = tmp_path / "checkpoints"
+    best = json.loads((root / "latest" / "state.json").read_text())["best_step"]
+    assert {path.name for path in root.glob("*step-*")} == {"step-000004", f"step-{best:06d}"}
+
+
+def test_many_shards_need_few_open_files(tmp_path, random_corpus):
+    corpus = Corpus(shutil.copytree(random_corpus.folder, tmp_path / "corpus"))
+    for number in range(200):
+        os.link(corpus.folder / "shard-000000.tar", corpus.folder / f"copy-{number}.tar")
+        corpus._open(f"copy-{number}.tar")
+    assert corpus.clip(0).key == random_corpus.clip(0).key
+    assert len(corpus._files) <= 64
