@@ -1,0 +1,220 @@
+"""One training step of two forwards, side by side in one run: Boson's padded one and our packed one.
+
+    python bench/train_step.py [--size small|3b] [--max-tokens 8192 16384] [--steps 10] [--out FILE]
+
+Both train the same LoRA weights of the same random model through DeepSpeed ZeRO-2 on one rank, on the same samples
+of speech-like lengths. `3b` has the real dimensions (28 layers, hidden 3072, vocabulary 128,256) and needs a GPU;
+`small` is for a CPU. Prints and writes tokens/s, audio-seconds/s, MFU, peak memory, loss and gradient norm.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
+from transformers import LlamaConfig
+
+from engine import zero
+from engine.forward import LossModel, to_device
+from engine.lora import add_lora, describe
+from engine.losses import codebook_weights, weigh
+from engine.recipe import Lora, Loss, load_recipe
+from engine.sample import IGNORE_INDEX, collate
+from engine.stream import lay_out
+
+ROOT = Path(__file__).parents[1]
+SIZES = {
+    "small": {"hidden": 256, "ffn": 704, "layers": 6, "heads": 4, "key_value_heads": 2, "vocabulary": 8192},
+    "3b": {"hidden": 3072, "ffn": 8192, "layers": 28, "heads": 24, "key_value_heads": 8, "vocabulary": 128256},
+}
+NUM_CODEBOOKS, CODEBOOK_SIZE, FRAME_RATE_HZ = 8, 1024, 25
+TEXT_TOKENS_PER_SEC, HEADER_TOKENS = 5, 20
+H200_BF16_FLOPS = 989e12
+AUDIO_OUT, AUDIO_BOS, AUDIO_EOS, END_OF_TURN, PAD = 1, 2, 3, 4, 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="3b" if torch.cuda.is_available() else "small")
+    parser.add_argument("--max-tokens", type=int, nargs="+", default=[8192, 16384])
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each forward (10)")
+    parser.add_argument("--out", type=Path, help="JSON (default: bench/results/train_step_SIZE.json)")
+    arguments = parser.parse_args()
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.setdefault("MASTER_PORT", "29555")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    engine = build_engine(arguments.size, device)
+    runs = []
+    for max_tokens in arguments.max_tokens:
+        samples = draw_samples(max_tokens)
+        for forward, make_batch in (("boson", collate), ("packed", lay_out)):
+            run = {"max_tokens": max_tokens, "samples": len(samples), "forward": forward}
+            try:
+                run |= measure(engine, samples, make_batch, arguments.steps)
+            except torch.OutOfMemoryError:
+                run["out_of_memory"] = True
+            print(json.dumps(run), flush=True)
+            runs.append(run)
+    result = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_model(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "size": arguments.size,
+        **SIZES[arguments.size],
+        "packed_over_boson_tokens_per_sec": [
+            round(packed["tokens_per_sec"] / boson["tokens_per_sec"], 2)
+            for boson, packed in zip(runs[::2], runs[1::2], strict=True)
+            if "tokens_per_sec" in boson and "tokens_per_sec" in packed
+        ],
+        "runs": runs,
+    }
+    out = arguments.out or ROOT / "bench" / "results" / f"train_step_{arguments.size}.json"
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"packed / boson: {result['packed_over_boson_tokens_per_sec']}; wrote {out}")
+
+
+def build_engine(size: str, device: torch.device):
+    """The random model in bf16 with LoRA on every linear layer, under the product's zero2.json."""
+    shape = SIZES[size]
+    text_config = LlamaConfig(
+        vocab_size=shape["vocabulary"],
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["ffn"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["key_value_heads"],
+        head_dim=shape["hidden"] // shape["heads"],
+        max_position_embeddings=8192,
+    )
+    config = HiggsAudioConfig(
+        text_config=text_config,
+        audio_adapter_type="dual_ffn_fast_forward",
+        audio_dual_ffn_layers=list(range(shape["layers"])),
+        encode_whisper_embed=False,
+        skip_audio_tower=True,
+        use_delay_pattern=True,
+        audio_num_codebooks=NUM_CODEBOOKS,
+        audio_codebook_size=CODEBOOK_SIZE,
+        audio_in_token_idx=5,
+        audio_out_token_idx=AUDIO_OUT,
+        audio_out_bos_token_id=AUDIO_BOS,
+        audio_eos_token_id=AUDIO_EOS,
+        pad_token_id=PAD,
+    )
+    recipe = load_recipe(ROOT / "launch" / "recipes" / "arabic_8xh200.yaml", ["batch.packs_per_step=1"])
+    zero.deepspeed.init_distributed()
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with device:
+        model = HiggsAudioModel(config)
+    torch.set_default_dtype(torch.float32)
+    model.requires_grad_(False)
+    model = LossModel(add_lora(model.train(), Lora(dropout=0.0)))
+    print(describe(model.model), flush=True)
+    return zero.initialize(model, zero.resolve_config(ROOT / "ds_configs" / "zero2.json", recipe, 1))
+
+
+def draw_samples(max_tokens: int) -> list[ChatMLDatasetSample]:
+    """Samples with a reference each, lognormal durations of 7 s median, until `max_tokens` are full."""
+    rng = np.random.default_rng(0)
+    samples, num_tokens = [], 0
+    while True:
+        frames = (np.clip(rng.lognormal(np.log(7), 0.7, 2), 1, 30) * FRAME_RATE_HZ).astype(int)
+        tokens, labels = [], []
+        for number, audio in enumerate(frames.tolist()):
+            text = rng.integers(6, 256, HEADER_TOKENS + audio // FRAME_RATE_HZ * TEXT_TOKENS_PER_SEC).tolist()
+            turn = [AUDIO_BOS, AUDIO_OUT, AUDIO_EOS, END_OF_TURN]
+            tokens += text + turn
+            labels += [IGNORE_INDEX] * len(text) + (turn if number else [IGNORE_INDEX] * len(turn))
+        num_tokens += len(tokens) - 2 + int(frames.sum()) + 2 * (NUM_CODEBOOKS + 1)
+        if num_tokens > max_tokens:
+            return samples
+        empty = torch.zeros(0)
+        samples.append(
+            ChatMLDatasetSample(
+                input_ids=torch.tensor(tokens),
+                label_ids=torch.tensor(labels),
+                audio_ids_concat=torch.from_numpy(rng.integers(CODEBOOK_SIZE, size=(NUM_CODEBOOKS, frames.sum()))),
+                audio_ids_start=torch.tensor([0, int(frames[0])]),
+                audio_waveforms_concat=empty,
+                audio_waveforms_start=empty,
+                audio_sample_rate=empty,
+                audio_speaker_indices=empty,
+            )
+        )
+
+
+def measure(engine, samples: list[ChatMLDatasetSample], make_batch, num_steps: int) -> dict:
+    """Median time of a step and what follows from it; the learning rate is 0, so every step is the same step."""
+    config, device = engine.module.higgs.config, engine.device
+    stream = lay_out(fresh(samples), config)
+    batch = to_device(make_batch(fresh(samples), config), device)
+    text_count, audio_count = len(stream.text_labels), int((stream.audio_labels[:, 0] != IGNORE_INDEX).sum())
+    weights = codebook_weights(Loss(), config.audio_num_codebooks).to(device)
+    zero.set_lr(engine, 0.0)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times, losses = [], []
+    for _ in range(2 + num_steps):
+        start = time.perf_counter()
+        loss = weigh(engine(batch), text_count, audio_count, Loss(), weights)
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())  # waits for the device
+        times.append(time.perf_counter() - start)
+    step_sec = statistics.median(times[2:])
+    frames = sum(sample.get_audio_codes(1).shape[1] for sample in samples)
+    flops = step_flops(engine.module, stream)
+    return {
+        "tokens": len(stream.position_ids),
+        "step_sec": step_sec,
+        "tokens_per_sec": len(stream.position_ids) / step_sec,
+        "target_audio_sec_per_sec": frames / FRAME_RATE_HZ / step_sec,
+        "tflops_per_step": flops / 1e12,
+        "mfu_of_h200": flops / step_sec / H200_BF16_FLOPS if device.type == "cuda" else None,
+        "memory_peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
+        "loss": losses[-1],
+        "grad_norm": float(engine.get_global_grad_norm()),
+    }
+
+
+def fresh(samples: list[ChatMLDatasetSample]) -> list[ChatMLDatasetSample]:
+    """Copies whose labels Boson's collator may write into."""
+    return [ChatMLDatasetSample(**{**vars(sample), "label_ids": sample.label_ids.clone()}) for sample in samples]
+
+
+def step_flops(model: LossModel, stream) -> float:
+    """FLOPs of forward and backward without recomputation: 4 a frozen weight a token it serves, 6 a LoRA weight.
+
+    Attention by the sum of squared segment lengths, causal; heads at labelled positions alone.
+    """
+    num_text, num_audio = len(stream.text_tokens), stream.audio_columns.shape[1]
+    served = {"self_attn": num_text + num_audio, "audio_mlp": num_audio, "mlp": num_text}
+    heads = {"text_lm_head": len(stream.text_predict), "audio_lm_head": len(stream.audio_predict)}
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        tokens = next((count for part, count in {**served, **heads}.items() if part in parts), 0)
+        if parameter.dim() == 2:
+            total += (6 if "lora_" in name else 4) * parameter.numel() * tokens
+    lengths = stream.segments.diff().double()
+    text_config = model.higgs.config.text_config
+    width = text_config.num_attention_heads * text_config.head_dim
+    return total + 6 * width * text_config.num_hidden_layers * float((lengths**2).sum())
+
+
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
