@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,24 +42,16 @@ def main() -> int:
     with _stage("1/5  recordings, and a small random model, codec and HuBERT"):
         _make_inputs()
     with _stage("2/5  recordings -> shards"):
-        _run([*_python("preprocess.shard"), *_flags(SHARD)])
-    with _stage("3/5  shards -> LoRA adapter, on " + (f"{num_gpus} GPU(s)" if num_gpus else "two CPU ranks")):
-        _run(_train_command(num_gpus), {} if num_gpus else {"DS_ACCELERATOR": "cpu"})
+        _run([*_python("preprocess.shard"), *_flags(_sources()), "--out", str(SHARDS)])
+    num_ranks = min(num_gpus, 2) or 2
+    with _stage(f"3/5  shards -> LoRA adapter, ranks on {'GPU' if num_gpus else 'CPU'}: {num_ranks}"):
+        _run(_train_command(num_ranks), {} if num_gpus else {"DS_ACCELERATOR": "cpu"})
     with _stage("4/5  adapter + base -> merged model"):
         _run([*_python("launch.merge"), "--checkpoint", f"{RUN}/checkpoints/best", "--out", str(MERGED)])
     with _stage("5/5  merged model -> speech, in a voice and of a text that training never saw"):
         said = _run([*_python("launch.generate"), *_flags(_prompt()), "--greedy"], capture=True)
     _report(time.monotonic() - start, stopped="started and stopped by itself" in said)
     return 0
-
-
-SHARD = {
-    "manifest": CORPUS / "corpus.jsonl",
-    "model": BASE,
-    "audio-tokenizer": CODEC,
-    "hubert": HUBERT,
-    "out": SHARDS,
-}
 
 
 def _remove_earlier_demo() -> None:
@@ -89,10 +82,14 @@ def _flags(values: dict[str, object]) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
-def _train_command(num_gpus: int) -> list[str]:
-    """deepspeed launch/train.py on two ranks, or on one where there is one GPU."""
+def _sources() -> dict[str, object]:
+    """What preprocess.shard reads."""
+    return {"manifest": CORPUS / "corpus.jsonl", "model": BASE, "audio-tokenizer": CODEC, "hubert": HUBERT}
+
+
+def _train_command(num_ranks: int) -> list[str]:
     port = [] if _is_free(DEFAULT_PORT) else ["--master_port", str(_free_port())]
-    launcher = ["deepspeed", "--num_accelerators", str(min(num_gpus, 2) or 2), *port, "launch/train.py"]
+    launcher = ["deepspeed", "--num_accelerators", str(num_ranks), *port, "launch/train.py"]
     flags = {"deepspeed": "ds_configs/zero2.json", "recipe": "launch/recipes/demo.yaml"}
     return launcher + _flags({**flags, "model": BASE, "data": SHARDS, "out": RUN})
 
@@ -169,27 +166,31 @@ def _report(elapsed_sec: float, stopped: bool) -> None:
     first, *_, last = [line for line in metrics if line["kind"] == "train"]
     duration_sec = soundfile.info(SPEECH).duration
     end = "stopped by itself" if stopped else "did NOT stop by itself: it was cut at the limit of tokens"
-    print(f"""
-=== done in {elapsed_sec / 60:.1f} minutes
-
-What was done. {NUM_VOICES * NUM_SENTENCES} Arabic recordings in {NUM_VOICES} voices became codec codes; one voice
-was held out. A LoRA adapter was trained for {last["step"]} steps on a small random model: the text loss, which is
-starting and stopping, fell from {first["loss_text"]:.2f} to {last["loss_text"]:.4f}, the audio loss from
-{first["loss_audio"]:.2f} to {last["loss_audio"]:.2f}. The adapter was merged into the model. Boson's own serve
-engine, given a recording of the held-out voice and a new text, started to speak with nothing forcing it,
-spoke for {duration_sec:.1f} s and {end}.
-
-What there is now:
-  {CORPUS}/    the recordings and their manifest, corpus.jsonl
-  {BASE}/      the base model, with tokenizer; {CODEC}/ and {HUBERT}/ are what speech is encoded with
-  {SHARDS}/    {corpus["hours"] * 60:.1f} minutes of speech as codes: WebDataset tars, index.parquet, corpus.json
-  {RUN}/       the run: checkpoints/, metrics.jsonl, TensorBoard logs, the recipe and DeepSpeed settings in full
-  {MERGED}/    the merged model, as Boson's loaders open it
-  {SPEECH}  what it said
-
-What it does not show. The model is tiny and its codec random: {SPEECH} is noise. The demo shows that the
-plumbing holds, from a manifest to speech that starts and stops. A voice takes the released models and GPUs: README,
-"From the demo to 8 GPUs".""")
+    done = (
+        f"What was done. {NUM_VOICES * NUM_SENTENCES} Arabic recordings in {NUM_VOICES} voices became codec codes; "
+        f"one voice was held out. A LoRA adapter was trained for {last['step']} steps on a small random model: the "
+        f"text loss, which is starting and stopping, fell from {first['loss_text']:.2f} to {last['loss_text']:.4f}, "
+        f"the audio loss from {first['loss_audio']:.2f} to {last['loss_audio']:.2f}. The adapter was merged into "
+        "the model. Boson's own serve engine, given a recording of the held-out voice and a new text, started to "
+        f"speak with nothing forcing it, spoke for {duration_sec:.1f} s and {end}."
+    )
+    artefacts = {
+        f"{CORPUS}/": "the recordings, and their manifest corpus.jsonl",
+        f"{BASE}/": "the small random model and its tokenizer",
+        f"{CODEC}/, {HUBERT}/": "what speech is encoded with, small and random too",
+        f"{SHARDS}/": f"{corpus['hours'] * 60:.1f} minutes of speech as codes: WebDataset tar, index, corpus.json",
+        f"{RUN}/": "the run: checkpoints, metrics.jsonl, TensorBoard logs, all settings in full",
+        f"{MERGED}/": "the merged model, as Boson's loaders open it",
+        f"{SPEECH}": "what it said",
+    }
+    caveat = (
+        f"What it does not show. {SPEECH} is noise, because model and codec are tiny and random: the demo shows the "
+        "plumbing, not a voice. A voice takes the released models and GPUs: see README, From the demo to 8 GPUs."
+    )
+    print(f"\n=== done in {elapsed_sec / 60:.1f} minutes\n\n{textwrap.fill(done, 110)}\n\nWhat there is now:")
+    for name, meaning in artefacts.items():
+        print(f"  {name:26}{meaning}")
+    print(f"\n{textwrap.fill(caveat, 110)}")
 
 
 if __name__ == "__main__":
