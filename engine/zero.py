@@ -97,18 +97,10 @@ def _replace_auto(value: object, answers: dict, where: str, key: str = "") -> ob
 def initialize(model: nn.Module, config: dict) -> deepspeed.DeepSpeedEngine:
     """The model under DeepSpeed ZeRO-2; every rank must hold the same trainable weights.
 
-    DeepSpeed casts the whole module to bf16, buffers too. Boson's inference keeps the rotary frequencies in fp32,
-    so float buffers get their old values back.
+    In bf16 the parameters are cast and buffers are not: the rotary frequencies stay in fp32, as inference has them.
     """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     parameters = [parameter for _, parameter in trainable_parameters(model)]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config)
-    for module_name, module in engine.module.named_modules():
-        for name, buffer in module.named_buffers(prefix=module_name, recurse=False):
-            if name in buffers:
-                module._buffers[name.rpartition(".")[2]] = buffers[name].to(buffer.device)
-        if hasattr(module, "original_inv_freq"):  # LlamaRotaryEmbedding holds the same tensor twice
-            module.original_inv_freq = module.inv_freq
     return engine
 
 
