@@ -45,7 +45,7 @@ def main() -> int:
         _run([*_python("preprocess.shard"), *_flags(_sources()), "--out", str(SHARDS)])
     num_ranks = min(num_gpus, 2) or 2
     with _stage(f"3/5  shards -> LoRA adapter, ranks on {'GPU' if num_gpus else 'CPU'}: {num_ranks}"):
-        _run(_train_command(num_ranks), {} if num_gpus else {"DS_ACCELERATOR": "cpu"})
+        _run(_train_command(num_ranks), {} if num_gpus else {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
     with _stage("4/5  adapter + base -> merged model"):
         _run([*_python("launch.merge"), "--checkpoint", f"{RUN}/checkpoints/best", "--out", str(MERGED)])
     with _stage("5/5  merged model -> speech, in a voice and of a text that training never saw"):
@@ -132,7 +132,6 @@ def _run(command: list[str], settings: dict[str, str] | None = None, capture: bo
     environment = {
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         **(settings or {}),
     }
     output = subprocess.PIPE if capture else None
