@@ -1,4 +1,4 @@
-"""The product's commands as a user runs them: deepspeed launches on two ranks, kills, resume, merge, speech."""
+"""The product's training command as a user runs it: launches on two ranks, kills, resume, stops, refusals."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.fixtures import gate, launched
+from tests.fixtures import launched
 from tests.fixtures.launched import environment
 from tests.fixtures.steps import ROOT
 
@@ -52,21 +52,6 @@ def test_a_killed_run_resumes_to_the_same_losses_and_the_same_bytes(tmp_path, mo
     for name in ("adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors"):
         same = [(out / "checkpoints" / "step-000006" / name).read_bytes() for out in (straight, killed)]
         assert same[0] == same[1], name
-
-
-def test_launched_bf16_training_merges_into_a_model_that_speaks_its_targets(
-    tmp_path, one_rank, model_folder, telling, codec_folder, hubert_folder
-):
-    corpus, rows = telling
-    out, merged = tmp_path / "run", tmp_path / "merged"
-    overrides = ["run.max_steps=120", "run.precision=bf16", "batch.max_tokens=4096"]
-    done = launched.run(launched.train_command(2, DEMO, model_folder, corpus, out, overrides))
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "auto" not in (out / "deepspeed.json").read_text()
-    assert json.loads((out / "deepspeed.json").read_text())["bf16"]["enabled"] is True
-    merge = [sys.executable, "-m", "launch.merge", "--checkpoint", out / "checkpoints" / "best", "--out", merged]
-    subprocess.run(merge, cwd=ROOT, env=environment(), check=True)
-    assert one_rank.run(gate.failures, merged, codec_folder, hubert_folder, rows)[0] == []
 
 
 def test_a_run_that_is_refused_exits_with_2_and_says_why_once(tmp_path, model_folder, random_corpus):
