@@ -35,7 +35,6 @@ _HASHED_FILES = (ADAPTER_FILE, ADAPTER_CONFIG_FILE, OPTIMIZER_FILE)
 class TrainingState:
     """What a checkpoint gives back. masters and moments are fp32 by the live model's parameter names."""
 
-    folder: Path
     state: dict
     masters: dict[str, torch.Tensor]
     moments: dict[str, dict[str, torch.Tensor]]
@@ -179,7 +178,6 @@ def load(folder: Path, model: PeftModel, parameter_names: list[str]) -> Training
                 "Resume with the recipe of the run (recipe.yaml in its folder), or use another --out.",
             )
     return TrainingState(
-        folder=folder,
         state=json.loads((folder / STATE_FILE).read_text()),
         masters={name: adapter[saved] for name, saved in names.items()},
         moments={
