@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from preprocess.errors import InputError, Rejected
-from preprocess.layout import normalise_text
+from preprocess.layout import normalise_text, num_letters
 
 COLUMNS = ("audio", "text", "speaker", "language", "reference_audio", "reference_text", "id")
 _SHAPE = (
@@ -98,7 +98,8 @@ def read_manifest(path: Path, special_tokens: Iterable[str], system_text: str) -
 
 
 def _check_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
-    if not normalise_text(text):
+    read = normalise_text(text)  # what the model sees: an invisible character in `text` could hide a special token
+    if not num_letters(read):
         raise Rejected(
             "screened",
             "empty_transcript",
@@ -107,7 +108,7 @@ def _check_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
             "the words that are spoken",
             "Transcribe the audio, or remove the row.",
         )
-    special = next((token for token in special_tokens if token in text), None)
+    special = next((token for token in special_tokens if token in read), None)
     if special:
         raise Rejected(
             "failed",

@@ -18,7 +18,7 @@ from launch.generate import LEARNT_TEXT, clone, default_max_new_tokens, load_eng
 from launch.merge import merge
 from preprocess.codec import load_codec
 from preprocess.errors import InputError
-from preprocess.layout import DEFAULT_SYSTEM_TEXT
+from preprocess.layout import DEFAULT_SYSTEM_TEXT, NORMALISER_VERSION
 from preprocess.shards import Clip
 from tests.fixtures.adapter import random_lora, save_checkpoint, teach_heads
 
@@ -108,8 +108,8 @@ def test_prompt_is_the_one_of_training(speaker, speaking_engine, monkeypatch):
 
 def test_an_unknown_normaliser_is_refused(speaker, speaking_engine):
     pairs = [(REFERENCE_TEXT, speaker.reference)]
-    with pytest.raises(InputError, match="text normaliser: found version 2"):
-        clone(speaking_engine, {**speaker.layout, "normaliser_version": 2}, pairs, TARGET_TEXT)
+    with pytest.raises(InputError, match="text normaliser: found version 3"):
+        clone(speaking_engine, {**speaker.layout, "normaliser_version": 3}, pairs, TARGET_TEXT)
 
 
 def test_command_writes_a_wav_and_says_that_start_and_stop_were_spoken(speaker, codec_folders, tmp_path, capsys):
@@ -200,7 +200,9 @@ def test_broken_facts_are_refused_and_a_base_model_has_the_default_layout(
         InputError, match=r"voice_training.json: found no layout in it .*; expected what launch.merge"
     ):
         main(command(speaker, codec_folders, tmp_path, **{"--model": broken}))
-    assert read_facts(model_folder) == {"layout": {"system_text": DEFAULT_SYSTEM_TEXT, "normaliser_version": 1}}
+    assert read_facts(model_folder) == {
+        "layout": {"system_text": DEFAULT_SYSTEM_TEXT, "normaliser_version": NORMALISER_VERSION}
+    }
 
 
 def test_default_limit_allows_slow_speech_and_no_more_than_a_minute(speaking_engine):
