@@ -22,6 +22,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 from transformers import LlamaConfig
 
 from engine import zero
+from engine.flops import flop_rates, peak_flops
 from engine.forward import LossModel, to_device
 from engine.lora import add_lora, describe
 from engine.losses import codebook_weights, weigh
@@ -36,7 +37,6 @@ SIZES = {
 }
 NUM_CODEBOOKS, CODEBOOK_SIZE, FRAME_RATE_HZ = 8, 1024, 25
 TEXT_TOKENS_PER_SEC, HEADER_TOKENS = 5, 20
-H200_BF16_FLOPS = 989e12
 AUDIO_OUT, AUDIO_BOS, AUDIO_EOS, END_OF_TURN, PAD = 1, 2, 3, 4, 0
 
 
@@ -172,14 +172,16 @@ def measure(engine, samples: list[ChatMLDatasetSample], make_batch, num_steps: i
         times.append(time.perf_counter() - start)
     step_sec = statistics.median(times[2:])
     frames = sum(sample.get_audio_codes(1).shape[1] for sample in samples)
-    flops = step_flops(engine.module, stream)
+    flops = flop_rates(engine.module.higgs).of_pack(stream)
+    peak = peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
     return {
         "tokens": len(stream.position_ids),
         "step_sec": step_sec,
         "tokens_per_sec": len(stream.position_ids) / step_sec,
         "target_audio_sec_per_sec": frames / FRAME_RATE_HZ / step_sec,
         "tflops_per_step": flops / 1e12,
-        "mfu_of_h200": flops / step_sec / H200_BF16_FLOPS if device.type == "cuda" else None,
+        "tflops_per_sec": flops / step_sec / 1e12,
+        "mfu": flops / step_sec / peak if peak else None,
         "memory_peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
         "loss": losses[-1],
         "grad_norm": float(engine.get_global_grad_norm()),
@@ -189,26 +191,6 @@ def measure(engine, samples: list[ChatMLDatasetSample], make_batch, num_steps: i
 def fresh(samples: list[ChatMLDatasetSample]) -> list[ChatMLDatasetSample]:
     """Copies whose labels Boson's collator may write into."""
     return [ChatMLDatasetSample(**{**vars(sample), "label_ids": sample.label_ids.clone()}) for sample in samples]
-
-
-def step_flops(model: LossModel, stream) -> float:
-    """FLOPs of forward and backward without recomputation: 4 a frozen weight a token it serves, 6 a LoRA weight.
-
-    Attention by the sum of squared segment lengths, causal; heads at labelled positions alone.
-    """
-    num_text, num_audio = len(stream.text_tokens), stream.audio_columns.shape[1]
-    served = {"self_attn": num_text + num_audio, "audio_mlp": num_audio, "mlp": num_text}
-    heads = {"text_lm_head": len(stream.text_predict), "audio_lm_head": len(stream.audio_predict)}
-    total = 0.0
-    for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        tokens = next((count for part, count in {**served, **heads}.items() if part in parts), 0)
-        if parameter.dim() == 2:
-            total += (6 if "lora_" in name else 4) * parameter.numel() * tokens
-    lengths = stream.segments.diff().double()
-    text_config = model.higgs.config.text_config
-    width = text_config.num_attention_heads * text_config.head_dim
-    return total + 6 * width * text_config.num_hidden_layers * float((lengths**2).sum())
 
 
 def cpu_model() -> str:

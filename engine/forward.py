@@ -7,6 +7,7 @@ labelled positions alone. tests/engine/test_forward.py holds it to the oracle, g
 """
 
 import dataclasses
+import functools
 
 import torch
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.attention import attention_layer
+from engine.flops import FlopRates, flop_rates
 from engine.losses import LabelledLogits, LossSums, loss_sums
 from engine.sample import IGNORE_INDEX
 from engine.stream import Stream, map_tensors
@@ -134,6 +136,11 @@ class LossModel(nn.Module):
     def higgs(self) -> HiggsAudioModel:
         """Boson's model, with PEFT's layers in it where there is an adapter."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @functools.cached_property
+    def flop_rates(self) -> FlopRates:
+        """What a training step of this model costs; for the model as it stands when first asked."""
+        return flop_rates(self.higgs)
 
     def forward(self, batch: Batch) -> LossSums:
         if isinstance(batch, Stream):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from engine import checkpoint, zero
 from engine.evaluation import evaluate
+from engine.flops import peak_flops
 from engine.forward import to_device
 from engine.loader import WaitClock, load_packs
 from engine.losses import LossSums, codebook_weights, weigh
@@ -20,6 +21,7 @@ from engine.plan import Pack, Step, packs_of_rank
 from engine.recipe import Optimizer, Recipe
 from engine.setup import Job, Progress
 from engine.stop import StopRequest
+from engine.stream import Stream
 from preprocess.errors import InputError
 
 
@@ -50,15 +52,15 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
         step = job.plan.step(progress.step)
         lr = learning_rate(progress.step, job.total_steps, job.recipe.optimizer)
         started = time.perf_counter()
-        sums = train_step(engine, clock, step, progress.step, lr, job.recipe)
-        window.add(step, time.perf_counter() - started)
+        sums, flops = train_step(engine, clock, step, progress.step, lr, job.recipe)
+        window.add(step, flops, time.perf_counter() - started)
         progress.step += 1
         bar.update()
 
         if progress.step % run.log_every == 0 or progress.step in (1, job.total_steps):
             metrics = loss_metrics(sum_over_ranks(sums), step.num_samples, step.text_count, step.audio_count)
             metrics |= {"grad_norm": float(engine.get_global_grad_norm()), "lr": lr}
-            metrics |= window.rates(clock, job.reader.frame_rate_hz)
+            metrics |= window.rates(clock, job.reader.frame_rate_hz, engine.device)
             log.write(progress.step, metrics, "train")
             bar.clear()
             print_rank0(_line(progress.step, job.total_steps, metrics))
@@ -88,8 +90,11 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
 
 def train_step(
     engine: DeepSpeedEngine, clock: WaitClock, step: Step, number: int, lr: float, recipe: Recipe
-) -> LossSums:
-    """One global step: this rank's packs forward and backward, then the update. Loss sums of this rank's packs.
+) -> tuple[LossSums, float]:
+    """One global step: this rank's packs forward and backward, then the update.
+
+    What comes back is of this rank's packs: their loss sums, and their FLOPs (0 with forward=boson, whose padded
+    batch has no rule).
 
     DeepSpeed divides by its accumulation M / W and averages over W ranks, so each pack's loss, already divided by
     the counts of the whole step, is multiplied by M: what remains is the gradient of the step's loss.
@@ -98,10 +103,12 @@ def train_step(
     zero.set_lr(engine, lr)
     num_codebooks = engine.module.higgs.config.audio_num_codebooks
     weights = codebook_weights(recipe.loss, num_codebooks).to(engine.device)
-    sums = LossSums.zeros(num_codebooks, engine.device)
+    sums, flops = LossSums.zeros(num_codebooks, engine.device), 0.0
     broken: list[tuple[int, torch.Tensor, list[str]]] = []
     for pack_number in packs_of_rank(num_packs, dist.get_rank(), dist.get_world_size()):
         loaded = clock.next()
+        if isinstance(loaded.batch, Stream):
+            flops += engine.module.flop_rates.of_pack(loaded.batch)
         _seed_pack(recipe.run.seed, number, pack_number)
         pack_sums = engine(to_device(loaded.batch, engine.device))
         loss = weigh(pack_sums, step.text_count, step.audio_count, recipe.loss, weights)
@@ -111,7 +118,7 @@ def train_step(
         broken.append((pack_number, loss.detach().isfinite(), loaded.keys))
     if not engine.was_step_applied():
         _stop_at_non_finite(number, broken)
-    return sums
+    return sums, flops
 
 
 def learning_rate(step: int, total_steps: int, optimizer: Optimizer) -> float:
@@ -177,24 +184,32 @@ class _Window:
     """Throughput of the training steps since the last log line, evaluation and saving left out."""
 
     def __init__(self) -> None:
-        self.elapsed_sec = 0.0
+        self.elapsed_sec = self.flops = 0.0
         self.tokens = self.frames = self.steps = 0
 
-    def add(self, step: Step, elapsed_sec: float) -> None:
+    def add(self, step: Step, flops: float, elapsed_sec: float) -> None:
         self.elapsed_sec += elapsed_sec
+        self.flops += flops
         self.tokens += step.num_tokens
         self.frames += step.audio_frames
         self.steps += 1
 
-    def rates(self, clock: WaitClock, frame_rate_hz: float) -> dict[str, float]:
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        return {
+    def rates(self, clock: WaitClock, frame_rate_hz: float, device: torch.device) -> dict[str, float]:
+        """Tokens and audio of all ranks; TFLOP/s, MFU and memory of rank 0's device."""
+        memory_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        rates = {
             "step_sec": self.elapsed_sec / self.steps,
             "tokens_per_sec": self.tokens / self.elapsed_sec,
             "audio_sec_per_sec": self.frames / frame_rate_hz / self.elapsed_sec,
             "data_wait_share": clock.waited_sec / self.elapsed_sec,
-            "memory_peak_gb": peak / 1e9,
+            "memory_peak_gb": memory_bytes / 1e9,
         }
+        if self.flops:
+            rates["tflops_per_sec"] = self.flops / self.elapsed_sec / 1e12
+            peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+            if peak:
+                rates["mfu"] = self.flops / self.elapsed_sec / peak
+        return rates
 
 
 def _line(step: int, total_steps: int, metrics: dict[str, float]) -> str:

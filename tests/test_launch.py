@@ -15,7 +15,7 @@ DEMO = ROOT / "launch" / "recipes" / "demo.yaml"
 
 def read_metrics(out, kind="train"):
     """{step: line of what a run logged}, without what depends on the clock; each step once."""
-    clock = ("step_sec", "tokens_per_sec", "audio_sec_per_sec", "data_wait_share")
+    clock = ("step_sec", "tokens_per_sec", "audio_sec_per_sec", "data_wait_share", "tflops_per_sec")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     lines = [{name: v for name, v in line.items() if name not in clock} for line in lines if line["kind"] == kind]
     steps = [line["step"] for line in lines]
