@@ -16,8 +16,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.attention import attention_layer
+from engine.consistency import consistency_sum
 from engine.flops import FlopRates, flop_rates
 from engine.losses import LabelledLogits, LossSums, loss_sums
+from engine.recipe import Loss
 from engine.sample import IGNORE_INDEX
 from engine.stream import Stream, map_tensors
 
@@ -44,8 +46,8 @@ def boson_forward(model: HiggsAudioModel, batch: HiggsAudioBatchInput) -> Labell
     )
 
 
-def packed_forward(model: HiggsAudioModel, stream: Stream, num_checkpointed_layers: int = 0) -> LabelledLogits:
-    """Logits at the labelled positions of a stream. Hidden states [L, hidden] stay in split order throughout.
+def packed_hidden(model: HiggsAudioModel, stream: Stream, num_checkpointed_layers: int = 0) -> torch.Tensor:
+    """[L, hidden] of a stream after the last layer, before the final norm. They stay in split order throughout.
 
     num_checkpointed_layers: so many layers, from the first, recompute their activations in the backward pass.
     """
@@ -58,6 +60,11 @@ def packed_forward(model: HiggsAudioModel, stream: Stream, num_checkpointed_laye
             hidden = checkpoint(_layer, layer, hidden, stream, rotary, text_rotary, use_reentrant=False)
         else:
             hidden = _layer(layer, hidden, stream, rotary, text_rotary)
+    return hidden
+
+
+def packed_logits(model: HiggsAudioModel, hidden: torch.Tensor, stream: Stream) -> LabelledLogits:
+    """Logits at the labelled positions of a stream, from its `packed_hidden`."""
     heads = model.audio_decoder_proj
     text_logits = heads.text_lm_head(model.norm(hidden[stream.text_predict]))
     audio_logits = heads.audio_lm_head(model.norm(hidden[stream.audio_predict]))
@@ -127,10 +134,11 @@ class LossModel(nn.Module):
     DeepSpeed wraps this, so that losses are computed inside its forward.
     """
 
-    def __init__(self, model: nn.Module, num_checkpointed_layers: int = 0) -> None:
+    def __init__(self, model: nn.Module, num_checkpointed_layers: int = 0, loss: Loss | None = None) -> None:
         super().__init__()
         self.model = model
         self.num_checkpointed_layers = num_checkpointed_layers
+        self.loss = loss or Loss()
 
     @property
     def higgs(self) -> HiggsAudioModel:
@@ -143,11 +151,18 @@ class LossModel(nn.Module):
         return flop_rates(self.higgs)
 
     def forward(self, batch: Batch) -> LossSums:
-        if isinstance(batch, Stream):
-            logits = packed_forward(self.higgs, batch, self.num_checkpointed_layers)
-        else:
-            logits = boson_forward(self.higgs, batch)
-        return loss_sums(logits, self.higgs.config.audio_out_bos_token_id)
+        """LossSums of the pack; in evaluation the plain cross-entropies alone, whatever else training adds."""
+        higgs, loss = self.higgs, self.loss
+        start, smooth = higgs.config.audio_out_bos_token_id, self.training and loss.label_smoothing > 0
+        if not isinstance(batch, Stream):
+            return loss_sums(boson_forward(higgs, batch), start, smooth)
+        hidden = packed_hidden(higgs, batch, self.num_checkpointed_layers)
+        sums = loss_sums(packed_logits(higgs, hidden, batch), start, smooth)
+        if self.training and loss.consistency_weight > 0:
+            audio = higgs.norm(hidden[len(batch.text_tokens) :])
+            consistency = consistency_sum(audio, batch.voice, batch.speakers, loss.consistency_temperature)
+            sums = sums._replace(consistency=consistency)
+        return sums
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -39,7 +39,7 @@ class PackReader(Dataset):
     def __init__(self, corpus: Corpus, model_folder: Path | str, forward: str) -> None:
         self.corpus = corpus
         self.model_folder = model_folder
-        self.lay_out = {"packed": lay_out, "boson": collate}[forward]
+        self.forward = forward
         self.config = load_config(model_folder)
         self.tokenizer = load_tokenizer(model_folder)
         self.system_text = corpus.info["layout"]["system_text"]
@@ -60,7 +60,10 @@ class PackReader(Dataset):
             pairs = list(zip(reference_texts, references, strict=True))
             samples.append(build_sample(self.tokenizer, self.config, self.system_text, pairs, target_text, target))
             keys.append(target.key)
-        return LoadedPack(self.lay_out(samples, self.config), keys)
+        if self.forward == "boson":
+            return LoadedPack(collate(samples, self.config), keys)
+        speakers = [planned.speaker for planned in pack.samples]
+        return LoadedPack(lay_out(samples, self.config, speakers), keys)
 
 
 class _ErrorsAsValues(Dataset):

@@ -16,7 +16,7 @@ from engine.flops import peak_flops
 from engine.forward import to_device
 from engine.loader import WaitClock, load_packs
 from engine.losses import LossSums, codebook_weights, weigh
-from engine.metrics import RunLog, loss_metrics, print_rank0, sum_over_ranks
+from engine.metrics import RunLog, print_rank0, step_metrics, sum_over_ranks
 from engine.plan import Pack, Step, packs_of_rank
 from engine.recipe import Optimizer, Recipe
 from engine.setup import Job, Progress
@@ -58,7 +58,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
         bar.update()
 
         if progress.step % run.log_every == 0 or progress.step in (1, job.total_steps):
-            metrics = loss_metrics(sum_over_ranks(sums), step.num_samples, step.text_count, step.audio_count)
+            metrics = step_metrics(sum_over_ranks(sums), step, job.recipe.loss)
             metrics |= {"grad_norm": float(engine.get_global_grad_norm()), "lr": lr}
             metrics |= window.rates(clock, job.reader.frame_rate_hz, engine.device)
             log.write(progress.step, metrics, "train")
@@ -111,7 +111,7 @@ def train_step(
             flops += engine.module.flop_rates.of_pack(loaded.batch)
         _seed_pack(recipe.run.seed, number, pack_number)
         pack_sums = engine(to_device(loaded.batch, engine.device))
-        loss = weigh(pack_sums, step.text_count, step.audio_count, recipe.loss, weights)
+        loss = weigh(pack_sums, step.text_count, step.audio_count, recipe.loss, weights, step.num_contrasted)
         engine.backward(num_packs * loss)
         engine.step()
         sums = sums.plus(pack_sums)

@@ -10,7 +10,9 @@ import torch.distributed as dist
 from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
 
-from engine.losses import LossSums
+from engine.losses import LossSums, codebook_weights, weigh
+from engine.plan import Step
+from engine.recipe import Loss
 from preprocess.shards import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
@@ -45,6 +47,16 @@ def loss_metrics(sums: LossSums, num_samples: int, text_count: int, audio_count:
     metrics["accuracy_stop"] = float(sums.text_correct - sums.start_correct) / max(1, text_count - num_samples)
     metrics["accuracy_audio"] = float(sums.audio_correct.sum()) / (audio_count * len(audio))
     return metrics
+
+
+def step_metrics(sums: LossSums, step: Step, loss: Loss) -> dict[str, float]:
+    """`loss_metrics` of a training step and `loss`, what its gradient is of; from sums over all ranks."""
+    weights = codebook_weights(loss, len(sums.audio)).to(sums.audio.device)
+    total = weigh(sums, step.text_count, step.audio_count, loss, weights, step.num_contrasted)
+    metrics = {"loss": float(total)}
+    if loss.consistency_weight > 0:
+        metrics["loss_consistency"] = float(sums.consistency) / max(1, step.num_contrasted)
+    return metrics | loss_metrics(sums, step.num_samples, step.text_count, step.audio_count)
 
 
 class RunLog:

@@ -21,12 +21,16 @@ _EPOCHS_KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A target and its references, as rows of the index. `dialogue` numbers the target's `dialogues`, -1 = drawn."""
+    """A target and its references, as rows of the index. `dialogue` numbers the target's `dialogues`, -1 = drawn.
+
+    speaker: a number that samples of one speaker share; those of clips without a speaker share one.
+    """
 
     target: int
     dialogue: int
     references: tuple[int, ...]
     num_tokens: int
+    speaker: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,12 @@ class Pack:
     def num_tokens(self) -> int:
         return sum(sample.num_tokens for sample in self.samples)
 
+    @property
+    def num_contrasted(self) -> int:
+        """Samples with a reference, in a pack where references of two speakers or more can be told apart; else 0."""
+        speakers = [sample.speaker for sample in self.samples if sample.references]
+        return len(speakers) if len(set(speakers)) > 1 else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -50,6 +60,11 @@ class Step:
     text_count: int  # labelled text positions
     audio_count: int  # labelled positions of each codebook: the targets' frames and their end-of-stream codes
     audio_frames: int  # frames of the targets
+
+    @property
+    def num_contrasted(self) -> int:
+        """Samples that the reference consistency is over."""
+        return sum(pack.num_contrasted for pack in self.packs)
 
 
 def packs_of_rank(packs_per_step: int, rank: int, world_size: int) -> range:
@@ -79,6 +94,7 @@ class EpochPlan:
     target: np.ndarray
     dialogue: np.ndarray
     tokens: np.ndarray
+    speaker: np.ndarray  # [rows of the index]
     reference: np.ndarray
     reference_offsets: np.ndarray
     order: np.ndarray
@@ -125,7 +141,8 @@ class EpochPlan:
     def _sample(self, n: int) -> Sample:
         begin, end = self.reference_offsets[n : n + 2]
         references = tuple(self.reference[begin:end].tolist())
-        return Sample(int(self.target[n]), int(self.dialogue[n]), references, int(self.tokens[n]))
+        target = int(self.target[n])
+        return Sample(target, int(self.dialogue[n]), references, int(self.tokens[n]), int(self.speaker[target]))
 
 
 class Plan:
@@ -232,6 +249,7 @@ class Plan:
             target=samples.target,
             dialogue=samples.dialogue,
             tokens=tokens,
+            speaker=samples.speaker,
             reference=reference,
             reference_offsets=reference_offsets,
             order=order,

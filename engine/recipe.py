@@ -43,11 +43,14 @@ class Lora:
 
 @dataclass
 class Loss:
-    """Weights of the two losses; each is a mean over the labelled positions of the whole global step."""
+    """What the gradient is of. Each loss is a mean over the whole global step: its labelled positions, or samples."""
 
     text_weight: float = 1.0
     audio_weight: float = 1.0
     codebook_weights: list[float] = field(default_factory=list)  # one a codebook, scaled to sum 1; [] = equal
+    label_smoothing: float = 0.0  # of text and audio, as torch's cross_entropy; reported losses stay without it
+    consistency_weight: float = 0.0  # of the reference consistency (engine/consistency.py); 0 = off, 0.1 when on
+    consistency_temperature: float = 0.1  # that its cosine similarities are divided by
 
 
 @dataclass
@@ -194,6 +197,15 @@ def _check_values(where: str, recipe: Recipe) -> None:
             "[] or weights of 0 or more, one above 0",
             not loss.codebook_weights or (min(loss.codebook_weights) >= 0 and max(loss.codebook_weights) > 0),
         ),
+        ("loss.label_smoothing", loss.label_smoothing, "0 to below 1", 0 <= loss.label_smoothing < 1),
+        ("loss.consistency_weight", loss.consistency_weight, "0 or more", loss.consistency_weight >= 0),
+        (
+            "loss.consistency_weight",
+            loss.consistency_weight,
+            "0 with forward=boson, which pools no hidden states",
+            recipe.forward != "boson" or loss.consistency_weight == 0,
+        ),
+        ("loss.consistency_temperature", loss.consistency_temperature, "above 0", loss.consistency_temperature > 0),
         ("optimizer.lr", optimizer.lr, "above 0", 0 < optimizer.lr < math.inf),
         ("optimizer.eps", optimizer.eps, "above 0", optimizer.eps > 0),
         ("optimizer.weight_decay", optimizer.weight_decay, "0 or more", optimizer.weight_decay >= 0),

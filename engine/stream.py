@@ -34,6 +34,8 @@ class Stream:
     text_labels: torch.Tensor  # int64 [labelled]
     audio_predict: torch.Tensor  # int64 [labelled columns] split rows that predict a labelled column
     audio_labels: torch.Tensor  # int64 [labelled columns, codebooks], -100 where a codebook has no label
+    voice: torch.Tensor  # int64 [A] whose voice a column is: 2n of sample n's references, 2n + 1 of its target
+    speakers: torch.Tensor  # int64 [S] numbers of the samples' speakers
 
 
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -42,10 +44,15 @@ def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     return type(batch)(**{name: change(v) if isinstance(v, torch.Tensor) else v for name, v in values.items()})
 
 
-def lay_out(samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig) -> Stream:
-    """The flat stream of `samples`, the same tokens, columns and labels as Boson's collator and merge make."""
-    tokens, labels, columns, column_labels = [], [], [], []
-    for sample in samples:
+def lay_out(
+    samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig, speakers: Sequence[int] | None = None
+) -> Stream:
+    """The flat stream of `samples`, the same tokens, columns and labels as Boson's collator and merge make.
+
+    speakers: a number a sample, for the reference consistency; without it all are one speaker.
+    """
+    tokens, labels, columns, column_labels, voice = [], [], [], [], []
+    for place, sample in enumerate(samples):
         is_audio = sample.input_ids == config.audio_out_token_idx
         trained = sample.label_ids[is_audio] != IGNORE_INDEX
         repeats = torch.ones_like(sample.input_ids)
@@ -55,6 +62,7 @@ def lay_out(samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig) ->
             columns.append(audio)
             column_labels.append(audio_labels)
             lengths.append(audio.shape[1])
+            voice.append(torch.full((audio.shape[1],), 2 * place + is_trained))
         repeats[is_audio] = torch.tensor(lengths)
         tokens.append(sample.input_ids.repeat_interleave(repeats))
         labels.append(sample.label_ids.masked_fill(is_audio, IGNORE_INDEX).repeat_interleave(repeats))
@@ -87,6 +95,8 @@ def lay_out(samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig) ->
         text_labels=text_labels[labelled_text],
         audio_predict=num_text + labelled_columns - 1,
         audio_labels=audio_labels[labelled_columns],
+        voice=torch.cat(voice),
+        speakers=torch.tensor(speakers or [0] * len(samples)),
     )
 
 

@@ -28,8 +28,11 @@ def shape(request, model_folder, random_corpus, other_model_folder, other_random
     return (model_folder, random_corpus.folder) if first else (other_model_folder, other_random_corpus.folder)
 
 
-def plain_loss_and_gradients(model_folder, corpus_folder, samples, lora_weights):
-    """Boson's forward sample by sample and plain cross-entropy over all labels: what any split must equal."""
+def plain_loss_and_gradients(model_folder, corpus_folder, samples, lora_weights, smoothing=0.0):
+    """Boson's forward sample by sample and torch's cross-entropy over all labels: what any split must equal.
+
+    The losses are without smoothing; the gradients are with it.
+    """
     reader = open_reader(corpus_folder, model_folder)
     peft_model = add_lora(load_base(model_folder, torch.float32), Lora(rank=16, alpha=32, dropout=0.0))
     parameters = {
@@ -54,10 +57,19 @@ def plain_loss_and_gradients(model_folder, corpus_folder, samples, lora_weights)
         text_labels.append(output.expanded_labels[0, 1:])
         audio_logits.append(output.audio_logits[:-1])
         audio_labels.append(batch.label_audio_ids[:, 1:].T)
-    text = F.cross_entropy(torch.cat(text_logits), torch.cat(text_labels))
-    logits, labels = torch.cat(audio_logits), torch.cat(audio_labels)
-    audio = [F.cross_entropy(logits[:, k], labels[:, k]) for k in range(labels.shape[1])]
+
+    def losses(label_smoothing):
+        text = F.cross_entropy(torch.cat(text_logits), torch.cat(text_labels), label_smoothing=label_smoothing)
+        logits, labels = torch.cat(audio_logits), torch.cat(audio_labels)
+        audio = [
+            F.cross_entropy(logits[:, k], labels[:, k], label_smoothing=label_smoothing)
+            for k in range(labels.shape[1])
+        ]
+        return text, audio
+
+    text, audio = losses(smoothing)
     (text + sum(audio) / len(audio)).backward()
+    text, audio = losses(0.0)
     gradients = {name: parameter.grad.numpy() for name, parameter in parameters.items()}
     return text.item(), [value.item() for value in audio], gradients
 
@@ -88,6 +100,18 @@ def test_any_split_into_packs_and_ranks_gives_the_same_loss_and_gradients(shape,
     for name in ("2x2", "uneven", "4x1"):
         for found in two_ranks.run(gradients_of_step, model_folder, corpus_folder, splits[name]):
             assert_same_step(found, *expected)
+
+
+def test_label_smoothing_is_torchs_in_the_gradient_and_not_in_the_reported_loss(
+    one_rank, two_ranks, model_folder, random_corpus
+):
+    samples = planned_samples(open_reader(random_corpus.folder, model_folder), 4)
+    weights = one_rank.run(initial_lora_weights, model_folder, random_corpus.folder)[0]
+    expected = plain_loss_and_gradients(model_folder, random_corpus.folder, samples, weights, smoothing=0.2)
+    recipe = ("loss.label_smoothing=0.2",)
+    arguments = (model_folder, random_corpus.folder, [samples[:1], samples[1:]], "fp32", None, recipe)
+    for found in two_ranks.run(gradients_of_step, *arguments):
+        assert_same_step(found, *expected)
 
 
 def test_sixty_four_uneven_packs_accumulate_to_the_gradient_of_one(one_rank, model_folder, random_corpus):

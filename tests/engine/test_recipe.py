@@ -74,6 +74,8 @@ def test_a_saved_recipe_loads_as_the_same_one(tmp_path):
         (["lr=1"], "demo.yaml", "unknown key lr", "recipe.py"),
         (["run.monitors=[tensorbord]"], "demo.yaml", "tensorbord", "tensorboard, csv_monitor, wandb"),
         (["forward=boson", "batch.checkpointed_layers=2"], "demo.yaml", "checkpointed_layers=2", "forward=boson"),
+        (["forward=boson", "loss.consistency_weight=0.1"], "demo.yaml", "consistency_weight=0.1", "forward=boson"),
+        (["loss.label_smoothing=1"], "demo.yaml", "loss.label_smoothing=1.0", "0 to below 1"),
         (["optimizer.eps=0", "run.seed=-1"], "demo.yaml", "optimizer.eps=0.0; run.seed=-1", "run.seed 0 or more"),
         (["lora.rank=many"], "demo.yaml: lora.rank", "many", "type"),
         (
