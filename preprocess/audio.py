@@ -4,6 +4,7 @@ libsndfile decodes a file that was cut in half without a word, so each file's de
 what decodes. A file's extension is never trusted: libsndfile reads the header.
 """
 
+import functools
 import hashlib
 import io
 import re
@@ -21,6 +22,7 @@ WAVEFORM_SAMPLE_RATE_HZ = 16000
 _TOLERANCE_SEC = 0.01
 # What a program writes as data size when it streams and can't know the size.
 _STREAMED_BYTES = 0x7FFF0000
+_MP3_RUN_UP_FRAMES = 32 * 1152
 # libsndfile's own log, for WAV, AIFF and AU: "data : 121162 (should be 60559)"
 _DATA_SIZES = re.compile(r"^\s*(?:data|SSND|Data Size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
 
@@ -46,8 +48,13 @@ class Audio:
         return round(len(self.waveform) / self.sample_rate_hz, 6)
 
 
-def probe(path: Path) -> Header:
-    """Read a file's header. Raises Rejected if there is no file, nothing in it, or no audio header."""
+def probe(
+    path: Path, start_sec: float | None = None, end_sec: float | None = None, data: bytes | None = None
+) -> Header:
+    """Read a file's header, or that of `data`, a file's bytes that lie inside `path`; `duration_sec` is the part's.
+
+    Raises Rejected if there is no file, nothing in it, no audio header, or no audio from `start_sec` on.
+    """
     if not path.is_file():
         raise Rejected(
             "failed",
@@ -57,29 +64,47 @@ def probe(path: Path) -> Header:
             "an audio file",
             "Correct the path, or name the folder that audio paths are relative to with --audio-root.",
         )
-    num_bytes = path.stat().st_size
+    num_bytes = path.stat().st_size if data is None else len(data)
     if num_bytes == 0:
         raise Rejected(
             "failed", "empty_file", str(path), "0 bytes", "an audio file", "Copy or record the file again."
         )
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(str(path) if data is None else io.BytesIO(data))
     except soundfile.LibsndfileError as error:
         raise _not_audio(path, f"no audio that libsndfile can open ({error.error_string})") from error
-    return Header(num_bytes, info.frames / info.samplerate)
+    duration_sec = info.frames / info.samplerate
+    if (start_sec or 0.0) > duration_sec or (end_sec or 0.0) > duration_sec + _TOLERANCE_SEC:
+        raise _part_outside(path, start_sec, end_sec, duration_sec)
+    end_sec = duration_sec if end_sec is None else min(end_sec, duration_sec)
+    return Header(num_bytes, end_sec - (start_sec or 0.0))
 
 
-def decode(path: Path) -> Audio:
+def decode(
+    path: Path, start_sec: float | None = None, end_sec: float | None = None, data: bytes | None = None
+) -> Audio:
     """Decode a file to what `librosa.load(path, sr=None, mono=True)` gives, which is what Boson encodes.
 
-    Raises Rejected for a file that is missing, empty, broken, cut short, without frames, or not finite.
+    data: a file's bytes that lie inside `path`, which then only names them. With `start_sec` or `end_sec` the
+    samples from round(start_sec * rate) to round(end_sec * rate), so that parts which share a border share no
+    sample and lose none; the rest of the file is not read into memory. Raises Rejected for a file that is
+    missing, empty, broken, cut short, without frames, or not finite, and for a part that it does not have.
     """
-    probe(path)
-    data = path.read_bytes()
+    header = probe(path, start_sec, end_sec, data)
+    whole = start_sec is None and end_sec is None
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            sample_rate_hz, declared = file.samplerate, _declared_frames(file, data)
-            samples = file.read(dtype="float32", always_2d=True)
+        if whole:
+            data = path.read_bytes() if data is None else data
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                sample_rate_hz, declared = file.samplerate, _declared_frames(file, data)
+                samples = file.read(dtype="float32", always_2d=True)
+        else:
+            with soundfile.SoundFile(str(path) if data is None else io.BytesIO(data)) as file:
+                sample_rate_hz = file.samplerate
+                first = round((start_sec or 0.0) * sample_rate_hz)
+                last = file.frames if end_sec is None else min(round(end_sec * sample_rate_hz), file.frames)
+                declared = last - first
+                samples = _read_part(file, first, last)
     except soundfile.LibsndfileError as error:
         raise _not_audio(path, f"audio that breaks off while decoding ({error.error_string})") from error
     if len(samples) == 0:
@@ -103,7 +128,35 @@ def decode(path: Path) -> Audio:
             "Save the file again as 16-bit PCM, or record it again.",
         )
     mono = samples[:, 0] if samples.shape[1] == 1 else np.mean(samples.T, axis=0)  # as librosa.to_mono
-    return Audio(mono, sample_rate_hz, hashlib.sha256(data).hexdigest())
+    if data is not None:
+        return Audio(mono, sample_rate_hz, hashlib.sha256(data).hexdigest())
+    return Audio(mono, sample_rate_hz, _sha256(path, header.num_bytes, path.stat().st_mtime_ns))
+
+
+def _read_part(file: soundfile.SoundFile, first: int, last: int) -> np.ndarray:
+    """float32 [last - first, channels]: what the whole file decodes to there; for MP3 up to the last bit."""
+    # An MP3 frame needs bits of frames before it, and libsndfile's seeking decodes the first ones without them.
+    run_up = min(first, _MP3_RUN_UP_FRAMES if file.format == "MP3" else 0)
+    file.seek(first - run_up)
+    return file.read(run_up + last - first, dtype="float32", always_2d=True)[run_up:]
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(path: Path, num_bytes: int, mtime_ns: int) -> str:
+    """sha256 of a file that many clips are parts of: read once, as long as it does not change."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _part_outside(path: Path, start_sec: float | None, end_sec: float | None, duration_sec: float) -> Rejected:
+    return Rejected(
+        "failed",
+        "part_outside",
+        str(path),
+        f"start {start_sec or 0.0} s, end {end_sec if end_sec is not None else duration_sec} s",
+        f"a part of its {duration_sec:.2f} s",
+        "Correct start and end (in seconds), or name the recording that they belong to.",
+    )
 
 
 def _declared_frames(file: soundfile.SoundFile, data: bytes) -> float:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from preprocess.errors import Rejected
 from preprocess.layout import normalise_text
-from preprocess.manifest import Manifest, Row
+from preprocess.manifest import Manifest
+from preprocess.recording import Recording
+from preprocess.rows import Row
 from preprocess.shards import KEY_PATTERN
 
 
@@ -22,7 +24,7 @@ class ClipPlan:
     """A clip before it is encoded. `dialogues` are [{"text", "references": [{"key", "text"}]}], normalised."""
 
     key: str
-    source: str  # the audio's name under the audio root
+    source: str  # the audio's name under the audio root, and which part of it
     path: str
     text: str = ""
     speaker: str = ""
@@ -30,6 +32,11 @@ class ClipPlan:
     id: str | None = None
     draws_reference: bool = False
     dialogues: list[dict] = field(default_factory=list)
+    part: tuple = ()  # the fields of its Recording after the path
+
+    @property
+    def recording(self) -> Recording:
+        return Recording(self.path, *self.part)
 
 
 @dataclass(frozen=True)
@@ -89,11 +96,12 @@ class _Builder:
         clips = {key: self.clips[key] for key in sorted(used)}
         return ClipTable(clips, self.uses, self.rejected, without_speaker)
 
-    def _clip(self, audio: str) -> ClipPlan:
-        path = os.path.normpath(self.audio_root / audio)
+    def _clip(self, audio: Recording) -> ClipPlan:
+        path = os.path.normpath(self.audio_root / audio.path)
         root = os.path.normpath(self.audio_root)
-        source = os.path.relpath(path, root) if os.path.commonpath([path, root]) == root else path
-        clip = self.clips.setdefault(clip_key(source), ClipPlan(clip_key(source), source, path))
+        name = os.path.relpath(path, root) if os.path.commonpath([path, root]) == root else path
+        source = str(audio._replace(path=name))
+        clip = self.clips.setdefault(clip_key(source), ClipPlan(clip_key(source), source, path, part=audio[1:]))
         assert clip.source == source, f"{clip.source} and {source} have the same key"
         return clip
 

@@ -20,7 +20,8 @@ from preprocess.codec import CodecFacts
 from preprocess.errors import InputError
 from preprocess.layout import NORMALISER_VERSION, tokenizer_fingerprint
 from preprocess.make_shard import FRAGMENTS_FOLDER, ShardReport
-from preprocess.shards import CORPUS_FILE, FORMAT_VERSION, sha256_file, write_atomically
+from preprocess.manifest import Manifest
+from preprocess.shards import CORPUS_FILE, FORMAT_VERSION, write_atomically
 
 SETTINGS_FILE = "settings.json"
 _LOCK_PATIENCE_SEC = 3.0
@@ -38,7 +39,7 @@ _PINNED = (
 )
 
 
-def corpus_settings(args: argparse.Namespace, base: BaseModel, codec: CodecFacts) -> dict:
+def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseModel, codec: CodecFacts) -> dict:
     """All that decides what the corpus holds; recorded in corpus.json, and the same for every run on a folder."""
     flac = {"format": "flac", "sample_rate_hz": WAVEFORM_SAMPLE_RATE_HZ}
     return {
@@ -52,7 +53,7 @@ def corpus_settings(args: argparse.Namespace, base: BaseModel, codec: CodecFacts
         },
         "waveforms": flac if args.waveforms == "flac" else {"format": "none", "sample_rate_hz": 0},
         "settings": {
-            "manifest_sha256": sha256_file(args.manifest),
+            "manifest_sha256": manifest.sha256,
             "hours_per_shard": args.hours_per_shard,
             "val_speakers": args.val_speakers,
             "seed": args.seed,

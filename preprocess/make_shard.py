@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.audio import decode, flac_16khz
+from preprocess.audio import flac_16khz
 from preprocess.base_model import read_base_model
 from preprocess.clips import ClipPlan
 from preprocess.codec import encode, load_codec
@@ -42,9 +42,9 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
     """Encode the spec's clips and write tar and fragment. `progress` hears the seconds of audio of each clip."""
     tokenizer, facts = load_codec(spec.codec, spec.hubert)
     clips, extra, rejected, lost_sec = [], {}, {}, {}
-    for plan in spec.clips:
+    for plan in sorted(spec.clips, key=lambda plan: plan.recording.order):
         try:
-            audio = decode(Path(plan.path))
+            audio = plan.recording.decode()
             progress(audio.duration_sec)
             reason = duration_reason(audio.duration_sec)
             if reason:
@@ -59,6 +59,7 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
         meta = _meta(plan, audio.duration_sec, audio.sha256)
         clips.append(Clip(plan.key, meta, codes, flac_16khz(audio) if spec.waveforms == "flac" else None))
         extra[plan.key] = {"frames": codes.shape[1], **_index_columns(spec.model, plan, meta)}
+    clips.sort(key=lambda clip: clip.key)
     assert len(clips) + len(rejected) == len(spec.clips)
     path = spec.out / f"{spec.name}.tar"
     rows = [{**row, **extra[row["key"]]} for row in write_shard(path, clips)] if clips else []

@@ -1,100 +1,215 @@
 """Manifests in, rows out: each row is one utterance to train on, whatever dialect it was written in.
 
-Two dialects, told apart row by row and reported:
+columns        JSONL, JSON, CSV, TSV or Parquet with a column each for audio, text, speaker, ... (preprocess.rows)
+ChatML         JSONL or JSON with `messages`; rows of both may stand in one file (preprocess.chatml)
+metadata.json  a folder with `samples` and text files (preprocess.folder)
+LJSpeech       metadata.csv of id|text|normalised text, and wavs/ (preprocess.ljspeech)
 
-columns  JSONL, JSON, CSV, TSV or Parquet with `audio`, `text` and, where there are some, `speaker`, `language`,
-         `reference_audio`, `reference_text`, `id`
-ChatML   JSONL or JSON with `messages`, in the voice-cloning shape (user: reference text, reference audio, an
-         instruction; assistant: text, audio) or already in the canonical one (see preprocess.layout)
-
-A row that can't be used is rejected by its line; the others go on.
+What was taken for what is kept and reported; what could be two things is refused. A row that can't be used is
+rejected by its line; the others go on.
 """
 
-import csv
-import io
-import json
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from preprocess import folder, ljspeech
+from preprocess.chatml import from_chatml
 from preprocess.errors import InputError, Rejected
 from preprocess.layout import normalise_text, num_letters
+from preprocess.records import SUFFIXES, read_records
+from preprocess.rows import Row, from_columns, malformed, map_columns
 
-COLUMNS = ("audio", "text", "speaker", "language", "reference_audio", "reference_text", "id")
-_SHAPE = (
-    "user: reference text, reference audio, instruction / assistant: text, audio; "
-    "or user: text / assistant: audio, once a reference and once for the target"
-)
+_METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
+# Hugging Face names the parts of a split train-00000-of-00003.parquet.
+_PART = re.compile(r"-\d+-of-\d+$")
+_UNITS = {"metadata.json": "sample", "LJSpeech": "line"}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One utterance. `references` are (audio, transcript or None); with none of them, one is drawn in training."""
+class ManifestFile:
+    """One file of a manifest. Its rows are numbered on from `rows_before`; a row is one `unit`: line, row, sample."""
 
-    line: int
-    audio: str
-    text: str
-    speaker: str | None = None
-    language: str | None = None
-    id: str | None = None
-    references: tuple[tuple[str, str | None], ...] = ()
+    path: Path
+    unit: str = "line"
+    rows_before: int = 0
+    validation: bool = False
 
 
 @dataclass
 class Manifest:
-    """A manifest as read: usable rows, rejected ones by line, rows of each dialect, and what was not used."""
+    """A manifest as read: usable rows, rejected ones by line, and how its words were taken.
+
+    dialects: rows of each. mapped: rows in which a field is a column of another name. A `line` is a row's number
+    through all files: in the first file, which mostly is the only one, its line.
+    """
 
     path: Path
     rows: list[Row] = field(default_factory=list)
     rejected: list[tuple[int, Rejected]] = field(default_factory=list)
     dialects: Counter = field(default_factory=Counter)
+    mapped: Counter = field(default_factory=Counter)
     ignored_columns: Counter = field(default_factory=Counter)
     own_system_texts: int = 0
+    files: list[ManifestFile] = field(default_factory=list)
 
     @property
     def num_rows(self) -> int:
         return len(self.rows) + len(self.rejected)
 
+    @property
+    def sha256(self) -> str:
+        """Hex sha256 of all that was read: the same rows have the same one, whatever folder they lie in."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            audios = [(a._replace(path=Path(a.path).name) if a.row else a, text) for a, text in row.recordings]
+            digest.update(repr((row.line, audios, row.text, row.speaker, row.language, row.id)).encode())
+        for line, error in self.rejected:
+            digest.update(repr((line, error.record())).encode())
+        return digest.hexdigest()
+
+    def place(self, line: int) -> tuple[ManifestFile, int]:
+        """The file that a row stands in, and its number there."""
+        files = self.files or [ManifestFile(self.path)]
+        file = next(file for file in reversed(files) if file.rows_before < line)
+        return file, line - file.rows_before
+
     def where(self, line: int) -> str:
-        return f"{self.path.name} {'row' if self.path.suffix == '.parquet' else 'line'} {line}"
+        file, number = self.place(line)
+        return f"{file.path.name} {file.unit} {number}"
 
 
-def read_manifest(path: Path, special_tokens: Iterable[str], system_text: str) -> Manifest:
-    """Read every row. Raises InputError where the file as a whole can't be read or no row can be used."""
-    manifest, special_tokens = Manifest(path), tuple(special_tokens)
-    for line, record in _records(path):
-        where = manifest.where(line)
-        try:
-            if isinstance(record, Rejected):
-                raise record.at(where)
-            if not isinstance(record, dict):
-                raise _malformed(where, f"{type(record).__name__} {str(record)[:60]!r}")
-            if "messages" in record:
-                manifest.dialects["ChatML"] += 1
-                row = _from_chatml(line, where, record)
-                system = [m.get("content") for m in record["messages"] if m.get("role") == "system"]
-                manifest.own_system_texts += system not in ([], [system_text])
-            else:
-                manifest.dialects["columns"] += 1
-                manifest.ignored_columns.update(str(name) for name in record if name not in COLUMNS)
-                row = _from_columns(line, where, record)
-            for text in (row.text, *(text for _, text in row.references if text is not None)):
-                _check_text(where, text, special_tokens)
-            manifest.rows.append(row)
-        except Rejected as rejected:
-            manifest.rejected.append((line, rejected))
-    if not manifest.rows:
-        first = str(manifest.rejected[0][1]) if manifest.rejected else "the file has no rows"
+def read_manifest(
+    path: Path,
+    special_tokens: Iterable[str],
+    system_text: str,
+    columns: Mapping[str, str] | None = None,
+    val_path: Path | None = None,
+) -> Manifest:
+    """Read every row. columns: {field: column}, for fields that other columns are than their names say.
+
+    path: a file, a folder, or a pattern (`data/train-*.parquet`). val_path: one more manifest, whose rows are the
+    validation split. Raises InputError where one of them as a whole can't be read, what a column is can't be told,
+    or no row can be used.
+    """
+    manifest, columns = Manifest(path), dict(columns or {})
+    seen = set()
+    for given, validation in ((path, False), (val_path, True)):
+        rows_before, rejected_before = len(manifest.rows), len(manifest.rejected)
+        for found in _find_files(given) if given else ():
+            dialect, records, own = _open(found)
+            unit = _UNITS.get(dialect, "row" if found.suffix == ".parquet" else "line")
+            file = ManifestFile(found, unit, _last_line(manifest), validation)
+            manifest.files.append(file)
+            for number, record in records:
+                if isinstance(record, dict):
+                    seen |= {str(name) for name in record}
+                    chosen = {f: c for f, c in own.items() if c in record} | columns
+                else:
+                    chosen = columns
+                _add(manifest, dialect, file.rows_before + number, record, chosen, (special_tokens, system_text))
+        if given and len(manifest.rows) == rows_before:
+            raise _no_rows(given, manifest.rejected[rejected_before:])
+    strangers = sorted(set(columns.values()) - seen)
+    if strangers:
         raise InputError(
-            str(path),
-            f"no row that can be used, of {manifest.num_rows}",
-            "at least one utterance",
-            f"The first problem: {first}",
+            "--columns",
+            ", ".join(strangers),
+            f"columns of the manifest: {', '.join(sorted(seen))}",
+            "Name the columns as the manifest does.",
         )
     return manifest
+
+
+def _last_line(manifest: Manifest) -> int:
+    return max([row.line for row in manifest.rows[-1:]] + [line for line, _ in manifest.rejected[-1:]], default=0)
+
+
+def _add(manifest: Manifest, dialect: str, line: int, record: object, chosen: dict[str, str], words: tuple) -> None:
+    special_tokens, system_text = words
+    where = manifest.where(line)
+    try:
+        if isinstance(record, Rejected):
+            raise record.at(where)
+        if not isinstance(record, dict):
+            raise malformed(where, f"{type(record).__name__} {str(record)[:60]!r}")
+        if "messages" in record:
+            manifest.dialects["ChatML"] += 1
+            row = from_chatml(line, where, record)
+            system = [m.get("content") for m in record["messages"] if m.get("role") == "system"]
+            manifest.own_system_texts += system not in ([], [system_text])
+        else:
+            manifest.dialects[dialect] += 1
+            names = map_columns(tuple(map(str, record)), tuple(chosen.items()))
+            manifest.mapped.update((f, c) for f, c in names.items() if f != c and record.get(c) is not None)
+            manifest.ignored_columns.update(str(name) for name in record if name not in names.values())
+            row = from_columns(line, where, record, names)
+        for text in (row.text, *(text for _, text in row.references if text is not None)):
+            _check_text(where, text, special_tokens)
+        manifest.rows.append(row)
+    except Rejected as rejected:
+        manifest.rejected.append((line, rejected))
+
+
+def _no_rows(path: Path, rejected: list[tuple[int, Rejected]]) -> InputError:
+    first = str(rejected[0][1]) if rejected else "the file has no rows"
+    return InputError(
+        str(path),
+        f"no row that can be used, of {len(rejected)}",
+        "at least one utterance",
+        f"The first problem: {first}",
+    )
+
+
+def _open(path: Path) -> tuple[str, Iterator[tuple[int, object]], Mapping[str, str]]:
+    """(dialect, its records, the columns that this dialect has for fields)."""
+    suffix = path.suffix.lower()
+    if suffix == ".json" and folder.read_samples(path) is not None:
+        return "metadata.json", folder.read_folder(path), folder.COLUMNS
+    if suffix == ".csv" and ljspeech.is_ljspeech(path):
+        return "LJSpeech", ljspeech.read_ljspeech(path), ljspeech.COLUMNS
+    return "columns", read_records(path), {}
+
+
+def _find_files(path: Path) -> list[Path]:
+    """The manifest files that a file, a folder or a pattern stands for, sorted by name."""
+    if path.is_dir():
+        found = [path / name for name in _METADATA if (path / name).is_file()]
+        if not found:
+            found = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+            splits = sorted({_PART.sub("", file.stem) for file in found if _PART.search(file.stem)})
+            if len(splits) > 1:
+                raise InputError(
+                    str(path),
+                    f"Parquet files of {len(splits)} splits: {', '.join(splits)}",
+                    "the rows to train on",
+                    f"Name one by a pattern, for example --manifest '{found[0].parent}/{splits[-1]}-*.parquet'",
+                )
+        elif len(found) > 1:
+            raise InputError(
+                str(path),
+                f"{len(found)} manifests: {', '.join(file.name for file in found)}",
+                "one",
+                f"Name it, for example --manifest {found[0]}",
+            )
+    elif "*" in path.name:
+        found = sorted(path.parent.glob(path.name))
+    else:
+        found = [path]
+    if not found or not all(file.is_file() and file.suffix.lower() in SUFFIXES for file in found):
+        wrong = next((file for file in found if file.is_file()), None)
+        what = f"no {', no '.join(_METADATA)} and no Parquet files" if path.is_dir() else "no such file"
+        raise InputError(
+            str(path),
+            f"a {wrong.suffix or 'nameless'} file" if wrong else what,
+            "a manifest: .jsonl, .json, .csv, .tsv or .parquet, or a folder with metadata.json, metadata.csv, "
+            "metadata.jsonl or Parquet files",
+            "Name it with --manifest.",
+        )
+    return found
 
 
 def _check_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
@@ -118,182 +233,3 @@ def _check_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
             "spoken words alone: a special token would change the prompt's structure",
             "Remove it from the text.",
         )
-
-
-def _from_columns(line: int, where: str, record: dict) -> Row:
-    values = {}
-    for name in COLUMNS:
-        value = record.get(name)
-        if isinstance(value, int | float) and name in ("speaker", "id"):
-            value = str(value)
-        if value is not None and not isinstance(value, str):
-            raise _malformed(where, f"{name} = {json.dumps(value)[:60]}", f"{name} as a string")
-        values[name] = value if name == "text" else (value or None)
-    if None in record:
-        raise _malformed(where, f"{len(record[None])} more values than there are columns", "one value a column")
-    if not values["audio"] or values["text"] is None:
-        missing = " and ".join(name for name in ("audio", "text") if not values[name])
-        raise Rejected(
-            "failed",
-            "missing_column",
-            where,
-            f"no {missing} among the columns {', '.join(map(str, record)) or '(none)'}",
-            f"the columns audio and text (all known ones: {', '.join(COLUMNS)})",
-            "Rename the columns, or fill in the row.",
-        )
-    if values["reference_text"] and not values["reference_audio"]:
-        raise _malformed(where, "reference_text without reference_audio", "both, or neither")
-    reference = values.pop("reference_audio"), values.pop("reference_text")
-    return Row(line, references=(reference,) if reference[0] else (), **values)
-
-
-def _from_chatml(line: int, where: str, record: dict) -> Row:
-    messages = record["messages"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise _malformed(where, f"messages = {json.dumps(messages, ensure_ascii=False)[:60]}", "a list of turns")
-    if any(message.get("recipient") for message in messages):
-        raise Rejected(
-            "failed",
-            "recipient",
-            where,
-            "a turn with a recipient",
-            "turns that speak to the listener: this layout has no recipient",
-            "Remove the row, or the recipient if the turn is plain speech.",
-        )
-    attached = iter(record.get("audios") or [])
-    turns = [(message.get("role"), list(_parts(where, message.get("content"), attached))) for message in messages]
-    if turns and turns[0][0] == "system":
-        turns = turns[1:]
-    shape = [(role, [kind for kind, _ in parts]) for role, parts in turns]
-    if shape == [("user", ["text", "audio", "text"]), ("assistant", ["text", "audio"])]:
-        (_, ((_, reference_text), (_, reference_audio), _)), (_, ((_, text), (_, audio))) = turns
-        references = ((reference_audio, reference_text),)
-    elif shape and shape == [("user", ["text"]), ("assistant", ["audio"])] * (len(shape) // 2):
-        contents = [parts[0][1] for _, parts in turns]
-        *references, (audio, text) = zip(contents[1::2], contents[0::2], strict=True)
-    else:
-        raise Rejected(
-            "failed",
-            "not_voice_cloning",
-            where,
-            " / ".join(f"{role}: {', '.join(kinds) or 'nothing'}" for role, kinds in shape) or "no turns",
-            _SHAPE,
-            "Rewrite the row in one of these shapes, or remove it.",
-        )
-    misc = record.get("misc") if isinstance(record.get("misc"), dict) else {}
-    about = {name: record.get(name) or misc.get(name) for name in ("speaker", "language", "id")}
-    about = {name: None if value is None else str(value) for name, value in about.items()}
-    return Row(line, audio, text, references=tuple(references), **about)
-
-
-def _parts(where: str, content: object, attached: Iterator[object]) -> Iterator[tuple[str, str]]:
-    """("text", words) and ("audio", path) of a turn; `<audio>` in a string takes the next attached file."""
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, str):
-            part = {"type": "text", "text": part}
-        if not isinstance(part, dict):
-            raise _malformed(where, f"content {json.dumps(part)[:60]}", "text, or parts of text and audio")
-        if part.get("type") == "text" and isinstance(part.get("text"), str):
-            for number, text in enumerate(part["text"].split("<audio>")):
-                if number:
-                    yield "audio", _path(where, next(attached, None))
-                if text or "<audio>" not in part["text"]:
-                    yield "text", text
-        elif part.get("type") == "audio":
-            if part.get("offset"):
-                raise _malformed(where, f"audio from offset {part['offset']} s", "whole files")
-            yield "audio", _path(where, part.get("audio_url") or part.get("audio"))
-        else:
-            raise _malformed(where, f"a part of type {part.get('type')!r}", "parts of type text or audio")
-
-
-def _path(where: str, value: object) -> str:
-    if not isinstance(value, str) or value in ("", "placeholder"):
-        raise _malformed(where, "audio without a path", "audio_url, or as many `audios` as <audio> marks")
-    return value
-
-
-def _malformed(where: str, found: str, expected: str = "one JSON object a row") -> Rejected:
-    return Rejected("failed", "malformed_row", where, found, expected, "Correct the row, or remove it.")
-
-
-def _records(path: Path) -> Iterator[tuple[int, object]]:
-    """(line or row number from 1, record or why it can't be read) of each row."""
-    suffix = path.suffix.lower()
-    if not path.is_file() or suffix not in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
-        raise InputError(
-            str(path),
-            "no such file" if not path.is_file() else f"a {suffix or 'nameless'} file",
-            "a manifest: .jsonl, .json, .csv, .tsv or .parquet",
-            "Name it with --manifest.",
-        )
-    if suffix == ".parquet":
-        batches = pq.ParquetFile(path).iter_batches()
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    elif suffix in (".csv", ".tsv"):
-        yield from _csv_records(path, suffix)
-    else:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        if data.lstrip()[:1] == b"[":
-            yield from _json_array(path, data.decode(errors="replace"))
-        else:
-            yield from _json_lines(data)
-
-
-def _csv_records(path: Path, suffix: str) -> Iterator[tuple[int, dict]]:
-    # Quotes mean nothing in TSV: a stray one must not swallow the lines after it.
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {"strict": True}
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    reader = csv.DictReader(io.StringIO(text, newline=""), **dialect)
-    line = 2
-    try:
-        for record in reader:
-            yield line, record
-            line = reader.line_num + 1
-    except csv.Error as error:
-        yield line, _malformed("", f"broken CSV, from here to the end ({error})", "quoted fields that end")
-
-
-def _json_lines(data: bytes) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            yield number, _parse(line)
-
-
-def _parse(line: bytes) -> object:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        shown = line[:60].decode(errors="replace")
-        return Rejected(
-            "failed",
-            "malformed_json",
-            "",
-            f"{shown!r}, which is not JSON ({error})",
-            "one JSON object a line",
-            "Correct the line, or remove it.",
-        )
-
-
-def _json_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    """Elements of a JSON array with the line each starts on. After a broken one nothing can be told apart."""
-    decoder, position, line = json.JSONDecoder(), text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
-    while True:
-        start = position
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        line += text.count("\n", start, position)
-        if position < len(text) and text[position] == "]":
-            return
-        try:
-            record, end = decoder.raw_decode(text, position)
-        except ValueError as error:
-            raise InputError(
-                f"{path} line {line}",
-                f"broken JSON ({error})",
-                "an element of the array that starts the file",
-                "Correct it: what follows in the array can't be read without it.",
-            ) from error
-        yield line, record
-        line += text.count("\n", position, end)
-        position = end

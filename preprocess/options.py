@@ -5,12 +5,14 @@ from pathlib import Path
 
 from preprocess.errors import InputError
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
+from preprocess.rows import parse_columns
 
 EXAMPLE = """example:
   python -m preprocess.shard --manifest corpus.jsonl --model higgs-audio-v2-generation-3B-base \\
       --audio-tokenizer higgs-audio-v2-tokenizer --hubert hubert_base --out shards/"""
 REQUIRED = {
-    "manifest": "the list of recordings: .jsonl, .json, .csv, .tsv or .parquet",
+    "manifest": "the list of recordings: .jsonl, .json, .csv, .tsv or .parquet; or a folder with metadata.json, "
+    "metadata.csv (LJSpeech, audiofolder) or Parquet files; or a pattern ('data/train-*.parquet')",
     "model": "folder of the Higgs Audio v2 base model (config and tokenizer are read)",
     "audio_tokenizer": "folder of the codec (config.json, model.pth)",
     "hubert": "folder of the HuBERT that the codec is built on",
@@ -24,8 +26,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m preprocess.shard",
         description=(
             "Encode recordings with Boson's codec and write shards for training. Rows are `audio`, `text` and "
-            "`speaker`, or `reference_audio` and `reference_text`; ChatML voice-cloning rows are read too. A row "
-            "that can't be used is named in failures.jsonl and the others go on. Run the same command again to "
+            "`speaker`, or `reference_audio` and `reference_text`, and `start` and `end` (seconds) where a clip is a "
+            "part of a longer file; ChatML voice-cloning rows, LJSpeech and Hugging Face's folders are read too. A "
+            "row that can't be used is named in failures.jsonl and the others go on. Run the same command again to "
             "continue where it stopped."
         ),
         epilog=EXAMPLE,
@@ -35,6 +38,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=f"{help_text} (required)")
     parser.add_argument(
         "--audio-root", type=Path, metavar="PATH", help="what audio paths are relative to (the manifest's folder)"
+    )
+    parser.add_argument(
+        "--columns",
+        type=parse_columns,
+        default={},
+        metavar="FIELD=COLUMN,...",
+        help="which columns of the manifest are what, where their names do not say so: for Common Voice "
+        "audio=path,text=sentence,speaker=client_id. What was taken for what is printed",
     )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (all cores)")
     parser.add_argument("--hours-per-shard", type=float, default=0.5, metavar="HOURS", help="audio in a shard (0.5)")
@@ -67,8 +78,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in (*REQUIRED, "audio_root"):
         if getattr(args, name) is not None:
             setattr(args, name, getattr(args, name).absolute())
-    args.audio_root = args.audio_root or args.manifest.parent
+    args.audio_root = args.audio_root or folder_of(args.manifest)
     return args
+
+
+def folder_of(manifest: Path) -> Path:
+    """What a manifest's audio paths are relative to, where nothing else is said."""
+    return manifest if manifest.is_dir() else manifest.parent
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

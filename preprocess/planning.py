@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from preprocess.audio import Header, probe
+from preprocess.audio import Header
 from preprocess.clips import ClipPlan, ClipTable
 from preprocess.errors import Rejected
 from preprocess.screening import MAX_DURATION_SEC
@@ -34,15 +34,17 @@ class ShardSpec:
 
 def probe_clips(clips: Iterable[ClipPlan], num_threads: int) -> tuple[dict[str, Header], dict[str, Rejected]]:
     """Headers of the clips that have one, and why the others have none, by key."""
-    clips = list(clips)
+    clips = sorted(clips, key=lambda clip: clip.recording.order)
 
     def look(clip: ClipPlan) -> Header | Rejected:
         try:
-            return probe(Path(clip.path))
+            return clip.recording.probe()
         except Rejected as rejected:
             return rejected
 
-    with ThreadPoolExecutor(num_threads) as pool:
+    # Threads would each read their own row groups of a Parquet file: one reads them in order.
+    alone = any(clip.recording.row for clip in clips)
+    with ThreadPoolExecutor(1 if alone else num_threads) as pool:
         found = list(tqdm(pool.map(look, clips), total=len(clips), desc="headers", unit="file", leave=False))
     by_key = {clip.key: result for clip, result in zip(clips, found, strict=True)}
     headers = {key: result for key, result in by_key.items() if isinstance(result, Header)}

@@ -23,6 +23,8 @@ def show_manifest(manifest: Manifest, table: ClipTable) -> None:
         print(f"  {table.rows_without_speaker} rows name a reference and no speaker: each reference is a voice")
     if manifest.own_system_texts:
         print(f"  {manifest.own_system_texts} rows have a system text of their own: --system-text replaces it")
+    for (field, column), count in sorted(manifest.mapped.items()):
+        print(f"  {field} = column {column} ({count} rows)")
     if manifest.ignored_columns:
         print(f"  columns not used: {', '.join(sorted(manifest.ignored_columns))}")
     sys.stdout.flush()

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # a process a core; and a parent's thread pool would not survive the fork
     num_workers = args.workers or len(os.sched_getaffinity(0))
     base = read_base_model(args.model)
-    manifest = read_manifest(args.manifest, base.special_tokens, args.system_text)
+    manifest = read_manifest(args.manifest, base.special_tokens, args.system_text, args.columns)
     table = build_clips(manifest, args.audio_root)
     report.show_manifest(manifest, table)
     headers, rejected = probe_clips(table.clips.values(), num_workers)
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
     _, codec = load_codec(args.audio_tokenizer, args.hubert)
     check_codec_fits(base, args.audio_tokenizer, codec)
-    settings = corpus_settings(args, base, codec)
+    settings = corpus_settings(args, manifest, base, codec)
     with open_folder(args.out, settings):
         specs = plan_shards(args, table, headers, settings)
         reports = make_shards(specs, headers, num_workers)

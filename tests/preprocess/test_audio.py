@@ -1,6 +1,7 @@
 """Decoding gives the samples Boson would see, and says what is wrong with a file that libsndfile takes silently."""
 
 import io
+import itertools
 
 import librosa
 import numpy as np
@@ -130,3 +131,50 @@ def test_a_waveform_beyond_full_scale_is_clipped_not_wrapped():
     loud = np.full(16000, 1.5, np.float32)
     stored, _ = soundfile.read(io.BytesIO(flac_16khz(Audio(loud, 16000, ""))))
     assert stored.min() > 0.99
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+def test_a_part_is_what_the_whole_file_decodes_to_there(suffix, speech, tmp_path):
+    """From start and end rounded to samples. A bare seek in an MP3 would give other samples for some frames."""
+    path = save_variant(speech, tmp_path / f"x.{suffix}", channels=2)
+    whole, rate_hz = librosa.load(path, sr=None, mono=True)
+    middle_sec = (len(whole) // 2 + 0.3) / rate_hz
+    borders = [0.0, 0.31234, middle_sec, len(whole) / rate_hz - 0.2, None]
+    parts = [decode(path, start, end) for start, end in itertools.pairwise(borders)]
+    assert [len(part.waveform) for part in parts[:1]] == [round(0.31234 * rate_hz)]
+    # libsndfile's MP3 samples differ in the last bit as soon as it has been asked to seek, even to the start.
+    close = {"rtol": 0, "atol": 3e-7 if suffix == "mp3" else 0}
+    np.testing.assert_allclose(np.concatenate([part.waveform for part in parts]), whole, **close)
+    assert {part.sha256 for part in parts} == {decode(path).sha256}
+    # Where start and end fall on samples it is librosa's own part.
+    expected, _ = librosa.load(path, sr=None, offset=0.5, duration=0.5)
+    if suffix != "mp3":  # librosa seeks without a run-up
+        assert np.array_equal(decode(path, 0.5, 1.0).waveform, expected)
+    assert probe(path, 0.5, 1.0).duration_sec == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("start_sec", "end_sec"), [(0.5, 99.0), (99.0, None)])
+def test_a_part_outside_its_file_is_refused(start_sec, end_sec, speech):
+    whole_sec = decode(speech).duration_sec
+    with pytest.raises(Rejected) as caught:
+        decode(speech, start_sec, end_sec)
+    assert (caught.value.status, caught.value.reason) == ("failed", "part_outside")
+    assert_parts(
+        caught.value, str(speech), f"start {start_sec} s, end {end_sec or ''}", f"{whole_sec:.2f} s", "Correct start"
+    )
+
+
+def test_an_end_that_was_rounded_up_is_the_file_s_end(speech):
+    whole = decode(speech)
+    part = decode(speech, 0.0, whole.duration_sec + 0.009)
+    assert np.array_equal(part.waveform, whole.waveform)
+
+
+def test_a_part_of_a_file_cut_short_is_refused(speech, tmp_path):
+    path = save_variant(speech, tmp_path / "x.flac")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    whole_sec = probe(path).duration_sec
+    assert decode(path, 0.0, 0.2).duration_sec == pytest.approx(0.2, abs=1e-4)
+    with pytest.raises(Rejected) as caught:
+        decode(path, 0.0, whole_sec)
+    assert caught.value.reason in ("truncated", "not_audio")

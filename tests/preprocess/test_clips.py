@@ -7,11 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.clips import ClipTable, build_clips, clip_key
-from preprocess.manifest import Manifest, Row
+from preprocess.manifest import Manifest
+from preprocess.recording import Recording
+from preprocess.rows import Row
 from preprocess.shards import KEY_PATTERN
 from tests.preprocess.helpers import assert_parts
 
 ROOT = Path("/data/audio")
+
+
+def row(line, audio, *values, references=()):
+    named = tuple((Recording(name), text) for name, text in references)
+    return Row(line, Recording(audio), *values, references=named)
 
 
 def build(*rows: Row) -> ClipTable:
@@ -37,13 +44,17 @@ def test_keys_tell_apart_what_looks_alike():
 
 
 def test_a_key_does_not_depend_on_where_the_root_lies_or_how_the_path_is_written():
-    rows = [Row(1, "s/a.wav", "x", "s"), Row(2, "./s/../s/b.wav", "x", "s"), Row(3, "/data/audio/c.wav", "x", "s")]
+    rows = [
+        row(1, "s/a.wav", "x", "s"),
+        row(2, "./s/../s/b.wav", "x", "s"),
+        row(3, "/data/audio/c.wav", "x", "s"),
+    ]
     assert [c.source for c in build(*rows).clips.values()] == ["s/a.wav", "s/b.wav", "c.wav"]
-    assert clip(build(Row(1, "/elsewhere/a.wav", "x", "s")), "/elsewhere/a.wav").path == "/elsewhere/a.wav"
+    assert clip(build(row(1, "/elsewhere/a.wav", "x", "s")), "/elsewhere/a.wav").path == "/elsewhere/a.wav"
 
 
 def test_a_drawn_row_makes_a_clip():
-    table = build(Row(1, "a.wav", " نعم ", "salma", "ar", "id1"))
+    table = build(row(1, "a.wav", " نعم ", "salma", "ar", "id1"))
     found = clip(table, "a.wav")
     assert (found.text, found.speaker, found.language, found.id) == (" نعم ", "salma", "ar", "id1")
     assert found.draws_reference
@@ -52,7 +63,11 @@ def test_a_drawn_row_makes_a_clip():
 
 
 def test_identical_rows_are_merged_into_the_clip():
-    table = build(Row(1, "a.wav", "x", "s"), Row(2, "./a.wav", "x ", "s"), Row(3, "b.wav", "x", "s"))
+    table = build(
+        row(1, "a.wav", "x", "s"),
+        row(2, "./a.wav", "x ", "s"),
+        row(3, "b.wav", "x", "s"),
+    )
     assert len(table.clips) == 2
     assert [use.line for use in table.uses] == [1, 3]
     assert problem(table, 2).status == "merged"
@@ -60,7 +75,7 @@ def test_identical_rows_are_merged_into_the_clip():
 
 
 def test_another_transcript_of_the_same_recording_is_screened_naming_the_first_row():
-    table = build(Row(1, "a.wav", "yes", "s"), Row(2, "a.wav", "no", "s"))
+    table = build(row(1, "a.wav", "yes", "s"), row(2, "a.wav", "no", "s"))
     assert clip(table, "a.wav").text == "yes"
     assert (problem(table, 2).status, problem(table, 2).reason) == ("screened", "other_transcript")
     assert_parts(
@@ -69,20 +84,20 @@ def test_another_transcript_of_the_same_recording_is_screened_naming_the_first_r
 
 
 def test_another_speaker_of_the_same_recording_is_screened():
-    table = build(Row(1, "a.wav", "yes", "omar"), Row(2, "a.wav", "yes", "huda"))
+    table = build(row(1, "a.wav", "yes", "omar"), row(2, "a.wav", "yes", "huda"))
     assert clip(table, "a.wav").speaker == "omar"
     assert problem(table, 2).reason == "other_speaker"
 
 
 def test_a_row_with_neither_speaker_nor_reference_fails():
-    table = build(Row(1, "a.wav", "x", "s"), Row(2, "b.wav", "x"))
+    table = build(row(1, "a.wav", "x", "s"), row(2, "b.wav", "x"))
     assert (problem(table, 2).status, problem(table, 2).reason) == ("failed", "no_speaker")
     assert_parts(problem(table, 2), "m.jsonl line 2", "neither speaker nor reference_audio", "one of them", "Fill in")
     assert len(table.clips) == 1
 
 
 def test_a_row_that_names_its_reference_becomes_a_dialogue_and_two_clips():
-    table = build(Row(1, "t.wav", " target ", "s", references=(("r.wav", "refer"),)))
+    table = build(row(1, "t.wav", " target ", "s", references=(("r.wav", "refer"),)))
     target, reference = clip(table, "t.wav"), clip(table, "r.wav")
     assert target.dialogues == [{"text": "target", "references": [{"key": reference.key, "text": "refer"}]}]
     assert (target.draws_reference, reference.draws_reference) == (False, False)
@@ -91,10 +106,10 @@ def test_a_row_that_names_its_reference_becomes_a_dialogue_and_two_clips():
 
 def test_one_reference_may_be_used_with_two_texts_and_one_target_with_two_references():
     table = build(
-        Row(1, "t.wav", "one", "s", references=(("r.wav", "first"),)),
-        Row(2, "t.wav", "one", "s", references=(("r.wav", "second"),)),
-        Row(3, "t.wav", "two", "s", references=(("r.wav", "first"),)),
-        Row(4, "t.wav", "one ", "s", references=(("r.wav", "first"),)),
+        row(1, "t.wav", "one", "s", references=(("r.wav", "first"),)),
+        row(2, "t.wav", "one", "s", references=(("r.wav", "second"),)),
+        row(3, "t.wav", "two", "s", references=(("r.wav", "first"),)),
+        row(4, "t.wav", "one ", "s", references=(("r.wav", "first"),)),
     )
     dialogues = clip(table, "t.wav").dialogues
     assert [(d["text"], d["references"][0]["text"]) for d in dialogues] == [
@@ -109,8 +124,8 @@ def test_one_reference_may_be_used_with_two_texts_and_one_target_with_two_refere
 
 def test_what_a_clip_s_own_row_says_counts_more_than_what_a_dialogue_says():
     table = build(
-        Row(1, "t.wav", "x", references=(("r.wav", "wrong words"),)),
-        Row(2, "r.wav", "its own words", "omar", "ar"),
+        row(1, "t.wav", "x", references=(("r.wav", "wrong words"),)),
+        row(2, "r.wav", "its own words", "omar", "ar"),
     )
     reference = clip(table, "r.wav")
     assert (reference.text, reference.speaker, reference.language) == ("its own words", "omar", "ar")
@@ -120,9 +135,9 @@ def test_what_a_clip_s_own_row_says_counts_more_than_what_a_dialogue_says():
 
 def test_a_reference_without_transcript_takes_that_of_its_own_row_or_fails():
     table = build(
-        Row(1, "t.wav", "x", references=(("r.wav", None),)),
-        Row(2, "r.wav", "words", "s"),
-        Row(3, "u.wav", "x", references=(("unknown.wav", None),)),
+        row(1, "t.wav", "x", references=(("r.wav", None),)),
+        row(2, "r.wav", "words", "s"),
+        row(3, "u.wav", "x", references=(("unknown.wav", None),)),
     )
     assert clip(table, "t.wav").dialogues[0]["references"][0]["text"] == "words"
     assert problem(table, 3).reason == "no_reference_text"
@@ -131,9 +146,9 @@ def test_a_reference_without_transcript_takes_that_of_its_own_row_or_fails():
 
 def test_rows_without_speaker_share_the_voice_of_their_reference():
     table = build(
-        Row(1, "a.wav", "x", references=(("r.wav", "y"),)),
-        Row(2, "b.wav", "x", references=(("r.wav", "y"),)),
-        Row(3, "c.wav", "x", references=(("q.wav", "y"),)),
+        row(1, "a.wav", "x", references=(("r.wav", "y"),)),
+        row(2, "b.wav", "x", references=(("r.wav", "y"),)),
+        row(3, "c.wav", "x", references=(("q.wav", "y"),)),
     )
     voices = [clip(table, name).speaker for name in ("a.wav", "b.wav", "r.wav", "c.wav", "q.wav")]
     assert voices[0] == voices[1] == voices[2] == f"unnamed-{clip_key('r.wav')}"
@@ -142,7 +157,10 @@ def test_rows_without_speaker_share_the_voice_of_their_reference():
 
 
 def test_a_target_that_is_its_own_reference_fails():
-    table = build(Row(1, "ok.wav", "x", "s"), Row(2, "t.wav", "x", "s", references=(("./t.wav", "x"),)))
+    table = build(
+        row(1, "ok.wav", "x", "s"),
+        row(2, "t.wav", "x", "s", references=(("./t.wav", "x"),)),
+    )
     assert problem(table, 2).reason == "reference_is_target"
     assert clip_key("t.wav") not in table.clips
 
@@ -150,12 +168,12 @@ def test_a_target_that_is_its_own_reference_fails():
 @given(st.permutations(range(6)))
 def test_every_row_is_used_or_rejected_once_in_any_order(order):
     rows = [
-        Row(1, "a.wav", "x", "s"),
-        Row(2, "a.wav", "x", "s"),
-        Row(3, "a.wav", "y", "s"),
-        Row(4, "b.wav", "x"),
-        Row(5, "c.wav", "x", references=(("a.wav", "x"),)),
-        Row(6, "c.wav", "x", references=(("d.wav", None),)),
+        row(1, "a.wav", "x", "s"),
+        row(2, "a.wav", "x", "s"),
+        row(3, "a.wav", "y", "s"),
+        row(4, "b.wav", "x"),
+        row(5, "c.wav", "x", references=(("a.wav", "x"),)),
+        row(6, "c.wav", "x", references=(("d.wav", None),)),
     ]
     table = build(*(rows[i] for i in order))
     assert sorted([use.line for use in table.uses] + [line for line, _ in table.rejected]) == [1, 2, 3, 4, 5, 6]

@@ -9,7 +9,9 @@ import pytest
 
 from preprocess.errors import InputError
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
-from preprocess.manifest import Row, read_manifest
+from preprocess.manifest import read_manifest
+from preprocess.recording import Recording
+from preprocess.rows import Row
 from tests.preprocess.helpers import assert_parts, write_jsonl
 
 ROWS = [
@@ -17,8 +19,8 @@ ROWS = [
     {"audio": "b.wav", "text": 'قال: "نعم"', "reference_audio": "a.wav", "reference_text": "صباح الخير"},
 ]
 EXPECTED = [
-    Row(0, "a.wav", ROWS[0]["text"], "salma", "ar", "one"),
-    Row(0, "b.wav", ROWS[1]["text"], references=(("a.wav", "صباح الخير"),)),
+    Row(0, Recording("a.wav"), ROWS[0]["text"], "salma", "ar", "one"),
+    Row(0, Recording("b.wav"), ROWS[1]["text"], references=((Recording("a.wav"), "صباح الخير"),)),
 ]
 
 
@@ -88,7 +90,9 @@ def canonical_row(num_references=1):
 def test_a_chatml_voice_cloning_row_names_its_reference(tmp_path):
     manifest = read(write_jsonl(tmp_path / "m.jsonl", [voice_cloning_row(speaker="salma", start_index=2)]))
     (row,) = manifest.rows
-    assert row == Row(1, "target.wav", "مساء النور", "salma", references=(("ref.wav", "صباح الخير"),))
+    assert row == Row(
+        1, Recording("target.wav"), "مساء النور", "salma", references=((Recording("ref.wav"), "صباح الخير"),)
+    )
     assert manifest.dialects == {"ChatML": 1}
     assert manifest.own_system_texts == 1
 
@@ -101,8 +105,8 @@ def test_the_speaker_may_stand_in_misc(tmp_path):
 def test_canonical_chatml_rows_with_two_references_and_with_none(tmp_path):
     rows = [canonical_row(2), {**canonical_row(0), "speaker": "huda"}]
     manifest = read(write_jsonl(tmp_path / "m.jsonl", rows))
-    assert manifest.rows[0].references == (("ref0.wav", "نص 0"), ("ref1.wav", "نص 1"))
-    assert (manifest.rows[0].audio, manifest.rows[0].text) == ("target.wav", "مساء النور")
+    assert manifest.rows[0].references == ((Recording("ref0.wav"), "نص 0"), (Recording("ref1.wav"), "نص 1"))
+    assert (manifest.rows[0].audio, manifest.rows[0].text) == (Recording("target.wav"), "مساء النور")
     assert (manifest.rows[1].references, manifest.rows[1].speaker) == ((), "huda")
     assert manifest.own_system_texts == 0
 
@@ -116,7 +120,7 @@ def test_ms_swift_rows_with_audio_marks_and_attached_files(tmp_path):
         "audios": ["ref.wav", "target.wav"],
     }
     (found,) = read(write_jsonl(tmp_path / "m.jsonl", [row])).rows
-    assert found == Row(1, "target.wav", "مساء النور", references=(("ref.wav", "صباح الخير"),))
+    assert found == Row(1, Recording("target.wav"), "مساء النور", references=((Recording("ref.wav"), "صباح الخير"),))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +153,7 @@ def test_a_recipient_turn_is_refused(tmp_path):
     ("part", "found"),
     [
         ({"type": "audio", "audio_url": "", "raw_audio": "UklGRg=="}, "audio without a path"),
-        ({"type": "audio", "audio_url": "a.wav", "offset": 1.5}, "offset 1.5 s"),
+        ({"type": "audio", "audio_url": "a.wav", "offset": -1.5}, "offset -1.5, duration None"),
         ({"type": "image", "image_url": "x.png"}, "a part of type 'image'"),
     ],
 )
@@ -202,7 +206,7 @@ def test_a_stray_quote_in_tsv_does_not_swallow_lines(tmp_path):
             "<|AUDIO_OUT|>",
         ),
         ({"audio_path": "a.wav", "text": "hi"}, "failed", "missing_column", "no audio among the columns audio_path"),
-        ({"audio": "a.wav", "sentence": "hi"}, "failed", "missing_column", "no text"),
+        ({"audio": "a.wav", "words": "hi"}, "failed", "missing_column", "no text"),
         ({"audio": "a.wav", "text": 5}, "failed", "malformed_row", "text = 5"),
         (
             {"audio": "a.wav", "text": "x", "reference_text": "y"},
@@ -221,7 +225,7 @@ def test_a_row_that_cannot_be_used_says_why(row, status, reason, found, tmp_path
     assert found in error.found
     assert error.expected
     assert error.action
-    assert read(path).rows == [Row(1, "x.wav", "ok", "12")]
+    assert read(path).rows == [Row(1, Recording("x.wav"), "ok", "12")]
 
 
 def test_columns_that_are_not_used_are_reported(tmp_path):

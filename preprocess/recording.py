@@ -1,0 +1,66 @@
+"""Where a recording lies: in a file, in a part of a longer one, or inside a Parquet file."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from preprocess.audio import Audio, Header, decode, probe
+
+
+class Recording(NamedTuple):
+    """One utterance's audio: all of `path`, or [start_sec, end_sec) of it; with `row` (from 1), bytes in Parquet."""
+
+    path: str
+    start_sec: float | None = None
+    end_sec: float | None = None
+    row: int | None = None
+    column: str | None = None
+
+    def __str__(self) -> str:
+        inside = "" if self.row is None else f"#{self.row}.{self.column}"
+        whole = self.start_sec is None and self.end_sec is None
+        end = "" if self.end_sec is None else repr(self.end_sec)
+        return self.path + inside + ("" if whole else f"@{self.start_sec or 0.0!r}-{end}")
+
+    @property
+    def order(self) -> tuple:
+        """Sorts recordings so that each file, and each row group of a Parquet file, is read once, in order."""
+        return self.path, self.row or 0, self.start_sec or 0.0
+
+    def probe(self) -> Header:
+        """Its header. Raises Rejected as preprocess.audio.probe does."""
+        return probe(Path(self.path), self.start_sec, self.end_sec, self._embedded())
+
+    def decode(self) -> Audio:
+        """Its samples. Raises Rejected as preprocess.audio.decode does."""
+        return decode(Path(self.path), self.start_sec, self.end_sec, self._embedded())
+
+    def _embedded(self) -> bytes | None:
+        return None if self.row is None else embedded_bytes(self.path, self.column, self.row)
+
+
+def embedded_bytes(path: str, column: str, row: int) -> bytes:
+    """The file in `column`.bytes of row `row` (from 1). One row group is in memory: rows are best read in order."""
+    borders = _open(path)[1]
+    group = int(np.searchsorted(borders, row - 1, side="right")) - 1
+    return _row_group(path, column, group)[row - 1 - int(borders[group])].as_py()
+
+
+@functools.lru_cache(maxsize=4)
+def _open(path: str) -> tuple[pq.ParquetFile, np.ndarray]:
+    """The file, and the first row of each row group, from 0."""
+    file = pq.ParquetFile(path)
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    return file, np.cumsum([0, *sizes])
+
+
+@functools.lru_cache(maxsize=1)
+def _row_group(path: str, column: str, group: int) -> pa.ChunkedArray:
+    # Forked workers read here: Arrow's threads are those of their parent.
+    table = _open(path)[0].read_row_group(group, columns=[f"{column}.bytes"], use_threads=False)
+    return pa.chunked_array([pc.struct_field(chunk, "bytes") for chunk in table.column(column).chunks])
