@@ -1,5 +1,7 @@
-"""Teacher-forced losses and accuracies on the validation split."""
+"""Teacher-forced losses and accuracies on the validation split, and whether the model listens to the reference."""
 
+import dataclasses
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -10,25 +12,72 @@ from engine.forward import to_device
 from engine.loader import PackReader, load_packs
 from engine.losses import LossSums
 from engine.metrics import loss_metrics, sum_over_ranks
-from engine.plan import LayoutCost, Pack
+from engine.plan import LayoutCost, Pack, Sample
+
+
+def evaluate(
+    engine: DeepSpeedEngine,
+    reader: PackReader,
+    packs: Sequence[Pack],
+    swapped: Sequence[Pack],
+    cost: LayoutCost,
+    num_workers: int,
+) -> dict[str, float]:
+    """Losses and accuracies over `packs`, the same on every rank; rank r of W computes packs r, r+W, ...
+
+    Losses are plain cross-entropies, whatever label smoothing or consistency training adds.
+    swapped: the packs by `swap_references`, in which case there is also `conditioning_gain`: the audio loss of the
+    swapped samples with another speaker's reference minus that with their own. [] leaves it out.
+    """
+    sums = _sum_losses(engine, reader, packs, num_workers)
+    samples = _samples(packs)
+    audio_count = _audio_count(reader, samples)
+    metrics = loss_metrics(sums, len(samples), len(samples) * cost.text_labels, audio_count)
+    if swapped:
+        # Samples that keep their reference cancel out.
+        difference = _sum_losses(engine, reader, swapped, num_workers).audio - sums.audio
+        changed = [new for old, new in zip(samples, _samples(swapped), strict=True) if new != old]
+        metrics["conditioning_gain"] = float(difference.mean()) / _audio_count(reader, changed)
+    return metrics
+
+
+def swap_references(packs: Sequence[Pack]) -> list[Pack]:
+    """The packs with every drawn reference replaced by another speaker's, always the same one.
+
+    [] where fewer than two speakers have a drawn reference. `num_tokens` stays that of the samples' own references.
+    """
+    drawn = [sample for sample in _samples(packs) if sample.dialogue < 0 and sample.references]
+    drawn.sort(key=lambda sample: (sample.speaker, sample.target))
+    speakers = [sample.speaker for sample in drawn]
+    if len(set(speakers)) < 2:
+        return []
+    others = {}
+    for speaker in set(speakers):
+        begin, end = bisect_left(speakers, speaker), bisect_right(speakers, speaker)
+        rest = drawn[end:] + drawn[:begin]  # from the next speaker on, so that all of them serve
+        for place, sample in enumerate(drawn[begin:end]):
+            others[sample] = dataclasses.replace(sample, references=rest[place % len(rest)].references)
+    return [Pack(tuple(others.get(sample, sample) for sample in pack.samples)) for pack in packs]
 
 
 @torch.no_grad()
-def evaluate(
-    engine: DeepSpeedEngine, reader: PackReader, packs: Sequence[Pack], cost: LayoutCost, num_workers: int
-) -> dict[str, float]:
-    """Losses and accuracies over `packs`, the same on every rank; rank r of W computes packs r, r+W, ..."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    mine = packs[rank::world_size]
+def _sum_losses(engine: DeepSpeedEngine, reader: PackReader, packs: Sequence[Pack], num_workers: int) -> LossSums:
+    """Sums over all packs, the same on every rank."""
+    mine = packs[dist.get_rank() :: dist.get_world_size()]
     sums = LossSums.zeros(reader.config.audio_num_codebooks, engine.device)
     engine.eval()
     num_workers = min(num_workers, len(mine))
     for loaded in load_packs(reader, mine, num_workers, pin_memory=engine.device.type == "cuda"):
         sums = sums.plus(engine.module(to_device(loaded.batch, engine.device)))
     engine.train()
-    num_samples = sum(len(pack.samples) for pack in packs)
-    frames = sum(
-        int(reader.corpus.index.column("frames")[sample.target].as_py()) for pack in packs for sample in pack.samples
-    )
-    # Each codebook is labelled at the target's frames and at the end of the stream.
-    return loss_metrics(sum_over_ranks(sums), num_samples, num_samples * cost.text_labels, frames + num_samples)
+    return sum_over_ranks(sums)
+
+
+def _samples(packs: Sequence[Pack]) -> list[Sample]:
+    return [sample for pack in packs for sample in pack.samples]
+
+
+def _audio_count(reader: PackReader, samples: Sequence[Sample]) -> int:
+    """Labelled positions of each codebook: the targets' frames and the end of each stream."""
+    frames = reader.corpus.index.column("frames")
+    return len(samples) + sum(int(frames[sample.target].as_py()) for sample in samples)

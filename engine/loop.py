@@ -69,9 +69,18 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
 
         improved = False
         if job.validation and (progress.step % run.evaluate_every == 0 or progress.step == job.total_steps):
-            metrics = evaluate(engine, job.reader, job.validation, job.plan.cost, job.recipe.batch.loader_workers)
+            metrics = evaluate(
+                engine,
+                job.reader,
+                job.validation,
+                job.swapped_validation,
+                job.plan.cost,
+                job.recipe.batch.loader_workers,
+            )
             log.write(progress.step, metrics, "validation")
             print_rank0(f"validation after step {progress.step}: {_short(metrics)}")
+            if metrics.get("conditioning_gain", 1) <= 0 and progress.step > job.recipe.optimizer.warmup_steps:
+                print_rank0("warning: the conditioning gain is not positive: the model does not use the reference")
             if not math.isfinite(metrics["loss_audio"] + metrics["loss_text"]):
                 _stop_at_non_finite_validation(progress.step)
             improved = progress.best_loss is None or metrics["loss_audio"] < progress.best_loss
@@ -225,4 +234,5 @@ def _short(metrics: dict[str, float]) -> str:
         f"audio loss {metrics['loss_audio']:.4f}, text loss {metrics['loss_text']:.4f}, right: "
         f"audio {metrics['accuracy_audio']:.1%}, start {metrics['accuracy_start']:.1%}, "
         f"stop {metrics['accuracy_stop']:.1%}"
+        + (f", conditioning gain {metrics['conditioning_gain']:+.4f}" if "conditioning_gain" in metrics else "")
     )

@@ -78,6 +78,7 @@ class Run:
     log_every: int = 10
     evaluate_every: int = 500
     evaluate_max_packs: int = 64  # of the validation split, the same each time; 0 = all
+    evaluate_conditioning: bool = True  # a second pass over them with other speakers' references: conditioning gain
     save_every: int = 500
     keep_checkpoints: int = 3  # newest ones kept beside the best
     monitors: list[str] = field(default_factory=lambda: ["tensorboard"])  # also csv_monitor, wandb

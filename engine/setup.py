@@ -14,6 +14,7 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
 from engine import checkpoint, zero
+from engine.evaluation import swap_references
 from engine.forward import LossModel
 from engine.loader import PackReader
 from engine.lora import add_lora, describe, trainable_parameters
@@ -47,6 +48,7 @@ class Job:
     reader: PackReader
     plan: Plan
     validation: list[Pack]
+    swapped_validation: list[Pack]  # with other speakers' references; [] where the gain is not measured
     summary: dict  # of the plan's first epoch
     total_steps: int  # global steps of the whole run: all epochs, or max_steps where that is less
     facts: dict  # written into checkpoints: where things came from, and the identity that a resume must share
@@ -71,6 +73,7 @@ def prepare(
     _refuse_other_batch(summary, chosen)
     total_steps = plan.total_steps(chosen.run.epochs, at_most=chosen.run.max_steps)
     validation = Plan(corpus.index, split="val", packs_per_step=1, **settings).evaluation_packs()
+    validation = validation[: chosen.run.evaluate_max_packs or None]
     facts = {
         "base": str(Path(model).resolve()),
         "corpus": str(Path(data).resolve()),
@@ -92,7 +95,8 @@ def prepare(
         model_folder=Path(model),
         reader=reader,
         plan=plan,
-        validation=validation[: chosen.run.evaluate_max_packs or None],
+        validation=validation,
+        swapped_validation=swap_references(validation) if chosen.run.evaluate_conditioning else [],
         summary=summary,
         total_steps=total_steps,
         facts=facts,
@@ -194,6 +198,11 @@ def announce(job: Job, progress: Progress, world_size: int) -> None:
         )
     if not job.validation:
         print_rank0("The corpus has no validation split: `best` will be the last checkpoint.")
+    elif not job.swapped_validation and job.recipe.run.evaluate_conditioning:
+        print_rank0(
+            "The conditioning gain is not measured: it needs two validation speakers with drawn references. Hold out "
+            "more voices (preprocess.shard --val-speakers) to see whether the model listens to the reference."
+        )
     if dist.get_rank() == 0:
         job.out.mkdir(parents=True, exist_ok=True)
         save_recipe(job.recipe, job.out / "recipe.yaml")
