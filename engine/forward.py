@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from engine.attention import attention_layer
 from engine.consistency import consistency_sum
 from engine.flops import FlopRates, flop_rates
+from engine.lora_linear import project
 from engine.losses import LabelledLogits, LossSums, loss_sums
 from engine.recipe import Loss
 from engine.sample import IGNORE_INDEX
@@ -66,8 +67,8 @@ def packed_hidden(model: HiggsAudioModel, stream: Stream, num_checkpointed_layer
 def packed_logits(model: HiggsAudioModel, hidden: torch.Tensor, stream: Stream) -> LabelledLogits:
     """Logits at the labelled positions of a stream, from its `packed_hidden`."""
     heads = model.audio_decoder_proj
-    text_logits = heads.text_lm_head(model.norm(hidden[stream.text_predict]))
-    audio_logits = heads.audio_lm_head(model.norm(hidden[stream.audio_predict]))
+    (text_logits,) = project(model.norm(hidden[stream.text_predict]), heads.text_lm_head)
+    (audio_logits,) = project(model.norm(hidden[stream.audio_predict]), heads.audio_lm_head)
     return LabelledLogits(
         text_logits=text_logits,
         text_labels=stream.text_labels,
@@ -86,8 +87,8 @@ def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple
         mixed = attention_layer(
             layer.self_attn, projected, text_rotary, stream.text_segments, stream.longest_text_segment
         )
-        text = text + layer.self_attn.o_proj(mixed)
-        text = text + layer.mlp(layer.post_attention_layernorm(text))
+        text = text + project(mixed, layer.self_attn.o_proj)[0]
+        text = text + _mlp(layer.mlp, layer.post_attention_layernorm(text))
         return torch.cat([text, audio])
 
     is_dual = hasattr(layer, "audio_mlp")
@@ -101,17 +102,22 @@ def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple
     )
     mixed = attention_layer(layer.self_attn, projected, rotary, stream.segments, stream.longest_segment)
     mixed = _Permute.apply(mixed, stream.stream_to_split, stream.split_to_stream)
-    hidden = hidden + layer.self_attn.o_proj(mixed)
+    hidden = hidden + project(mixed, layer.self_attn.o_proj)[0]
     if not is_dual:
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return hidden + _mlp(layer.mlp, layer.post_attention_layernorm(hidden))
     text, audio = hidden[:num_text], hidden[num_text:]
-    text = layer.mlp(layer.post_attention_layernorm(text))
-    audio = layer.audio_mlp(layer.audio_post_attention_layernorm(audio))
+    text = _mlp(layer.mlp, layer.post_attention_layernorm(text))
+    audio = _mlp(layer.audio_mlp, layer.audio_post_attention_layernorm(audio))
     return hidden + torch.cat([text, audio])
 
 
-def _project(attention: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return attention.q_proj(hidden), attention.k_proj(hidden), attention.v_proj(hidden)
+def _project(attention: nn.Module, hidden: torch.Tensor) -> list[torch.Tensor]:
+    return project(hidden, attention.q_proj, attention.k_proj, attention.v_proj)
+
+
+def _mlp(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    gate, up = project(hidden, mlp.gate_proj, mlp.up_proj)
+    return project(mlp.act_fn(gate) * up, mlp.down_proj)[0]
 
 
 class _Permute(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 
 from engine.forward import LossModel
 from engine.lora import add_lora
@@ -110,6 +111,19 @@ def test_recomputed_layers_give_the_same_gradients_dropout_included(shape):
         torch.manual_seed(11)
         results.append(loss_and_gradients(model, batch))
     assert_same(results[1], results[0])
+
+
+def test_every_adapted_layer_runs_fused_and_none_through_pefts_own_forward(shape):
+    model_folder, corpus_folder = shape
+    model = adapted_model(model_folder)
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    ran = []
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: ran.append(1))
+    model(open_reader(corpus_folder, model_folder, "packed")[Pack(SAMPLES)].batch)
+    assert not ran
+    model(open_reader(corpus_folder, model_folder, "boson")[Pack(SAMPLES)].batch)
+    assert len(ran) == len(layers), "Boson's forward, the oracle, no longer goes through PEFT"
 
 
 def test_the_streams_two_orders_are_inverse_and_positions_restart_in_each_sample(shape):

@@ -1,0 +1,75 @@
+"""Counts that hold on any device: operators dispatched, bytes they read and write, bytes kept for backward."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MATMULS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "matmul")
+_FREE = ("empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "detach", "_unsafe_view")
+
+
+class OperatorTally(TorchDispatchMode):
+    """Operators that compute something, by name, and the bytes of their tensors; views and allocations are free.
+
+    On CUDA each such operator is one kernel or a few; bytes count each tensor read or written once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.matmul_bytes = self.other_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        returned = func._schema.returns
+        is_view = bool(returned) and returned[0].alias_info is not None and not returned[0].alias_info.is_write
+        if not is_view and name not in _FREE:
+            self.calls[name] += 1
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+            num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            if name in MATMULS:
+                self.matmul_bytes += num_bytes
+            else:
+                self.other_bytes += num_bytes
+        return result
+
+    @property
+    def num_matmuls(self) -> int:
+        return sum(self.calls[name] for name in MATMULS)
+
+    @property
+    def num_others(self) -> int:
+        return self.calls.total() - self.num_matmuls
+
+
+class SavedBytes:
+    """Bytes that autograd keeps for the backward pass, each storage once, parameters left out."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._parameters: set[int] = set()
+
+    def see(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._parameters:
+            self._storages[storage.data_ptr()] = storage  # held, so that its address is not used again
+        return tensor
+
+    @property
+    def total(self) -> int:
+        return sum(storage.nbytes() for storage in self._storages.values())
+
+
+@contextmanager
+def saved_bytes(model: torch.nn.Module) -> Iterator[SavedBytes]:
+    """What a forward pass inside keeps, weights and buffers of `model` left out."""
+    saved = SavedBytes()
+    tensors = [*model.parameters(), *model.buffers()]
+    saved._parameters = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    with torch.autograd.graph.saved_tensors_hooks(saved.see, lambda tensor: tensor):
+        yield saved
