@@ -9,13 +9,13 @@ import torch
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
 from torch.utils.data import DataLoader, Dataset
 
+from engine.corpora import Corpora
 from engine.model import load_config, load_tokenizer
 from engine.plan import Pack
 from engine.sample import build_sample, collate
 from engine.stop import ignore_signals
 from engine.stream import Stream, lay_out, map_tensors
 from preprocess.errors import InputError
-from preprocess.shards import Corpus
 
 
 @dataclass
@@ -31,12 +31,12 @@ class LoadedPack:
 
 
 class PackReader(Dataset):
-    """Turns a plan's Pack into a LoadedPack; reads with the corpus's own system text. Cheap to send to workers.
+    """Turns a plan's Pack into a LoadedPack; reads with the system text of the corpora. Cheap to send to workers.
 
     forward: packed for a flat Stream, boson for Boson's padded batch.
     """
 
-    def __init__(self, corpus: Corpus, model_folder: Path | str, forward: str) -> None:
+    def __init__(self, corpus: Corpora, model_folder: Path | str, forward: str) -> None:
         self.corpus = corpus
         self.model_folder = model_folder
         self.forward = forward

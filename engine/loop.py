@@ -17,7 +17,7 @@ from engine.forward import to_device
 from engine.loader import WaitClock, load_packs
 from engine.losses import LossSums, codebook_weights, weigh
 from engine.metrics import RunLog, print_rank0, step_metrics, sum_over_ranks
-from engine.plan import Pack, Step, packs_of_rank
+from engine.plan import Pack, Step, describe_start, locate, packs_of_rank
 from engine.recipe import Optimizer, Recipe
 from engine.setup import Job, Progress
 from engine.stop import StopRequest
@@ -49,7 +49,10 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
     engine.train()
     window = _Window()
     while progress.step < job.total_steps:
-        step = job.plan.step(progress.step)
+        epoch, number = locate(job.plan, progress.step)
+        step = job.plan.epoch(epoch).step(number)
+        if number == 0 < epoch:  # the first was announced with the plan
+            print_rank0(describe_start(epoch, job.plan.epoch(epoch)))
         lr = learning_rate(progress.step, job.total_steps, job.recipe.optimizer)
         started = time.perf_counter()
         sums, flops = train_step(engine, clock, step, progress.step, lr, job.recipe)

@@ -3,7 +3,8 @@
 voice_training.json
     layout                                  system text and normaliser version: generation applies the same
     step, adapter_sha256                    the checkpoint
-    base_, codec_, corpus_fingerprint       what it was trained on; null for an adapter trained elsewhere
+    base_, codec_fingerprint                what it was trained on; null for an adapter trained elsewhere
+    corpus_fingerprints                     likewise, one a corpus
 """
 
 import json
@@ -56,7 +57,7 @@ def write_facts(folder: Path, checkpoint: Path, base: Path, state: dict) -> None
         "adapter_sha256": sha256_file(checkpoint / ADAPTER_FILE),
         "base_fingerprint": base_fingerprint(base),
         "codec_fingerprint": identity.get("codec_fingerprint"),
-        "corpus_fingerprint": identity.get("corpus_fingerprint"),
+        "corpus_fingerprints": identity.get("corpus_fingerprints"),
     }
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

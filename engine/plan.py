@@ -1,20 +1,19 @@
 """The order of training, from the index alone: epoch -> global steps -> packs -> samples with their references.
 
-A pure function of (index, split, cost, packs a step, max_tokens, seed): independent of world size, loader
-workers and hash seed. That is why a run can stop at any step and continue on another number of ranks.
+A pure function of the index and the arguments of Plan: independent of world size, loader workers and hash seed.
+That is why a run can stop at any step and continue on another number of ranks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from engine.packing import complete_last_step, pack_samples
-from engine.split import LayoutCost, Split
+from engine.split import LayoutCost, Purpose, Split, random_numbers
 from preprocess.errors import InputError
 
-# What a random stream is for: the references and the order of an epoch must not share numbers.
-_REFERENCES, _ORDER = 0, 1
 # The loader runs ahead of training, so near the end of an epoch two are in use.
 _EPOCHS_KEPT = 2
 
@@ -84,9 +83,10 @@ def packs_of_rank(packs_per_step: int, rank: int, world_size: int) -> range:
 class EpochPlan:
     """One epoch as global steps of `packs_per_step` packs. Flat arrays: small, and cheap to send to workers.
 
-    A sample is a number below N: `target`, `dialogue`, `tokens` are [N]; its references are
-    `reference[reference_offsets[n] : reference_offsets[n + 1]]`. Pack p holds the samples
-    `order[pack_offsets[p] : pack_offsets[p + 1]]`. Samples dropped as too long are not in `order`.
+    A sample is a number below N: `target`, `dialogue`, `tokens`, `left_out` are [N]; its references are
+    `reference[reference_offsets[n] : reference_offsets[n + 1]]`. One that the epoch takes several times is as many
+    samples here. Pack p holds the samples `order[pack_offsets[p] : pack_offsets[p + 1]]`. Samples dropped as too
+    long are not in `order`.
     """
 
     packs_per_step: int
@@ -97,11 +97,12 @@ class EpochPlan:
     speaker: np.ndarray  # [rows of the index]
     reference: np.ndarray
     reference_offsets: np.ndarray
+    left_out: np.ndarray  # bool: without a reference by share_without_reference
     order: np.ndarray
     pack_offsets: np.ndarray
     num_tokens: np.ndarray  # [num_steps]
     audio_frames: np.ndarray  # [num_steps] frames of the targets
-    dropped: tuple[tuple[str, int], ...]  # (key, tokens) of the samples longer than max_tokens
+    dropped: tuple[tuple[str, int], ...]  # (name, tokens) of the samples longer than max_tokens
 
     @property
     def num_packs(self) -> int:
@@ -148,22 +149,38 @@ class EpochPlan:
 class Plan:
     """The samples of a split (see Split) and their order in every epoch.
 
-    index: table of preprocess.shards.INDEX_SCHEMA, sorted by key. packs_per_step: packs of a global step, over
-    all ranks. max_tokens: most tokens of a pack; a longer sample is dropped, by name. seed: from 0.
+    index: table of preprocess.shards.INDEX_SCHEMA, or engine.corpora.Corpora's of several. packs_per_step: packs of
+    a global step, over all ranks. max_tokens: most tokens of a pack; a longer sample is dropped, by name. seed: from
+    0. references_per_sample, share_without_reference, repeat: the recipe's group `data`.
     Raises InputError for named references that the index does not have.
     """
 
     def __init__(
-        self, index: pa.Table, *, split: str, cost: LayoutCost, packs_per_step: int, max_tokens: int, seed: int
+        self,
+        index: pa.Table,
+        *,
+        split: str,
+        cost: LayoutCost,
+        packs_per_step: int,
+        max_tokens: int,
+        seed: int,
+        references_per_sample: int = 1,
+        share_without_reference: float = 0.0,
+        repeat: Sequence[float] = (),
     ) -> None:
         self.split, self.cost, self.seed = split, cost, seed
         self.packs_per_step, self.max_tokens = packs_per_step, max_tokens
-        self._samples = Split(index, split, cost)
+        self._samples = Split(index, split, cost, seed, references_per_sample)
+        self.share_without_reference = share_without_reference
+        self.repeat = list(repeat) or [1.0] * self._samples.num_corpora
         self._epochs: dict[int, EpochPlan] = {}
         self._num_steps: dict[int, int] = {}
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch (0, 1, ...), each sample once. Raises InputError where samples are too few."""
+        """The plan of an epoch (0, 1, ...), each sample as often as `repeat` says.
+
+        Raises InputError where samples are too few.
+        """
         if epoch not in self._epochs:
             if len(self._epochs) == _EPOCHS_KEPT:
                 del self._epochs[next(iter(self._epochs))]  # the one built first
@@ -195,10 +212,11 @@ class Plan:
         return [plan.pack(number) for number in range(plan.num_packs)]
 
     def summary(self, epoch: int = 0) -> dict:
-        """What an epoch is made of, as JSON can hold it: `samples` = drawn + without_reference + named.
+        """What an epoch is made of, as JSON can hold it.
 
-        `fill` is the share of token slots that hold a token; `speakers_per_step` the mean of distinct speakers,
-        where all clips without a speaker count as one.
+        `samples` = drawn + without_reference (the speaker has no other clip) + reference_left_out + named = the sum
+        over `corpora`, which are in the order of the index. `fill` is the share of token slots that hold a token;
+        `speakers_per_step` the mean of distinct speakers, where all clips without a speaker count as one.
         """
         plan = self.epoch(epoch)
         named = plan.dialogue[plan.order] >= 0
@@ -215,8 +233,10 @@ class Plan:
             "samples": len(plan.order),
             "targets": len(np.unique(plan.target[plan.order])),
             "drawn": int((~named & with_reference).sum()),
-            "without_reference": int((~named & ~with_reference).sum()),
+            "without_reference": int((~named & ~with_reference & ~plan.left_out[plan.order]).sum()),
+            "reference_left_out": int(plan.left_out[plan.order].sum()),
             "named": int(named.sum()),
+            "corpora": self._corpora(plan),
             "dropped": [{"key": key, "tokens": tokens} for key, tokens in plan.dropped],
             "fill": float(plan.num_tokens.sum() / (plan.num_packs * self.max_tokens)),
             "samples_per_step": _spread(plan.num_samples),
@@ -224,9 +244,17 @@ class Plan:
             "speakers_per_step": len(speakers_of_steps) / plan.num_steps,
         }
 
+    def _corpora(self, plan: EpochPlan) -> list[dict]:
+        count, corpus = self._samples.num_corpora, self._samples.corpus[plan.target[plan.order]]
+        samples = np.bincount(corpus, minlength=count).tolist()
+        tokens = np.bincount(corpus, plan.tokens[plan.order], minlength=count).astype(int).tolist()
+        names = ("repeat", "samples", "tokens")
+        return [dict(zip(names, row, strict=True)) for row in zip(self.repeat, samples, tokens, strict=True)]
+
     def _build(self, epoch: int, *, training: bool) -> EpochPlan:
         samples = self._samples
-        tokens, reference, reference_offsets = samples.draw_references(self._random(epoch, _REFERENCES))
+        draw = samples.draw(epoch, self.repeat, self.share_without_reference) if training else samples.draw(epoch)
+        tokens = draw.tokens
         dropped = np.flatnonzero(training & (tokens > self.max_tokens))
         kept = np.delete(np.arange(len(tokens)), dropped)
         if training and len(kept) < self.packs_per_step:
@@ -238,7 +266,7 @@ class Plan:
             )
         # A sample that is too long and yet kept takes a pack for itself.
         lengths = np.minimum(tokens[kept], self.max_tokens)
-        order, pack_offsets = pack_samples(lengths, self.max_tokens, self._random(epoch, _ORDER))
+        order, pack_offsets = pack_samples(lengths, self.max_tokens, random_numbers(self.seed, Purpose.ORDER, epoch))
         if training:
             order, pack_offsets = complete_last_step(order, pack_offsets, self.packs_per_step)
         order = kept[order].astype(np.int32)
@@ -246,21 +274,19 @@ class Plan:
         return EpochPlan(
             packs_per_step=self.packs_per_step,
             text_labels=self.cost.text_labels,
-            target=samples.target,
-            dialogue=samples.dialogue,
+            target=samples.target[draw.sample],
+            dialogue=samples.dialogue[draw.sample],
             tokens=tokens,
             speaker=samples.speaker,
-            reference=reference,
-            reference_offsets=reference_offsets,
+            reference=draw.reference,
+            reference_offsets=draw.reference_offsets,
+            left_out=draw.left_out,
             order=order,
             pack_offsets=pack_offsets,
             num_tokens=np.add.reduceat(tokens[order], steps, dtype=np.int64),
-            audio_frames=np.add.reduceat(samples.frames[order], steps, dtype=np.int64),
-            dropped=tuple((samples.keys[int(samples.target[n])].as_py(), int(tokens[n])) for n in dropped),
+            audio_frames=np.add.reduceat(samples.frames[draw.sample[order]], steps, dtype=np.int64),
+            dropped=tuple((samples.name(draw.sample[n]), int(tokens[n])) for n in dropped),
         )
-
-    def _random(self, epoch: int, purpose: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, purpose])))
 
 
 def locate(plan: Plan, global_step: int) -> tuple[int, int]:
@@ -274,16 +300,35 @@ def locate(plan: Plan, global_step: int) -> tuple[int, int]:
 
 def describe(summary: dict) -> str:
     """A summary as one paragraph."""
-    samples, tokens, dropped = summary["samples_per_step"], summary["tokens_per_step"], summary["dropped"]
-    names = ", ".join(f"{item['key']} ({item['tokens']:,} tokens)" for item in dropped[:5])
+    samples, tokens = summary["samples_per_step"], summary["tokens_per_step"]
+    corpora = [
+        f"{corpus['samples']:,} from corpus {number} ({corpus['repeat']:g} times each, "
+        f"{corpus['tokens'] / sum(c['tokens'] for c in summary['corpora']):.1%} of the tokens)"
+        for number, corpus in enumerate(summary["corpora"], 1)
+    ]
     return (
         f"Epoch {summary['epoch']} of split {summary['split']!r}: {summary['samples']:,} samples "
-        f"({summary['drawn']:,} with a drawn reference, {summary['without_reference']:,} without one, "
+        f"({summary['drawn']:,} with drawn references, {summary['without_reference']:,} of speakers with one "
+        f"clip, {summary['reference_left_out']:,} set to none by data.share_without_reference, "
         f"{summary['named']:,} with named ones) in {summary['steps']:,} steps of {summary['packs_per_step']} packs "
-        f"of at most {summary['max_tokens']:,} tokens, {summary['fill']:.1%} filled. A step has "
+        f"of at most {summary['max_tokens']:,} tokens, {summary['fill']:.1%} filled. "
+        f"{', '.join(corpora) + '. ' if len(corpora) > 1 else ''}A step has "
         f"{samples['mean']:.1f} samples ({samples['min']}-{samples['max']}) of {summary['speakers_per_step']:.1f} "
-        f"speakers, {tokens['mean']:,.0f} tokens ({tokens['min']:,}-{tokens['max']:,}). Dropped as longer than a "
-        f"pack: {len(dropped)}{': ' * bool(dropped)}{names}{', ...' * (len(dropped) > 5)}."
+        f"speakers, {tokens['mean']:,.0f} tokens ({tokens['min']:,}-{tokens['max']:,}). "
+        + _describe_dropped([(item["key"], item["tokens"]) for item in summary["dropped"]])
+    )
+
+
+def describe_start(epoch: int, plan: EpochPlan) -> str:
+    """What is new in an epoch that begins: its samples, and which are dropped this time."""
+    samples = f"{len(plan.order):,} samples in {plan.num_steps:,} steps"
+    return f"Epoch {epoch} begins: {samples}. {_describe_dropped(plan.dropped)}"
+
+
+def _describe_dropped(dropped: Sequence[tuple[str, int]]) -> str:
+    names = ", ".join(f"{name} ({tokens:,} tokens)" for name, tokens in dropped[:5])
+    return (
+        f"Dropped as longer than a pack: {len(dropped)}{': ' * bool(dropped)}{names}{', ...' * (len(dropped) > 5)}."
     )
 
 

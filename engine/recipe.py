@@ -29,6 +29,17 @@ class Batch:
 
 
 @dataclass
+class Data:
+    """Which samples an epoch takes, and with how many references."""
+
+    references_per_sample: int = 1  # 1 to 3 drawn from the same speaker's other clips; fewer where there are fewer
+    share_without_reference: float = 0.0  # of the samples with drawn references: trains without, others each epoch
+    # Times an epoch takes each sample of a corpus, one number a --data; [] = 1 each. 0.25 takes a quarter an epoch,
+    # the next quarter in the next; 2.5 takes half of them twice and half three times; references are fresh each time.
+    repeat: list[float] = field(default_factory=list)
+
+
+@dataclass
 class Lora:
     """PEFT LoRA. `mode` is attention, audio (attention and audio_mlp of DualFFN layers, audio head) or full."""
 
@@ -89,6 +100,7 @@ class Recipe:
     """One training run. `forward` is packed (fast) or boson (Boson's own on a padded batch: slow, the oracle)."""
 
     batch: Batch = field(default_factory=Batch)
+    data: Data = field(default_factory=Data)
     lora: Lora = field(default_factory=Lora)
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -161,6 +173,7 @@ def _given_keys(given: dict, prefix: str = "") -> list[str]:
 def _check_values(where: str, recipe: Recipe) -> None:
     """Refuse values out of range, all of them in one message."""
     batch, lora, loss, optimizer, run = recipe.batch, recipe.lora, recipe.loss, recipe.optimizer, recipe.run
+    data = recipe.data
     expectations = [
         ("forward", recipe.forward, "packed or boson", recipe.forward in ("packed", "boson")),
         ("batch.max_tokens", batch.max_tokens, "1 or more", batch.max_tokens >= 1),
@@ -180,6 +193,14 @@ def _check_values(where: str, recipe: Recipe) -> None:
             len(batch.expected_samples_per_step) in (0, 2)
             and batch.expected_samples_per_step == sorted(batch.expected_samples_per_step),
         ),
+        ("data.references_per_sample", data.references_per_sample, "1 to 3", 1 <= data.references_per_sample <= 3),
+        (
+            "data.share_without_reference",
+            data.share_without_reference,
+            "0 to 1",
+            0 <= data.share_without_reference <= 1,
+        ),
+        ("data.repeat", data.repeat, "[] or numbers above 0", all(0 < times < math.inf for times in data.repeat)),
         ("lora.mode", lora.mode, "attention, audio or full", lora.mode in ("attention", "audio", "full")),
         ("lora.rank", lora.rank, "1 or more", lora.rank >= 1),
         ("lora.alpha", lora.alpha, "above 0", lora.alpha > 0),

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
 from engine import checkpoint, zero
+from engine.corpora import Corpora
 from engine.evaluation import swap_references
 from engine.forward import LossModel
 from engine.loader import PackReader
@@ -26,7 +27,7 @@ from engine.recipe import Recipe, load_recipe, recipe_dict, save_recipe
 from engine.sample import layout_cost
 from preprocess.errors import InputError
 from preprocess.layout import normalise_text, tokenizer_fingerprint
-from preprocess.shards import Corpus
+from preprocess.shards import CORPUS_FILE
 
 
 @dataclass
@@ -56,33 +57,43 @@ class Job:
 
 
 def prepare(
-    deepspeed: str, recipe: str, overrides: list[str], model: str, data: str, out: str, world_size: int
+    deepspeed: str, recipe: str, overrides: list[str], model: str, data: list[str], out: str, world_size: int
 ) -> Job:
-    """Read and check recipe, DeepSpeed JSON, base model and corpus, and plan the run. Raises InputError."""
+    """Read and check recipe, DeepSpeed JSON, base model and corpora, and plan the run. Raises InputError."""
     chosen = load_recipe(recipe, overrides)
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
-    corpus = Corpus(data)
-    reader = PackReader(corpus, model, chosen.forward)
-    _refuse_other_encoding(corpus, reader)
+    corpora = Corpora(data)
+    reader = PackReader(corpora, model, chosen.forward)
+    _refuse_other_encoding(reader)
+    _refuse_other_number_of_repeats(chosen, data)
     _refuse_other_number_of_weights(chosen, reader)
 
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
     settings = {"cost": cost, "max_tokens": chosen.batch.max_tokens, "seed": chosen.run.seed}
-    plan = Plan(corpus.index, split="train", packs_per_step=chosen.batch.packs_per_step, **settings)
+    settings |= {"references_per_sample": chosen.data.references_per_sample}
+    plan = Plan(
+        corpora.index,
+        split="train",
+        packs_per_step=chosen.batch.packs_per_step,
+        share_without_reference=chosen.data.share_without_reference,
+        repeat=chosen.data.repeat,
+        **settings,
+    )
     summary = plan.summary()
     _refuse_other_batch(summary, chosen)
     total_steps = plan.total_steps(chosen.run.epochs, at_most=chosen.run.max_steps)
-    validation = Plan(corpus.index, split="val", packs_per_step=1, **settings).evaluation_packs()
+    validation = Plan(corpora.index, split="val", packs_per_step=1, **settings).evaluation_packs()
     validation = validation[: chosen.run.evaluate_max_packs or None]
     facts = {
         "base": str(Path(model).resolve()),
-        "corpus": str(Path(data).resolve()),
-        "layout": corpus.info["layout"],
+        "corpora": [str(Path(folder).resolve()) for folder in data],
+        "layout": corpora.info["layout"],
         "recipe": recipe_dict(chosen),
         "identity": {
             "base_fingerprint": base_fingerprint(model),
-            "codec_fingerprint": corpus.info["codec"]["fingerprint"],
-            "corpus_fingerprint": corpus.fingerprint,
+            "codec_fingerprint": corpora.info["codec"]["fingerprint"],
+            "corpus_fingerprints": corpora.fingerprints,
+            "data": {**recipe_dict(chosen)["data"], "repeat": plan.repeat},
             "lora": recipe_dict(chosen)["lora"],
             "max_tokens": chosen.batch.max_tokens,
             "packs_per_step": chosen.batch.packs_per_step,
@@ -212,10 +223,11 @@ def announce(job: Job, progress: Progress, world_size: int) -> None:
     dist.barrier()
 
 
-def _refuse_other_encoding(corpus: Corpus, reader: PackReader) -> None:
-    """Codes, tokens and texts of the corpus must be those that this model and this release read."""
-    path, config = corpus.folder / "corpus.json", reader.config
-    codec, expected = corpus.info["codec"], (config.audio_num_codebooks, config.audio_codebook_size)
+def _refuse_other_encoding(reader: PackReader) -> None:
+    """Codes, tokens and texts of the corpora, which agree, must be those that this model and this release read."""
+    corpora, config = reader.corpus, reader.config
+    path, codec = corpora.folders[0] / CORPUS_FILE, corpora.info["codec"]
+    expected = (config.audio_num_codebooks, config.audio_codebook_size)
     if (codec["num_codebooks"], codec["codebook_size"]) != expected:
         raise InputError(
             str(path),
@@ -223,7 +235,7 @@ def _refuse_other_encoding(corpus: Corpus, reader: PackReader) -> None:
             f"{expected[0]} codebooks x {expected[1]}, as the model's config says",
             "Encode the corpus again with this model's codec: preprocess.shard into a new folder.",
         )
-    found, live = corpus.info["text_tokenizer"]["fingerprint"], tokenizer_fingerprint(reader.tokenizer)
+    found, live = corpora.info["text_tokenizer"]["fingerprint"], tokenizer_fingerprint(reader.tokenizer)
     if found != live:
         raise InputError(
             str(path),
@@ -231,7 +243,7 @@ def _refuse_other_encoding(corpus: Corpus, reader: PackReader) -> None:
             f"tokenizer {live[:12]} of {reader.model_folder}",
             "Give --model the base that preprocess.shard was given, or run preprocess.shard again with this one.",
         )
-    normalise_text("", corpus.info["layout"]["normaliser_version"])  # refuses a version that it does not know
+    normalise_text("", corpora.info["layout"]["normaliser_version"])  # refuses a version that it does not know
 
 
 def _refuse_other_number_of_weights(recipe: Recipe, reader: PackReader) -> None:
@@ -241,6 +253,17 @@ def _refuse_other_number_of_weights(recipe: Recipe, reader: PackReader) -> None:
             "recipe: loss.codebook_weights",
             f"{len(weights)} weights",
             f"{num_codebooks}, one a codebook of the model, or [] for equal ones",
+            "Correct the list.",
+        )
+
+
+def _refuse_other_number_of_repeats(recipe: Recipe, data: list[str]) -> None:
+    repeat = recipe.data.repeat
+    if repeat and len(repeat) != len(data):
+        raise InputError(
+            "recipe: data.repeat",
+            f"{len(repeat)} numbers",
+            f"{len(data)}, one a --data in the same order ({', '.join(data)}), or [] for 1 each",
             "Correct the list.",
         )
 

@@ -1,12 +1,28 @@
 """The samples of one split of the index: their targets, references and lengths. Which they are, not their order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.errors import InputError
+from engine.references import DrawnReferences, NamedReferences, families
+
+
+class Purpose(IntEnum):
+    """What a stream of random numbers is for: no two purposes may share numbers."""
+
+    REFERENCES = 0
+    REPEAT = 1
+    WITHOUT_REFERENCE = 2
+    ORDER = 3
+
+
+def random_numbers(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generator:
+    """The stream of a purpose in a run of `seed`; `number` is an epoch or a corpus."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose, number])))
 
 
 @dataclass(frozen=True)
@@ -24,110 +40,132 @@ class LayoutCost:
     text_labels: int  # labelled text positions a sample
 
 
-class Split:
-    """N samples of the split `name`: first those whose reference is drawn, then those whose dialogue names it.
+@dataclass(frozen=True)
+class Draw:
+    """T samples with their references: all of an epoch, a sample as often as the epoch takes it.
 
-    index: table of preprocess.shards.INDEX_SCHEMA. Of the clips with `use`, each that `draws_reference` is a
-    target with a reference from the same speaker's other clips of the split, or with none where there is no
-    other; and each of its `dialogues` is a sample with the references it names, in whatever split they lie.
+    Sample t is number `sample[t]` of the Split, `tokens[t]` long, and has the references (rows of the index)
+    `reference[reference_offsets[t] : reference_offsets[t + 1]]`. `left_out[t]`: it could draw one, but trains
+    without this time.
+    """
+
+    sample: np.ndarray
+    tokens: np.ndarray
+    reference: np.ndarray
+    reference_offsets: np.ndarray
+    left_out: np.ndarray
+
+
+class Split:
+    """N samples of the split `name`: first those whose references are drawn, then those whose dialogue names them.
+
+    index: table of preprocess.shards.INDEX_SCHEMA, of several corpora that of engine.corpora. Of the clips with
+    `use`, each that `draws_reference` is a target with references from the same speaker's other clips of the split,
+    or with none where there is no other; and each of its `dialogues` is a sample with the references it names, in
+    whatever split of its corpus they lie. references_per_sample: how many are drawn, fewer where the speaker has
+    fewer other clips.
     `target`, int32 [N], is a row of the index; `dialogue`, int32 [N], the position of a dialogue
-    in the clip's own list, or -1.
+    in the clip's own list, or -1. `corpus` and `speaker`, int32 [rows], are numbers of each row of the index.
     Raises InputError for named references that the index does not have.
     """
 
-    def __init__(self, index: pa.Table, name: str, cost: LayoutCost) -> None:
+    def __init__(self, index: pa.Table, name: str, cost: LayoutCost, seed: int, references_per_sample: int) -> None:
         frames, text_tokens = _numbers(index, "frames"), _numbers(index, "text_tokens")
         in_split = pc.equal(index.column("split"), name).fill_null(False).to_numpy()
         usable = _numbers(index, "use") & in_split
-        drawn = np.flatnonzero(usable & _numbers(index, "draws_reference")).astype(np.int32)
-        named = _NamedSamples(index, np.flatnonzero(usable))
-        self.keys = index.column("key")
-        speakers = index.column("speaker").combine_chunks().dictionary_encode()
-        num_speakers = len(speakers.dictionary)
-        # A number a speaker; clips without a speaker share the last, which has no clips to draw from.
-        self.speaker = speakers.indices.fill_null(num_speakers).to_numpy()
-
-        # The usable clips, speaker after speaker: those of speaker s begin at `_first[s]` and are `_num_clips[s]`.
+        drawing = np.flatnonzero(usable & _numbers(index, "draws_reference")).astype(np.int32)
+        several = "corpus" in index.column_names
+        self.corpus = _numbers(index, "corpus") if several else np.zeros(index.num_rows, dtype=np.int32)
+        self.num_corpora = int(self.corpus.max(initial=0)) + 1
+        self.speaker, num_speakers = _number_speakers(index, self.corpus, self.num_corpora)
+        self.keys, self.seed = index.column("key"), seed
+        named = NamedReferences(index, self.corpus, np.flatnonzero(usable))
         candidates = np.flatnonzero(usable & (self.speaker < num_speakers)).astype(np.int32)
-        self._by_speaker = candidates[np.argsort(self.speaker[candidates], kind="stable")]
-        self._num_clips = np.bincount(self.speaker[candidates], minlength=num_speakers + 1)
-        self._first = np.cumsum(self._num_clips) - self._num_clips
-        self._place = np.zeros(index.num_rows, dtype=np.int32)
-        self._place[self._by_speaker] = np.arange(len(candidates))
-        can_draw = self._num_clips[self.speaker[drawn]] > 1
-        self._drawing = np.flatnonzero(can_draw).astype(np.int32)  # the samples that draw a reference
+        rng = random_numbers(seed, Purpose.REFERENCES)
+        self._drawn = DrawnReferences(self.speaker, families(index, self.corpus), candidates, drawing, rng)
+        self._num_drawn = np.minimum(self._drawn.num_others, references_per_sample)
 
-        self.target = np.concatenate([drawn, named.target], dtype=np.int32)
-        self.dialogue = np.concatenate([np.full_like(drawn, -1), named.dialogue], dtype=np.int32)
+        self.target = np.concatenate([drawing, named.target], dtype=np.int32)
+        self.dialogue = np.concatenate([np.full_like(drawing, -1), named.dialogue], dtype=np.int32)
         self.frames = frames[self.target]
         columns = frames + np.int32(cost.columns_extra)
         self._reference_tokens = text_tokens + columns + np.int32(cost.tokens_per_reference)
-        # Lengths with the named references; what a drawn one adds is known once it is drawn.
-        target_text_tokens = np.concatenate([text_tokens[drawn], named.text_tokens])
+        # Lengths with the named references; what drawn ones add is known once they are drawn.
+        target_text_tokens = np.concatenate([text_tokens[drawing], named.text_tokens])
         self._tokens = target_text_tokens + columns[self.target] + np.int32(cost.tokens_base)
         named_tokens = named.reference_text_tokens + columns[named.reference] + np.int32(cost.tokens_per_reference)
-        np.add.at(self._tokens, len(drawn) + named.reference_sample, named_tokens)
-        self._named_references = named.reference
-        num_references = np.concatenate([[0], can_draw, named.num_references], dtype=np.int32)
-        self._offsets = np.cumsum(num_references, dtype=np.int32)
+        np.add.at(self._tokens, len(drawing) + named.reference_sample, named_tokens)
+        self._named = named.reference.astype(np.int32)
+        self._first_named = np.cumsum(named.num_references) - named.num_references
 
-    def draw_references(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens [N], reference [R], offsets [N + 1]), R references of all samples as rows of the index.
+    def name(self, sample: int) -> str:
+        """What to call a sample in messages: the key of its target, with the corpus where there are several."""
+        row = self.target[sample]
+        key = self.keys[int(row)].as_py()
+        return f"{key} of corpus {self.corpus[row] + 1}" if self.num_corpora > 1 else key
 
-        Sample n has the references `reference[offsets[n] : offsets[n + 1]]`: uniform over the speaker's other
-        clips where they are drawn, always the same where they are named.
+    def draw(self, epoch: int, repeat: Sequence[float] = (), share_without_reference: float = 0.0) -> Draw:
+        """The samples of an epoch with their references.
+
+        repeat: how many times an epoch takes a sample of each corpus, () for once. Of 2.5, half of the samples, a
+        seeded choice, come twice and the others three times, and the other way round in the next epoch; of 0.25
+        come consecutive quarters of a seeded order. So after any number of epochs E, each sample has been taken
+        repeat * E times, rounded down or up.
+        share_without_reference: the share of the samples with drawn references that go without, chosen each epoch.
         """
-        target = self.target[self._drawing]
-        speaker = self.speaker[target]
-        pick = self._first[speaker] + rng.integers(self._num_clips[speaker] - 1)
-        pick += pick >= self._place[target]  # leaves the target itself out
-        drawn = self._by_speaker[pick]
-        tokens = self._tokens.copy()
-        tokens[self._drawing] += self._reference_tokens[drawn]
-        return tokens, np.concatenate([drawn, self._named_references], dtype=np.int32), self._offsets
+        turns_before, times = self._times(epoch, repeat)
+        sample = np.repeat(np.arange(len(times), dtype=np.int32), times)
+        # The turn of a sample: how many times it was taken before, in this epoch and the earlier ones.
+        turn = np.arange(len(sample)) - np.repeat(np.cumsum(times) - times - turns_before, times)
+        num_drawing = len(self._num_drawn)
+        num_references = np.concatenate([self._num_drawn, np.diff(self._first_named, append=len(self._named))])[
+            sample
+        ]
+        can_draw = np.flatnonzero((sample < num_drawing) & (num_references > 0))
+        left_out = np.zeros(len(sample), dtype=bool)
+        rng = random_numbers(self.seed, Purpose.WITHOUT_REFERENCE, epoch)
+        left_out[rng.permutation(can_draw)[: round(share_without_reference * len(can_draw))]] = True
+        num_references[left_out] = 0
+        offsets = np.concatenate([[0], np.cumsum(num_references)]).astype(np.int32)
+
+        tokens = self._tokens[sample]
+        reference = np.empty(offsets[-1], dtype=np.int32)
+        drawn = can_draw[~left_out[can_draw]]
+        for place in range(num_references[drawn].max(initial=0)):
+            drawn = drawn[num_references[drawn] > place]
+            rows = self._drawn.draw(sample[drawn], turn[drawn] * num_references[drawn] + place)
+            reference[offsets[drawn] + place] = rows
+            tokens[drawn] += self._reference_tokens[rows]
+        named = np.flatnonzero(sample >= num_drawing)
+        sizes = num_references[named]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        first_named = self._first_named[sample[named] - num_drawing]
+        reference[np.repeat(offsets[named], sizes) + within] = self._named[np.repeat(first_named, sizes) + within]
+        return Draw(sample, tokens, reference, offsets, left_out)
+
+    def _times(self, epoch: int, repeat: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """(times taken before the epoch, times in it), each [N].
+
+        Systematic sampling: a sample with the share s of its corpus's seeded order before it has been taken
+        floor(repeat * E + s) times after E epochs.
+        """
+        before, after = np.full(len(self.target), epoch), np.full(len(self.target), epoch + 1)
+        for number, times in enumerate(repeat):
+            mine = np.flatnonzero(self.corpus[self.target] == number)
+            rng = random_numbers(self.seed, Purpose.REPEAT, number)
+            share = (rng.permutation(len(mine)) + 0.5) / max(1, len(mine))
+            before[mine] = np.floor(times * epoch + share)
+            after[mine] = np.floor(times * (epoch + 1) + share)
+        return before, after - before
 
 
-class _NamedSamples:
-    """The dialogues of the index rows `rows` as flat arrays: D samples that name R references.
-
-    target, dialogue, text_tokens, num_references [D]; reference (row), reference_sample (below D),
-    reference_text_tokens [R].
-    """
-
-    def __init__(self, index: pa.Table, rows: np.ndarray) -> None:
-        lists = index.column("dialogues").combine_chunks().take(pa.array(rows))
-        parent = pc.list_parent_indices(lists).to_numpy()
-        self.target = rows[parent]
-        dialogues = pc.list_flatten(lists)
-        self.dialogue = pc.struct_field(dialogues, "position").to_numpy()
-        self.text_tokens = pc.struct_field(dialogues, "text_tokens").to_numpy()
-        references = pc.struct_field(dialogues, "references")
-        self.reference_sample = pc.list_parent_indices(references).to_numpy()
-        self.num_references = np.bincount(self.reference_sample, minlength=len(parent))
-        references = pc.list_flatten(references)
-        self.reference_text_tokens = pc.struct_field(references, "text_tokens").to_numpy()
-        names = pc.struct_field(references, "key").dictionary_encode()
-        # The table to search is made of the names, which are few where most references are drawn.
-        found = pc.index_in(index.column("key"), value_set=names.dictionary).combine_chunks()
-        row_of_name = np.full(len(names.dictionary), -1)
-        row_of_name[found.drop_null().to_numpy()] = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
-        self.reference = row_of_name[names.indices.to_numpy()]
-        if (self.reference < 0).any():
-            self._refuse_missing(index, names, np.flatnonzero(self.reference < 0))
-
-    def _refuse_missing(self, index: pa.Table, names: pa.DictionaryArray, missing: np.ndarray) -> None:
-        shown = missing[:5]
-        targets = index.column("key").take(pa.array(self.target[self.reference_sample[shown]])).to_pylist()
-        pairs = zip(names.take(pa.array(shown)).to_pylist(), targets, strict=True)
-        raise InputError(
-            "index: dialogues",
-            f"{len(missing)} references to clips that are not there: "
-            + ", ".join(f"{key} (named by {target})" for key, target in pairs)
-            + (", ..." if len(missing) > len(shown) else ""),
-            "keys of clips in the same index",
-            "Look in failures.jsonl for why the clip was left out, and run preprocess.shard again on the whole "
-            "manifest.",
-        )
+def _number_speakers(index: pa.Table, corpus: np.ndarray, num_corpora: int) -> tuple[np.ndarray, int]:
+    """(int32 [rows], S): a number below S a speaker of a corpus; rows without a speaker have the number S."""
+    names = index.column("speaker").combine_chunks().dictionary_encode()
+    num_speakers = num_corpora * len(names.dictionary)
+    speaker = names.indices.fill_null(0).to_numpy() + corpus * np.int32(len(names.dictionary))
+    speaker[names.is_null().to_numpy(zero_copy_only=False)] = num_speakers
+    return speaker, num_speakers
 
 
 def _numbers(index: pa.Table, name: str) -> np.ndarray:

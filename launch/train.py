@@ -30,7 +30,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--deepspeed", metavar="JSON", help="DeepSpeed settings: ds_configs/zero2.json")
     parser.add_argument("--recipe", metavar="YAML", help="the training recipe, one of launch/recipes/ or your own")
     parser.add_argument("--model", metavar="FOLDER", help="base model: config, tokenizer and safetensors")
-    parser.add_argument("--data", metavar="FOLDER", help="corpus folder that preprocess.shard finished")
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        action="append",
+        help="corpus folder that preprocess.shard finished; several, each with its own --data, train as one, "
+        "data.repeat in the recipe says how often an epoch takes each",
+    )
     parser.add_argument("--out", metavar="FOLDER", help="run folder: checkpoints, metrics, resolved settings")
     parser.add_argument("overrides", nargs="*", metavar="group.key=value", help="overrides of the recipe")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher

@@ -47,7 +47,8 @@ _DIALOGUE = pa.struct([("position", pa.int32()), ("text_tokens", pa.int32()), ("
 
 # A clip is a target with a drawn reference where `draws_reference`, and once more a target for each of its
 # `dialogues`; a clip with neither is a reference only. `use` is false where a decision over the whole corpus
-# dropped the clip, and `reason` says which.
+# dropped the clip, and `reason` says which. `derived_from` is the key of the clip whose audio this one is a processed
+# copy of (noise added, say), null where it is none; an index written before that column reads as all null.
 INDEX_SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string())]
     + [
@@ -63,6 +64,7 @@ INDEX_SCHEMA = pa.schema(
         ("language", pa.string()),
         ("split", pa.string()),
         ("draws_reference", pa.bool_()),
+        ("derived_from", pa.string()),
         ("dialogues", pa.list_(_DIALOGUE)),
         ("use", pa.bool_()),
         ("reason", pa.string()),

@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 
 from engine import loop
+from engine.corpora import Corpora
 from engine.loader import PackReader, load_packs
 from engine.plan import Pack, Sample
 from preprocess.errors import InputError
@@ -58,7 +59,7 @@ def test_a_decayed_clip_is_named_whoever_reads_it(num_workers, tmp_path, model_f
         last = shard.read(1)
         shard.seek(-1, os.SEEK_CUR)
         shard.write(bytes([last[0] ^ 1]))
-    reader = PackReader(Corpus(data), model_folder, "packed")
+    reader = PackReader(Corpora([data]), model_folder, "packed")
     packs = [Pack((Sample(target=number, dialogue=-1, references=(), num_tokens=0),)) for number in (2, 3)]
     loaded = load_packs(reader, packs, num_workers, pin_memory=False)
     assert next(loaded).keys == [random_corpus.clip(2).key]

@@ -412,5 +412,6 @@ def test_the_summary_balances_and_names_what_was_dropped():
     assert summary["speakers_per_step"] == pytest.approx(np.mean([len(names) for names in speakers]))
     assert summary["fill"] == pytest.approx(sum(step.num_tokens for step in steps) / (len(steps) * 2 * 700))
     text = describe(summary)
-    assert "36 samples (30 with a drawn reference, 4 without one, 2 with named ones)" in text
+    assert "36 samples (30 with drawn references, 4 of speakers with one clip, 0 set to none" in text
+    assert "2 with named ones)" in text
     assert text.endswith("Dropped as longer than a pack: 1: long (10,041 tokens).")

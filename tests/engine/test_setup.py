@@ -18,7 +18,7 @@ def refused(model, data, overrides=(), recipe="demo.yaml", world_size=1):
             recipe=str(ROOT / "launch" / "recipes" / recipe),
             overrides=list(overrides),
             model=str(model),
-            data=str(data),
+            data=[str(folder) for folder in (data if isinstance(data, list) else [data])],
             out="/nonexistent",
             world_size=world_size,
         )

@@ -152,7 +152,7 @@ def test_merged_folder_says_its_layout_and_where_it_comes_from(tmp_path, model_f
         "adapter_sha256": state["sha256"]["adapter_model.safetensors"],
         "base_fingerprint": state["identity"]["base_fingerprint"],
         "codec_fingerprint": "codec",
-        "corpus_fingerprint": "corpus",
+        "corpus_fingerprints": ["corpus"],
     }
 
 
