@@ -56,7 +56,7 @@ def columns_of(batch):
 @pytest.mark.parametrize("forward", ["packed", "boson"])
 def test_a_code_is_seen_only_by_later_predictions(forward, reader):
     reader, model = reader
-    reader = open_reader(reader.corpus.folder, reader.model_folder, forward)
+    reader = open_reader(reader.corpus.folders[0], reader.model_folder, forward)
     batch = reader[one_sample()].batch
     start = reader.corpus.clip(0).codes.shape[1] + reader.config.audio_num_codebooks + 1
     num_codebooks, num_frames = reader.corpus.clip(1).codes.shape
@@ -80,7 +80,7 @@ def test_a_code_is_seen_only_by_later_predictions(forward, reader):
 @pytest.mark.parametrize("forward", ["packed", "boson"])
 def test_no_sample_of_a_pack_sees_another(forward, reader):
     reader, model = reader
-    reader = open_reader(reader.corpus.folder, reader.model_folder, forward)
+    reader = open_reader(reader.corpus.folders[0], reader.model_folder, forward)
 
     def logits(*targets):
         pack = Pack(tuple(Sample(target=row, dialogue=-1, references=(row - 1,), num_tokens=0) for row in targets))
