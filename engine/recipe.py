@@ -4,17 +4,14 @@ An unknown key, a wrong type or a value out of range is an error; all of them ar
 not here is derived: shapes from the base model, batch arithmetic from the plan, DeepSpeed's "auto" from here.
 """
 
-import difflib
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from preprocess.errors import InputError
+from preprocess.strict_yaml import load_yaml, refuse_wrong_values
 
 
 @dataclass
@@ -111,23 +108,7 @@ class Recipe:
 def load_recipe(path: Path | str, overrides: list[str] = ()) -> Recipe:
     """The recipe of a YAML file with `group.key=value` overrides applied, complete and checked."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            str(path), "no file", "a recipe in YAML", "Give one of launch/recipes/*.yaml, or a copy you changed."
-        )
-    try:
-        given = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:  # the parser's own words carry line and column
-        raise InputError(str(path), f"text that is no YAML: {error}", "YAML", "Correct the file.") from error
-    try:
-        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
-        _refuse_unknown_keys(str(path), OmegaConf.to_container(given))
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), given))
-    except OmegaConfBaseException as error:
-        where = f"{path}: {getattr(error, 'full_key', None) or 'recipe'}"
-        raise InputError(
-            where, str(error).splitlines()[0], "a value of the type the field has", "Correct the recipe or override."
-        ) from error
+    recipe = load_yaml(path, Recipe, "engine/recipe.py", overrides, example="launch/recipes/*.yaml")
     _check_values(str(path), recipe)
     return recipe
 
@@ -140,34 +121,6 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain JSON-able values."""
     return OmegaConf.to_container(OmegaConf.structured(recipe))
-
-
-def _refuse_unknown_keys(where: str, given: dict) -> None:
-    known = _dotted_keys(Recipe())
-    unknown = [key for key in _given_keys(given) if key not in known]
-    if unknown:
-        hints = [f"{key} (nearest: {difflib.get_close_matches(key, known, n=1, cutoff=0)[0]})" for key in unknown]
-        raise InputError(
-            where,
-            f"unknown key {', '.join(hints)}",
-            "keys of engine/recipe.py alone",
-            "Correct the spelling; every key stands in engine/recipe.py with its meaning.",
-        )
-
-
-def _dotted_keys(template: object, prefix: str = "") -> list[str]:
-    keys = []
-    for item in fields(template):
-        value = getattr(template, item.name)
-        keys += _dotted_keys(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
-    return keys
-
-
-def _given_keys(given: dict, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in given.items():
-        keys += _given_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
-    return keys
 
 
 def _check_values(where: str, recipe: Recipe) -> None:
@@ -256,11 +209,4 @@ def _check_values(where: str, recipe: Recipe) -> None:
         ("run.save_every", run.save_every, "1 or more", run.save_every >= 1),
         ("run.keep_checkpoints", run.keep_checkpoints, "1 or more", run.keep_checkpoints >= 1),
     ]
-    wrong = [(key, value, expected) for key, value, expected, holds in expectations if not holds]
-    if wrong:
-        raise InputError(
-            where,
-            "; ".join(f"{key}={value}" for key, value, _ in wrong),
-            "; ".join(f"{key} {expected}" for key, _, expected in wrong),
-            "Correct the recipe or the override.",
-        )
+    refuse_wrong_values(where, expectations)
