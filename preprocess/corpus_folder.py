@@ -57,6 +57,7 @@ def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseMode
             "hours_per_shard": args.hours_per_shard,
             "val_speakers": args.val_speakers,
             "seed": args.seed,
+            "screening": asdict(args.screening),
         },
         "pins": {
             **{name: importlib.metadata.version(name) for name in _PINNED},

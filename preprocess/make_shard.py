@@ -10,15 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.audio import flac_16khz
+from preprocess.audio import Audio, flac_16khz
 from preprocess.base_model import read_base_model
 from preprocess.clips import ClipPlan
 from preprocess.codec import encode, load_codec
 from preprocess.errors import Rejected
 from preprocess.layout import normalise_text
 from preprocess.planning import ShardSpec
-from preprocess.screening import MAX_DURATION_SEC, MIN_DURATION_SEC, duration_reason
-from preprocess.shards import Clip, sha256_file, write_atomically, write_shard
+from preprocess.quality import audio_figures, code_entropy_bits, text_figures
+from preprocess.screening import claims_arabic, screen
+from preprocess.shards import QUALITY, Clip, sha256_file, write_atomically, write_shard
+from preprocess.voice_activity import speech_share
 
 FRAGMENTS_FOLDER = "fragments"
 
@@ -46,17 +48,18 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
         try:
             audio = plan.recording.decode()
             progress(audio.duration_sec)
-            reason = duration_reason(audio.duration_sec)
-            if reason:
-                lost_sec[plan.key] = audio.duration_sec
-                raise _duration_rejected(plan, reason, audio.duration_sec)
+            quality = _screened_figures(spec, plan, audio)
+            codes = encode(tokenizer, audio.waveform, audio.sample_rate_hz)
+            quality["code_entropy_bits"] = code_entropy_bits(codes)
+            screen(spec.screening, quality, str(plan.recording))
         except Rejected as error:
             rejected[plan.key] = error
+            if error.status == "screened":
+                lost_sec[plan.key] = audio.duration_sec
             continue
-        codes = encode(tokenizer, audio.waveform, audio.sample_rate_hz)
         assert codes.shape[0] == facts.num_codebooks, codes.shape
         assert codes.max() < facts.codebook_size, codes.max()
-        meta = _meta(plan, audio.duration_sec, audio.sha256)
+        meta = _meta(plan, audio, quality)
         clips.append(Clip(plan.key, meta, codes, flac_16khz(audio) if spec.waveforms == "flac" else None))
         extra[plan.key] = {"frames": codes.shape[1], **_index_columns(spec.model, plan, meta)}
     clips.sort(key=lambda clip: clip.key)
@@ -69,16 +72,33 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
     return report
 
 
-def _meta(plan: ClipPlan, duration_sec: float, source_sha256: str) -> dict:
+def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio) -> dict[str, float]:
+    """What is known of a clip before it is encoded; raises Rejected where the screening drops it."""
+    screen(spec.screening, {"duration_sec": audio.duration_sec}, str(plan.recording))  # before hours of audio are measured
+    figures = audio_figures(audio)
+    if plan.text:
+        silence_sec = figures["leading_silence_sec"] + figures["trailing_silence_sec"]
+        figures |= text_figures(normalise_text(plan.text), audio.duration_sec - silence_sec)
+    if not claims_arabic(spec.screening, plan.language):
+        figures.pop("arabic_share", None)
+    screen(spec.screening, figures, str(plan.recording))
+    if spec.screening.min_speech_share is not None:  # last: the others cost next to nothing
+        figures["speech_share"] = speech_share(audio)
+        screen(spec.screening, figures, str(plan.recording))
+    return figures
+
+
+def _meta(plan: ClipPlan, audio: Audio, quality: dict[str, float]) -> dict:
     return {
         "text": plan.text,
         "text_normalised": normalise_text(plan.text),
         "speaker": plan.speaker,
         "language": plan.language,
         "id": plan.id,
-        "duration_sec": duration_sec,
+        "duration_sec": audio.duration_sec,
         "source": plan.source,
-        "source_sha256": source_sha256,
+        "source_sha256": audio.sha256,
+        "quality": quality,
         "dialogues": plan.dialogues,
     }
 
@@ -100,18 +120,8 @@ def _index_columns(model: Path, plan: ClipPlan, meta: dict) -> dict:
         "language": plan.language,
         "draws_reference": plan.draws_reference,
         "dialogues": dialogues,
+        **{name: meta["quality"].get(name) for name in QUALITY},
     }
-
-
-def _duration_rejected(plan: ClipPlan, reason: str, duration_sec: float) -> Rejected:
-    return Rejected(
-        "screened",
-        reason,
-        plan.path,
-        f"{duration_sec:.2f} s of audio",
-        f"{MIN_DURATION_SEC} to {MAX_DURATION_SEC:.0f} s",
-        "Cut the recording into utterances with a transcript each." if reason == "too_long" else "Nothing to do.",
-    )
 
 
 def _fragment_path(spec: ShardSpec) -> Path:

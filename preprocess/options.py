@@ -6,6 +6,7 @@ from pathlib import Path
 from preprocess.errors import InputError
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
 from preprocess.rows import parse_columns
+from preprocess.screening import load_screening
 
 EXAMPLE = """example:
   python -m preprocess.shard --manifest corpus.jsonl --model higgs-audio-v2-generation-3B-base \\
@@ -65,6 +66,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--waveforms", choices=["flac", "none"], default="flac", help="store 16 kHz waveforms in the shards (flac)"
     )
+    parser.add_argument(
+        "--screening",
+        type=Path,
+        metavar="YAML",
+        help="thresholds for dropping clips, as launch/recipes/screening_arabic.yaml has them (without it: 0.5 to "
+        "30 s, no silence, no samples far beyond full scale, no clip that is a quarter clipped)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="deals speakers and the split (0)")
     parser.add_argument("--validate-only", action="store_true", help="check manifest and headers, encode nothing")
     args = parser.parse_args(argv)
@@ -78,6 +86,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in (*REQUIRED, "audio_root"):
         if getattr(args, name) is not None:
             setattr(args, name, getattr(args, name).absolute())
+    args.screening = load_screening(args.screening)
     args.audio_root = args.audio_root or folder_of(args.manifest)
     return args
 

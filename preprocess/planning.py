@@ -15,7 +15,7 @@ from tqdm import tqdm
 from preprocess.audio import Header
 from preprocess.clips import ClipPlan, ClipTable
 from preprocess.errors import Rejected
-from preprocess.screening import MAX_DURATION_SEC
+from preprocess.screening import Screening
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class ShardSpec:
     codec: Path
     hubert: Path
     waveforms: str
+    screening: Screening
     identity: str
 
 
@@ -52,9 +53,16 @@ def probe_clips(clips: Iterable[ClipPlan], num_threads: int) -> tuple[dict[str, 
 
 
 def deal(
-    clips: Iterable[ClipPlan], headers: dict[str, Header], hours_per_shard: float, seed: int
+    clips: Iterable[ClipPlan],
+    headers: dict[str, Header],
+    hours_per_shard: float,
+    seed: int,
+    longest_sec: float = float("inf"),
 ) -> Iterator[tuple[str, list[ClipPlan]]]:
-    """(shard name, clips sorted by key) of each shard: speakers in seeded order, cut where the hours are full."""
+    """(shard name, clips sorted by key) of each shard: speakers in seeded order, cut where the hours are full.
+
+    longest_sec: what a clip counts for at most.
+    """
 
     def seeded(clip: ClipPlan) -> tuple[bytes, str, str]:
         return hashlib.sha256(f"{seed}:{clip.speaker}".encode()).digest(), clip.speaker, clip.key
@@ -67,7 +75,7 @@ def deal(
             filled_sec = 0.0
         shards[-1].append(clip)
         # What a longer clip's header says may be a guess, and the clip will be dropped.
-        filled_sec += min(headers[clip.key].duration_sec, MAX_DURATION_SEC)
+        filled_sec += min(headers[clip.key].duration_sec, longest_sec)
     for number, shard in enumerate(shards):
         yield f"shard-{number:06d}", sorted(shard, key=lambda clip: clip.key)
 
@@ -86,9 +94,10 @@ def plan_shards(
             codec=args.audio_tokenizer,
             hubert=args.hubert,
             waveforms=args.waveforms,
+            screening=args.screening,
             identity=_identity(name, shard, headers, settings),
         )
-        for name, shard in deal(clips, headers, args.hours_per_shard, args.seed)
+        for name, shard in deal(clips, headers, args.hours_per_shard, args.seed, args.screening.longest_sec)
     ]
 
 

@@ -9,7 +9,7 @@ from preprocess.clips import ClipTable
 from preprocess.errors import InputError, Rejected
 from preprocess.finish import Outcome
 from preprocess.manifest import Manifest
-from preprocess.screening import duration_reason
+from preprocess.screening import Screening, dominating_reason, screen, thresholds
 from preprocess.shards import FAILURES_FILE
 
 _SHOWN_PER_REASON = 5
@@ -30,8 +30,17 @@ def show_manifest(manifest: Manifest, table: ClipTable) -> None:
     sys.stdout.flush()
 
 
+def show_screening(screening: Screening) -> None:
+    """Which filters are on."""
+    print(f"screening: {thresholds(screening) or 'none'}", flush=True)
+
+
 def show_validation(
-    manifest: Manifest, table: ClipTable, headers: dict[str, Header], rejected: dict[str, Rejected]
+    manifest: Manifest,
+    table: ClipTable,
+    headers: dict[str, Header],
+    rejected: dict[str, Rejected],
+    screening: Screening,
 ) -> int:
     """The result of --validate-only: 0, or InputError where no clip can be read."""
     problems = [error for _, error in sorted(manifest.rejected + table.rejected, key=lambda item: item[0])]
@@ -40,7 +49,7 @@ def show_validation(
         raise _nothing_left(str(manifest.path), problems + list(rejected.values()))
     hours = Counter()
     for header in headers.values():
-        hours[duration_reason(header.duration_sec) or "fits"] += header.duration_sec / 3600
+        hours[_reason(screening, header)] += header.duration_sec / 3600
     shown = ", ".join(f"{name} {value:.3f} h" for name, value in sorted(hours.items()))
     print(
         f"{len(headers)} of {len(table.clips)} clips can be opened (by their headers: {shown}); nothing was encoded"
@@ -51,6 +60,10 @@ def show_validation(
 def show_outcome(args: argparse.Namespace, outcome: Outcome) -> None:
     """What was written and lost, and the command that trains on it."""
     _show_problems([error for _, error in outcome.rejected_rows])
+    screened = Counter(error.reason for _, error in outcome.rejected_rows if error.status == "screened")
+    warning = dominating_reason(args.screening, screened, sum(outcome.rows.values()))
+    if warning:
+        print(warning, file=sys.stderr, flush=True)
     rows = ", ".join(f"{count} {name}" for name, count in outcome.rows.items())
     print(f"rows: {rows}")
     lost = ", ".join(f"{hours:.3f} h {reason}" for reason, hours in outcome.lost_hours.items())
@@ -64,6 +77,14 @@ def show_outcome(args: argparse.Namespace, outcome: Outcome) -> None:
         f"      --model {args.model} --data {args.out} --out runs/first",
         flush=True,
     )
+
+
+def _reason(screening: Screening, header: Header) -> str:
+    try:
+        screen(screening, {"duration_sec": header.duration_sec}, "")
+    except Rejected as rejected:
+        return rejected.reason
+    return "fits"
 
 
 def _show_problems(problems: list[Rejected]) -> None:

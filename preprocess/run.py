@@ -9,7 +9,6 @@ from preprocess.errors import Rejected
 from preprocess.executors import WorkerDied, run_local
 from preprocess.make_shard import ShardReport, make_shard, read_finished
 from preprocess.planning import ShardSpec
-from preprocess.screening import MAX_DURATION_SEC
 
 
 def make_shards(specs: list[ShardSpec], headers: dict[str, Header], num_workers: int) -> list[ShardReport]:
@@ -45,8 +44,8 @@ class _ProgressBar:
     """Hours of audio done, and how many times faster than real time."""
 
     def __init__(self, specs: list[ShardSpec], headers: dict[str, Header]) -> None:
-        clips = (clip for spec in specs for clip in spec.clips)
-        total_hours = sum(min(headers[clip.key].duration_sec, MAX_DURATION_SEC) for clip in clips) / 3600
+        clips = ((clip.key, spec.screening.longest_sec) for spec in specs for clip in spec.clips)
+        total_hours = sum(min(headers[key].duration_sec, longest_sec) for key, longest_sec in clips) / 3600
         self.bar = tqdm(
             total=total_hours,
             desc="encoding",

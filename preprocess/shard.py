@@ -36,9 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     manifest = read_manifest(args.manifest, base.special_tokens, args.system_text, args.columns)
     table = build_clips(manifest, args.audio_root)
     report.show_manifest(manifest, table)
+    report.show_screening(args.screening)
     headers, rejected = probe_clips(table.clips.values(), num_workers)
     if args.validate_only:
-        return report.show_validation(manifest, table, headers, rejected)
+        return report.show_validation(manifest, table, headers, rejected, args.screening)
 
     _, codec = load_codec(args.audio_tokenizer, args.hubert)
     check_codec_fits(base, args.audio_tokenizer, codec)

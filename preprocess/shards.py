@@ -37,6 +37,19 @@ INDEX_FILE = "index.parquet"
 FAILURES_FILE = "failures.jsonl"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MEMBERS = ("json", "codes.npy", "flac")
+# Figures of each clip, flat nullable columns of the index; preprocess.quality says what they are.
+QUALITY = (
+    "rms_dbfs",
+    "peak",
+    "clipped_share",
+    "silence_share",
+    "leading_silence_sec",
+    "trailing_silence_sec",
+    "bandwidth_hz",
+    "letters_per_sec",
+    "code_entropy_bits",
+    "speech_share",
+)
 _TAR_BLOCK_BYTES = 512
 _MAX_OPEN_SHARDS = 64  # a process; 800 hours are some 1,600 shards, more than a process may have open
 
@@ -69,6 +82,7 @@ INDEX_SCHEMA = pa.schema(
         ("use", pa.bool_()),
         ("reason", pa.string()),
     ]
+    + [(name, pa.float32()) for name in QUALITY]
 )
 
 

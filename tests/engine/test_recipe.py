@@ -12,7 +12,7 @@ from preprocess.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 ZERO2 = ROOT / "ds_configs" / "zero2.json"
-RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "launch" / "recipes").glob("*.yaml") if not p.stem.startswith("screening_"))
 # The released model's layout with its tokenizer: 8 codebooks, some 60 tokens of headers and markers.
 COST = LayoutCost(tokens_base=40, tokens_per_reference=18, columns_extra=9, text_labels=3)
 

@@ -43,4 +43,4 @@ def test_dealing_depends_on_the_seed_and_not_on_the_order():
 def test_a_header_that_promises_hours_does_not_fill_a_shard():
     clips, headers = make(num_speakers=1)
     headers[clips[0].key] = Header(1000, 1e6)
-    assert len(list(deal(clips, headers, hours_per_shard=0.02, seed=0))) == 1
+    assert len(list(deal(clips, headers, hours_per_shard=0.02, seed=0, longest_sec=30.0))) == 1
