@@ -4,6 +4,7 @@ The figures are those of preprocess.quality. What needs more than one clip is de
 """
 
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -37,6 +38,9 @@ class Screening:
     def longest_sec(self) -> float:
         return math.inf if self.max_duration_sec is None else self.max_duration_sec
 
+
+# Arabic in ISO 639, and the codes of its spoken varieties.
+_ARABIC = frozenset("ar ara arabic arb arz ary arq ars apc acm aeb afb ajp ayl".split())
 
 # In the order in which they are tried: reason, what was measured, what to do.
 _FILTERS = {
@@ -117,12 +121,10 @@ def screen(screening: Screening, figures: dict[str, float], where: str) -> None:
 
 
 def claims_arabic(screening: Screening, language: str | None) -> bool:
-    """Whether a row's transcript is to be in Arabic script."""
-    return (language or ("ar" if screening.all_arabic else "")).lower().split("-")[0].split("_")[0] in (
-        "ar",
-        "ara",
-        "arabic",
-    )
+    """Whether a row's transcript is to be in Arabic script: by its language, a code or "ar-EG", "ar_SA"."""
+    if not language:
+        return screening.all_arabic
+    return re.split("[-_]", language.lower())[0] in _ARABIC
 
 
 def thresholds(screening: Screening) -> str:
