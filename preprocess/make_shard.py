@@ -74,17 +74,18 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
 
 def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio) -> dict[str, float]:
     """What is known of a clip before it is encoded; raises Rejected where the screening drops it."""
-    screen(spec.screening, {"duration_sec": audio.duration_sec}, str(plan.recording))  # before hours of audio are measured
+    where = str(plan.recording)
+    screen(spec.screening, {"duration_sec": audio.duration_sec}, where)  # before hours of audio are measured
     figures = audio_figures(audio)
     if plan.text:
         silence_sec = figures["leading_silence_sec"] + figures["trailing_silence_sec"]
         figures |= text_figures(normalise_text(plan.text), audio.duration_sec - silence_sec)
     if not claims_arabic(spec.screening, plan.language):
         figures.pop("arabic_share", None)
-    screen(spec.screening, figures, str(plan.recording))
+    screen(spec.screening, figures, where)
     if spec.screening.min_speech_share is not None:  # last: the others cost next to nothing
         figures["speech_share"] = speech_share(audio)
-        screen(spec.screening, figures, str(plan.recording))
+        screen(spec.screening, figures, where)
     return figures
 
 

@@ -40,7 +40,7 @@ class Screening:
 
 
 # Arabic in ISO 639, and the codes of its spoken varieties.
-_ARABIC = frozenset("ar ara arabic arb arz ary arq ars apc acm aeb afb ajp ayl".split())
+_ARABIC = {"ar", "ara", "arabic", "arb", "arz", "ary", "arq", "ars", "apc", "acm", "aeb", "afb", "ajp", "ayl"}
 
 # In the order in which they are tried: reason, what was measured, what to do.
 _FILTERS = {
