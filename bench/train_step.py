@@ -22,6 +22,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 from transformers import LlamaConfig
 
 from engine import zero
+from engine.environment import device_name
 from engine.flops import flop_rates, peak_flops
 from engine.forward import LossModel, to_device
 from engine.lora import add_lora, describe
@@ -63,7 +64,7 @@ def main() -> None:
             print(json.dumps(run), flush=True)
             runs.append(run)
     result = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_model(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -191,11 +192,6 @@ def measure(engine, samples: list[ChatMLDatasetSample], make_batch, num_steps: i
 def fresh(samples: list[ChatMLDatasetSample]) -> list[ChatMLDatasetSample]:
     """Copies whose labels Boson's collator may write into."""
     return [ChatMLDatasetSample(**{**vars(sample), "label_ids": sample.label_ids.clone()}) for sample in samples]
-
-
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

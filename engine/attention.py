@@ -8,18 +8,24 @@ from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+VARLEN, PER_SEGMENT = "varlen_attn", "scaled_dot_product_attention, sample by sample"
+
+
+def attention_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """VARLEN or PER_SEGMENT: one variable-length kernel on CUDA, which takes no fp32; elsewhere a loop."""
+    return VARLEN if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) else PER_SEGMENT
+
 
 def causal_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: torch.Tensor, longest_segment: int
 ) -> torch.Tensor:
     """[L, heads, head_dim] from query [L, heads, head_dim] and key, value [L, key_value_heads, head_dim].
 
-    segments: int32 [S + 1] borders of the samples. One variable-length kernel on CUDA; elsewhere, and in fp32, which
-    that kernel does not take, the same sum sample by sample.
+    segments: int32 [S + 1] borders of the samples.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if attention_backend(query.device, query.dtype) == VARLEN:
         return varlen_attn(
             query, key, value, segments, segments, longest_segment, longest_segment, window_size=(-1, 0)
         )

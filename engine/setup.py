@@ -15,6 +15,7 @@ from deepspeed import DeepSpeedEngine
 
 from engine import checkpoint, zero
 from engine.corpora import Corpora
+from engine.environment import describe_environment
 from engine.evaluation import swap_references
 from engine.forward import LossModel
 from engine.loader import PackReader
@@ -218,8 +219,11 @@ def announce(job: Job, progress: Progress, world_size: int) -> None:
         job.out.mkdir(parents=True, exist_ok=True)
         save_recipe(job.recipe, job.out / "recipe.yaml")
         (job.out / "deepspeed.json").write_text(json.dumps(job.deepspeed_config, indent=2) + "\n")
+        environment = describe_environment(zero.device(), job.recipe.run.precision, job.recipe.forward)
         process = {"host": socket.gethostname(), "rank0_pid": os.getpid()}  # for launch.stop
-        (job.out / "run.json").write_text(json.dumps({**job.facts, **arithmetic, **process}, indent=2) + "\n")
+        (job.out / "run.json").write_text(
+            json.dumps({**job.facts, **arithmetic, **environment, **process}, indent=2) + "\n"
+        )
     dist.barrier()
 
 

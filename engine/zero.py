@@ -104,6 +104,11 @@ def initialize(model: nn.Module, config: dict) -> deepspeed.DeepSpeedEngine:
     return engine
 
 
+def device() -> torch.device:
+    """Where DeepSpeed puts this rank's model."""
+    return torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
+
+
 def set_lr(engine: deepspeed.DeepSpeedEngine, lr: float) -> None:
     """Set the learning rate of the next optimiser step."""
     for group in engine.optimizer.param_groups:

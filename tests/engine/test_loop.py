@@ -6,6 +6,7 @@ import shutil
 from unittest import mock
 
 import pytest
+import torch
 
 from engine import loop
 from engine.corpora import Corpora
@@ -80,6 +81,20 @@ def test_a_kill_between_save_and_link_leaves_the_right_best(tmp_path, one_rank, 
     (root / "best").symlink_to(wrong)
     one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, OVERRIDES)
     assert (root / "best").resolve().name == f"step-{best:06d}"
+
+
+def test_the_run_folder_says_what_ran_and_how_fast(tmp_path, one_rank, model_folder, random_corpus):
+    one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, [*OVERRIDES, "run.max_steps=1"])
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["attention"] == "scaled_dot_product_attention, sample by sample"
+    assert run["precision"] == "fp32"
+    assert run["device"]
+    assert run["versions"]["torch"] == torch.__version__
+    assert {"deepspeed", "peft", "boson-multimodal"} <= run["versions"].keys()
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][:1]
+    assert 0 < line["tflops_per_sec"] < 10
+    assert "mfu" not in line, "a CPU has no peak that we know"
+    assert line["loss"] == pytest.approx(line["loss_text"] + line["loss_audio"], rel=1e-6)
 
 
 def test_old_checkpoints_go_the_newest_and_the_best_stay(tmp_path, one_rank, model_folder, random_corpus):
