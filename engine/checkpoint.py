@@ -4,17 +4,17 @@
         adapter_model.safetensors   fp32 masters under PEFT's names: what evaluation, resume and merge start from
         adapter_config.json         PEFT's own config
         optimizer.safetensors       both AdamW moments, "exp_avg." and "exp_avg_sq." + PEFT's names
-        state.json                  step, recipe, layout, fingerprints, sha256 of the files above
+        state.json                  step, recipe, fingerprints, lineage; size and sha256 of each file
     checkpoints/latest, checkpoints/best   symbolic links
 
 A checkpoint is written into a hidden folder, fsynced, read back, renamed; the links move after that.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,16 +28,8 @@ ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+LINKS = ("latest", "best")
 _HASHED_FILES = (ADAPTER_FILE, ADAPTER_CONFIG_FILE, OPTIMIZER_FILE)
-
-
-@dataclass
-class TrainingState:
-    """What a checkpoint gives back. masters and moments are fp32 by the live model's parameter names."""
-
-    state: dict
-    masters: dict[str, torch.Tensor]
-    moments: dict[str, dict[str, torch.Tensor]]
 
 
 def peft_names(model: PeftModel, parameter_names: list[str]) -> dict[str, str]:
@@ -72,9 +64,10 @@ def save(
     state: dict,
 ) -> Path:
     """Write checkpoints/step-N under `root` and point `latest` at it. One rank calls it, with gathered tensors."""
-    folder = root / f"step-{step:06d}"
+    folder = folder_of(root, step)
     temporary = root / f".{folder.name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in _leftovers(root):
+        shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     write_adapter(temporary, model, masters)
     names = peft_names(model, list(masters))
@@ -88,16 +81,28 @@ def save(
     )
     for name in _HASHED_FILES:
         _sync_file(temporary / name)
-    state = {**state, "step": step, "sha256": {name: sha256_file(temporary / name) for name in _HASHED_FILES}}
+    state = {
+        **state,
+        "step": step,
+        "bytes": {name: (temporary / name).stat().st_size for name in _HASHED_FILES},
+        "sha256": {name: sha256_file(temporary / name) for name in _HASHED_FILES},
+    }
+    state["state_sha256"] = _state_sha256(state)
     write_atomically(temporary / STATE_FILE, (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
     problem = find_problem(temporary)
     if problem is not None:
         raise OSError(f"{temporary} reads back otherwise than it was written: {problem}")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # a damaged one, which the run passed over when it resumed
+        os.replace(folder, root / f".{folder.name}.removed.partial")
     os.replace(temporary, folder)
     sync_folder(root)
     point(root, "latest", folder)
     return folder
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """Where the checkpoint after global step `step` lies."""
+    return root / f"step-{step:06d}"
 
 
 def _sync_file(path: Path) -> None:
@@ -118,17 +123,27 @@ def point(root: Path, name: str, folder: Path) -> None:
 
 
 def find_problem(folder: Path) -> str | None:
-    """Why the checkpoint can't be used, or None: every file is there with the hash that state.json says."""
+    """Why the checkpoint can't be used, or None: every file is there with the size and hash that state.json says."""
     try:
         state = json.loads((folder / STATE_FILE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        return f"{STATE_FILE} can't be read: {error}"
-    for name in _HASHED_FILES:
+        recorded = {name: (state["bytes"][name], state["sha256"][name]) for name in _HASHED_FILES}
+        if state["state_sha256"] != _state_sha256(state):
+            return f"{STATE_FILE} has another sha256 than it says itself"
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{STATE_FILE} can't be read ({type(error).__name__}: {error})"
+    for name, (num_bytes, sha256) in recorded.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if sha256_file(folder / name) != state.get("sha256", {}).get(name):
+        if (found_bytes := (folder / name).stat().st_size) != num_bytes:
+            return f"{name} has {found_bytes:,} bytes, {num_bytes:,} were written"
+        if sha256_file(folder / name) != sha256:
             return f"{name} has another sha256 than {STATE_FILE} says"
     return None
+
+
+def _state_sha256(state: dict) -> str:
+    rest = {key: value for key, value in state.items() if key != "state_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -143,12 +158,17 @@ def find_newest(root: Path, log) -> Path | None:
     a run never starts over in silence.
     """
     folders = list_checkpoints(root)
+    for leftover in _leftovers(root):
+        log(f"{leftover} is passed over: a save or a removal that was cut short")
+    for name in LINKS:
+        if (root / name).is_symlink() and not (root / name).exists():
+            log(f"{root / name} is passed over: it points to {os.readlink(root / name)}, which is not there")
     for folder in reversed(folders):
         problem = find_problem(folder)
         if problem is None:
             return folder
         log(f"checkpoint {folder} is passed over: {problem}")
-    if folders:
+    if folders or (root / "latest").is_symlink():
         raise InputError(
             str(root),
             f"{len(folders)} checkpoints, none of them whole",
@@ -158,14 +178,30 @@ def find_newest(root: Path, log) -> Path | None:
     return None
 
 
-def load(folder: Path, model: PeftModel, parameter_names: list[str]) -> TrainingState:
-    """Read a checkpoint found by `find_newest` for the live `model`.
+def read_adapter_config(folder: Path) -> dict:
+    """PEFT's config of an adapter. Raises InputError where it can't be read."""
+    path = folder / ADAPTER_CONFIG_FILE
+    try:
+        config = json.loads(path.read_text())
+        return {key: config[key] for key in ("r", "lora_alpha", "use_rslora", "use_dora")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            str(path), f"text that can't be read ({error})", "PEFT's LoRA config", "Restore it."
+        ) from error
+
+
+def read_state(folder: Path) -> dict:
+    """What state.json of a whole checkpoint says."""
+    return json.loads((folder / STATE_FILE).read_text())
+
+
+def load_masters(folder: Path, model: PeftModel, parameter_names: list[str]) -> dict[str, torch.Tensor]:
+    """fp32 weights by the live model's parameter names, of a checkpoint or of a PEFT adapter.
 
     Raises InputError where the adapter's tensors are not those of the model.
     """
     names = peft_names(model, parameter_names)
     adapter = load_file(folder / ADAPTER_FILE)
-    optimizer = load_file(folder / OPTIMIZER_FILE)
     shapes = dict(model.named_parameters())
     for name, saved in names.items():
         expected = shapes[name.removeprefix("model.")].shape
@@ -175,37 +211,35 @@ def load(folder: Path, model: PeftModel, parameter_names: list[str]) -> Training
                 f"{folder / ADAPTER_FILE}: {saved}",
                 f"{'no tensor' if found is None else list(found)} among {len(adapter)}",
                 f"{list(expected)} among {len(names)}, as the recipe's LoRA has it",
-                "Resume with the recipe of the run (recipe.yaml in its folder), or use another --out.",
+                "Use the recipe of the run that wrote it (recipe.yaml in its folder).",
             )
-    return TrainingState(
-        state=json.loads((folder / STATE_FILE).read_text()),
-        masters={name: adapter[saved] for name, saved in names.items()},
-        moments={
-            moment: {name: optimizer[f"{moment}.{saved}"] for name, saved in names.items()}
-            for moment in ("exp_avg", "exp_avg_sq")
-        },
-    )
+    return {name: adapter[saved].float() for name, saved in names.items()}
 
 
-def refuse_other_run(folder: Path, expected: dict) -> None:
-    """Raise InputError naming each fact of the checkpoint's `identity` that differs from this run's."""
-    found = json.loads((folder / STATE_FILE).read_text())["identity"]
-    different = [key for key in sorted(expected) if found.get(key) != expected[key]]
-    if different:
-        raise InputError(
-            f"{folder}: {', '.join(different)}",
-            "; ".join(f"{key} {found.get(key)} in the checkpoint" for key in different),
-            "; ".join(f"{key} {expected[key]}, as this command says" for key in different),
-            "Resume with the same base, corpus and recipe, or start a new run with another --out.",
-        )
+def load_moments(folder: Path, model: PeftModel, parameter_names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """AdamW's exp_avg and exp_avg_sq, fp32 by the live model's parameter names, of a whole checkpoint."""
+    optimizer = load_file(folder / OPTIMIZER_FILE)
+    names = peft_names(model, parameter_names)
+    return {
+        moment: {name: optimizer[f"{moment}.{saved}"] for name, saved in names.items()}
+        for moment in ("exp_avg", "exp_avg_sq")
+    }
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and the best."""
+def prune(root: Path, keep: int, newest: Path) -> None:
+    """Delete all checkpoints but `newest`, the `keep` - 1 before it and the best; then what was cut short before.
+
+    What stands behind `newest` was passed over as damaged when the run resumed: it stays, and counts for nothing.
+    """
     best = (root / "best").resolve()
-    for folder in list_checkpoints(root)[:-keep]:
+    folders = list_checkpoints(root)
+    for folder in folders[: folders.index(newest) + 1][:-keep]:
         if folder.resolve() != best:
             # Renamed first, so that a kill in mid-way leaves no half checkpoint under its name.
-            os.replace(folder, root / f".{folder.name}.partial")
-    for leftover in root.glob(".step-*.partial"):
+            os.replace(folder, root / f".{folder.name}.removed.partial")
+    for leftover in _leftovers(root):
         shutil.rmtree(leftover)
+
+
+def _leftovers(root: Path) -> list[Path]:
+    return sorted(root.glob(".step-*.partial"))

@@ -48,6 +48,8 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
     )
     engine.train()
     window = _Window()
+    if progress.step == 0 and job.validation and job.facts["lineage"]:  # begun with another run's weights
+        _validate(engine, job, log, 0)
     while progress.step < job.total_steps:
         epoch, number = locate(job.plan, progress.step)
         step = job.plan.epoch(epoch).step(number)
@@ -72,23 +74,10 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
 
         improved = False
         if job.validation and (progress.step % run.evaluate_every == 0 or progress.step == job.total_steps):
-            metrics = evaluate(
-                engine,
-                job.reader,
-                job.validation,
-                job.swapped_validation,
-                job.plan.cost,
-                job.recipe.batch.loader_workers,
-            )
-            log.write(progress.step, metrics, "validation")
-            print_rank0(f"validation after step {progress.step}: {_short(metrics)}")
-            if metrics.get("conditioning_gain", 1) <= 0 and progress.step > job.recipe.optimizer.warmup_steps:
-                print_rank0("warning: the conditioning gain is not positive: the model does not use the reference")
-            if not math.isfinite(metrics["loss_audio"] + metrics["loss_text"]):
-                _stop_at_non_finite_validation(progress.step)
-            improved = progress.best_loss is None or metrics["loss_audio"] < progress.best_loss
+            loss = _validate(engine, job, log, progress.step)
+            improved = progress.best_loss is None or loss < progress.best_loss
             if improved:
-                progress.best_loss, progress.best_step = metrics["loss_audio"], progress.step
+                progress.best_loss, progress.best_step = loss, progress.step
 
         stopping = stop.agreed()
         if improved or stopping or progress.step % run.save_every == 0 or progress.step == job.total_steps:
@@ -151,9 +140,22 @@ def save(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -
         folder = checkpoint.save(root, progress.step, engine.module.model, masters, moments, state)
         if is_best:
             checkpoint.point(root, "best", folder)
-        checkpoint.prune(root, job.recipe.run.keep_checkpoints)
+        checkpoint.prune(root, job.recipe.run.keep_checkpoints, folder)
         print_rank0(f"saved {folder}{' (best so far)' if is_best else ''}")
     dist.barrier()
+
+
+def _validate(engine: DeepSpeedEngine, job: Job, log: RunLog, step: int) -> float:
+    """The audio loss on the validation split, logged with all the rest of it."""
+    workers = job.recipe.batch.loader_workers
+    metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, job.plan.cost, workers)
+    log.write(step, metrics, "validation")
+    print_rank0(f"validation after step {step}: {_short(metrics)}")
+    if metrics.get("conditioning_gain", 1) <= 0 and step > job.recipe.optimizer.warmup_steps:
+        print_rank0("warning: the conditioning gain is not positive: the model does not use the reference")
+    if not math.isfinite(metrics["loss_audio"] + metrics["loss_text"]):
+        _stop_at_non_finite_validation(step)
+    return metrics["loss_audio"]
 
 
 def _packs_of_this_rank(job: Job, start_step: int) -> Iterator[Pack]:

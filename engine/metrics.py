@@ -68,7 +68,7 @@ class RunLog:
         if dist.get_rank() != 0:
             return
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if _step_of(line) <= start_step]
+        kept = [line for line in lines if start_step and _step_of(line) <= start_step]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         if monitors:
             files = {"output_path": str(out), "job_name": "logs"}

@@ -1,11 +1,8 @@
-"""From a command line to a run: everything checked before a GPU is touched, then the engine, then where to resume."""
+"""From a command line to a run: everything checked before a GPU is touched, then the engine."""
 
-import contextlib
-import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +10,13 @@ import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
-from engine import checkpoint, zero
+from engine import zero
 from engine.corpora import Corpora
 from engine.environment import describe_environment
 from engine.evaluation import swap_references
 from engine.forward import LossModel
 from engine.loader import PackReader
-from engine.lora import add_lora, describe, trainable_parameters
+from engine.lora import add_lora, describe
 from engine.metrics import print_rank0
 from engine.model import base_fingerprint, load_base
 from engine.plan import Pack, Plan
@@ -83,13 +80,16 @@ def prepare(
     summary = plan.summary()
     _refuse_other_batch(summary, chosen)
     total_steps = plan.total_steps(chosen.run.epochs, at_most=chosen.run.max_steps)
-    validation = Plan(corpora.index, split="val", packs_per_step=1, **settings).evaluation_packs()
+    # Its references are drawn from a seed of their own, so that runs can be compared.
+    validation = Plan(corpora.index, split="val", packs_per_step=1, **{**settings, "seed": 0}).evaluation_packs()
     validation = validation[: chosen.run.evaluate_max_packs or None]
     facts = {
         "base": str(Path(model).resolve()),
         "corpora": [str(Path(folder).resolve()) for folder in data],
         "layout": corpora.info["layout"],
         "recipe": recipe_dict(chosen),
+        "world_size": world_size,
+        "total_steps": total_steps,
         "identity": {
             "base_fingerprint": base_fingerprint(model),
             "codec_fingerprint": corpora.info["codec"]["fingerprint"],
@@ -116,29 +116,6 @@ def prepare(
     )
 
 
-@contextlib.contextmanager
-def hold_run_folder(out: Path) -> Iterator[None]:
-    """Hold the run folder for this run, on rank 0; raises InputError where another run holds it.
-
-    The kernel frees the lock when its holder ends, however it ends.
-    """
-    if dist.get_rank() != 0:
-        yield
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                str(out),
-                "another run that is writing here",
-                "one run a folder",
-                "Stop it (python -m launch.stop), wait for it, or give another --out.",
-            ) from error
-        yield
-
-
 def build_engine(job: Job) -> DeepSpeedEngine:
     """The base model with fresh LoRA weights, the same on every rank, under DeepSpeed."""
     run = job.recipe.run
@@ -151,49 +128,13 @@ def build_engine(job: Job) -> DeepSpeedEngine:
     return zero.initialize(model, job.deepspeed_config)
 
 
-def resume(engine: DeepSpeedEngine, job: Job) -> Progress:
-    """Restore the newest whole checkpoint of the run folder, where there is one, and say so.
-
-    Raises InputError where that checkpoint belongs to another run.
-    """
-    root = job.out / "checkpoints"
-    newest = checkpoint.find_newest(root, print_rank0)
-    if newest is None:
-        return Progress()
-    names = [name for name, _ in trainable_parameters(engine.module)]
-    checkpoint.refuse_other_run(newest, job.facts["identity"])
-    found = checkpoint.load(newest, engine.module.model, names)
-    zero.restore(engine, found.masters, found.moments, found.state["step"])
-    print_rank0(f"resuming from {newest}, the newest checkpoint whose files have their hashes")
-    for key, before, now in _differences(found.state["recipe"], job.facts["recipe"]):
-        print_rank0(f"warning: {key} was {before} up to here and is {now} from here on")
-    progress = Progress(found.state["step"], found.state["best_loss"], found.state["best_step"])
-    best = root / f"step-{progress.best_step or 0:06d}"
-    if progress.best_step is not None and checkpoint.find_problem(best) is not None:
-        print_rank0(f"warning: the best checkpoint so far, {best}, is not whole; the next validation names another")
-        progress.best_loss = progress.best_step = None
-    elif progress.best_step is not None and dist.get_rank() == 0:
-        checkpoint.point(root, "best", best)  # a kill may have come between the save and this link
-    return progress
-
-
-def _differences(before: dict, now: dict) -> Iterator[tuple[str, object, object]]:
-    for group, values in now.items():
-        if isinstance(values, dict):
-            old = before.get(group, {})
-            yield from ((f"{group}.{key}", old.get(key), v) for key, v in values.items() if old.get(key) != v)
-        elif before.get(group) != values:
-            yield group, before.get(group), values
-
-
-def announce(job: Job, progress: Progress, world_size: int) -> None:
+def announce(job: Job, progress: Progress) -> None:
     """Print the arithmetic of a step once, and write what the run uses into its folder, every "auto" resolved."""
     num_packs, summary = job.recipe.batch.packs_per_step, job.summary
+    world_size = job.facts["world_size"]
     arithmetic = {
-        "world_size": world_size,
         "packs_per_step": num_packs,
         "accumulation": num_packs // world_size,
-        "total_steps": job.total_steps,
         "validation_packs": len(job.validation),
         "plan": summary,
     }
@@ -201,7 +142,7 @@ def announce(job: Job, progress: Progress, world_size: int) -> None:
     print_rank0(
         f"{num_packs} packs a step = {world_size} ranks x {arithmetic['accumulation']} accumulated; "
         f"{summary['samples_per_step']['mean']:.1f} samples and {summary['tokens_per_step']['mean']:,.0f} tokens "
-        f"a step; {arithmetic['total_steps']} steps in all, {progress.step} done"
+        f"a step; {job.total_steps} steps in all, {progress.step} done"
     )
     if job.recipe.optimizer.warmup_steps >= job.total_steps:
         print_rank0(

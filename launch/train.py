@@ -9,8 +9,12 @@ The same command again resumes from the newest whole checkpoint in --out.
 import argparse
 import os
 import time
+from typing import TYPE_CHECKING
 
 from preprocess.errors import InputError, exit_on_input_error
+
+if TYPE_CHECKING:
+    from engine.setup import Job
 
 EXAMPLE = (
     "deepspeed launch/train.py --deepspeed ds_configs/zero2.json --recipe launch/recipes/arabic_8xh200.yaml "
@@ -39,6 +43,28 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="FOLDER", help="run folder: checkpoints, metrics, resolved settings")
     parser.add_argument("overrides", nargs="*", metavar="group.key=value", help="overrides of the recipe")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "fresh"),
+        default="auto",
+        help="auto (default): go on from the newest whole checkpoint in --out, or begin where there is none; "
+        "fresh: begin, and refuse an --out that holds checkpoints",
+    )
+    parser.add_argument(
+        "--allow-change",
+        metavar="NAME[,NAME]",
+        type=lambda text: text.split(","),
+        default=[],
+        help="go on although these differ from the checkpoint's: corpus, max_tokens, packs_per_step, seed, "
+        "data.repeat and the rest of data. The samples come in another order from there on; the change is printed and "
+        "recorded in state.json",
+    )
+    parser.add_argument(
+        "--init-adapter",
+        metavar="FOLDER",
+        help="begin a new run with the weights of a run (its newest checkpoint), of a checkpoint, or of a PEFT "
+        "adapter that this project wrote; optimizer and schedule are fresh. A run that has begun resumes as ever",
+    )
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher
     arguments = parser.parse_intermixed_args(argv)
     missing = [
@@ -82,11 +108,8 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
     import deepspeed
     import torch
 
-    from engine.loop import train
-    from engine.metrics import print_rank0
-    from engine.setup import announce, build_engine, hold_run_folder, prepare, resume
+    from engine.setup import prepare
 
-    world_size = int(os.environ["WORLD_SIZE"])
     job = prepare(
         deepspeed=arguments.deepspeed,
         recipe=arguments.recipe,
@@ -94,22 +117,48 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         data=arguments.data,
         out=arguments.out,
-        world_size=world_size,
+        world_size=int(os.environ["WORLD_SIZE"]),
     )
     deepspeed.init_distributed()
+    train_job(job, arguments.resume, arguments.allow_change, arguments.init_adapter)
+    torch.distributed.destroy_process_group()
+
+
+def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str | None) -> None:
+    """From where the run begins to its end, in this rank's process group. A finished run loads no model."""
+    from engine.loop import train
+    from engine.metrics import print_rank0
+    from engine.resume import find_start, hold_run_folder, restore
+    from engine.setup import announce, build_engine
+
     with hold_run_folder(job.out):
-        engine = build_engine(job)
-        progress = resume(engine, job)
-        announce(job, progress, world_size)
-        progress = train(engine, job, progress)
+        start = find_start(job, mode, allow_change, init_adapter)
+        progress = start.progress
+        if progress.step < job.total_steps:
+            engine = build_engine(job)
+            restore(engine, start)
+            announce(job, progress)
+            progress = train(engine, job, progress)
+            engine.destroy()
     if progress.step < job.total_steps:
         print_rank0(f"stopped at step {progress.step} of {job.total_steps}, saved; the same command resumes")
     else:
-        print_rank0(
-            f"finished at step {progress.step} of {job.total_steps}. Merge the best: "
-            f"python -m launch.merge --checkpoint {job.out}/checkpoints/best --out merged/"
-        )
-    torch.distributed.destroy_process_group()
+        print_rank0(f"finished at step {progress.step} of {job.total_steps}. {_ways_on(job)}")
+
+
+def _ways_on(job: "Job") -> str:
+    """What can be done with a finished run: merge it, train it longer, begin another with its weights."""
+    from engine.loop import learning_rate
+
+    run, total = job.recipe.run, job.total_steps
+    longer = f"run.max_steps={2 * total}" if run.max_steps == total else f"run.epochs={2 * run.epochs}"
+    rates = [learning_rate(total, steps, job.recipe.optimizer) for steps in (total, 2 * total)]
+    return (
+        f"Merge the best: python -m launch.merge --checkpoint {job.out}/checkpoints/best --out merged/\n"
+        f"Two ways on: the same command with {longer} trains longer (the cosine then spans all steps: the "
+        f"learning rate, {rates[0]:.2e} now, goes on from {rates[1]:.2e}); --init-adapter {job.out} with another "
+        "--out begins a new run with its weights, optimizer and schedule fresh."
+    )
 
 
 if __name__ == "__main__":

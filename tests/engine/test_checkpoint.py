@@ -13,7 +13,6 @@ from engine.losses import LossSums
 from engine.model import load_base
 from preprocess.errors import InputError
 from tests.fixtures import gate
-from tests.fixtures.ranks import RankError
 from tests.fixtures.steps import make_job
 
 OVERRIDES = ["run.precision=fp32", "run.max_steps=4", "run.save_every=2", "run.log_every=1", "run.evaluate_every=2"]
@@ -112,24 +111,3 @@ def test_an_unfinished_save_is_not_a_checkpoint(run_copy):
     root = run_copy / "checkpoints"
     shutil.copytree(root / "step-000004", root / ".step-000006.partial")
     assert checkpoint.find_newest(root, lambda line: None) == root / "step-000004"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "what"),
-    [(["lora.rank=8"], "lora"), (["run.seed=1"], "seed"), (["batch.max_tokens=900"], "max_tokens")],
-)
-def test_another_run_is_refused_by_name(overrides, what, run_copy, one_rank, model_folder, random_corpus):
-    with pytest.raises(RankError) as caught:
-        one_rank.run(gate.train, model_folder, random_corpus.folder, run_copy, [*OVERRIDES, *overrides])
-    error = caught.value.original
-    assert isinstance(error, InputError)
-    assert error.where.endswith(f"step-000004: {what}")
-    assert "in the checkpoint" in error.found
-    assert "as this command says" in error.expected
-    assert "--out" in error.action
-
-
-def test_a_finished_run_trains_no_further(run_copy, one_rank, model_folder, random_corpus):
-    before = (run_copy / "metrics.jsonl").read_text()
-    one_rank.run(gate.train, model_folder, random_corpus.folder, run_copy, OVERRIDES)
-    assert (run_copy / "metrics.jsonl").read_text() == before
