@@ -56,7 +56,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=lambda text: text.split(","),
         default=[],
         help="go on although these differ from the checkpoint's: corpus, max_tokens, packs_per_step, seed, "
-        "data.repeat and the rest of data. The samples come in another order from there on; the change is printed and "
+        "data.repeat and the rest of data. The samples come in another order from there on; it is printed and "
         "recorded in state.json",
     )
     parser.add_argument(
