@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocess.errors import Rejected
+from preprocess.errors import InputError, Rejected
 from preprocess.layout import normalise_text
 from preprocess.manifest import Manifest
 from preprocess.recording import Recording
@@ -50,12 +50,16 @@ class Use:
 
 @dataclass
 class ClipTable:
-    """All clips by key, what each usable row became, the other rows, and how many rows came without a speaker."""
+    """All clips by key, what each usable row became, the other rows, and how many rows came without a speaker.
+
+    validation: keys of the clips of --val-manifest, None without one.
+    """
 
     clips: dict[str, ClipPlan]
     uses: list[Use]
     rejected: list[tuple[int, Rejected]]
     rows_without_speaker: int
+    validation: set[str] | None = None
 
 
 def clip_key(source: str) -> str:
@@ -66,19 +70,24 @@ def clip_key(source: str) -> str:
     return key
 
 
-def build_clips(manifest: Manifest, audio_root: Path) -> ClipTable:
-    """Merge the manifest's rows into clips. The first row that says something of a clip is right."""
-    return _Builder(manifest, audio_root).build()
+def build_clips(manifest: Manifest, audio_root: Path, val_audio_root: Path | None = None) -> ClipTable:
+    """Merge the manifest's rows into clips. The first row that says something of a clip is right.
+
+    Audio paths are relative to `audio_root`, those of validation rows to `val_audio_root`. Raises InputError for
+    clips that are in training and in validation.
+    """
+    return _Builder(manifest, audio_root, val_audio_root or audio_root).build()
 
 
 class _Builder:
-    def __init__(self, manifest: Manifest, audio_root: Path) -> None:
-        self.manifest, self.audio_root = manifest, audio_root
+    def __init__(self, manifest: Manifest, audio_root: Path, val_audio_root: Path) -> None:
+        self.manifest, self.audio_root, self.val_audio_root = manifest, audio_root, val_audio_root
         self.clips: dict[str, ClipPlan] = {}
         self.uses: list[Use] = []
         self.rejected: list[tuple[int, Rejected]] = []
         self.first_drawn: dict[str, Row] = {}
         self.first_dialogue: dict[tuple, Row] = {}
+        self.named_by: dict[bool, dict[str, int]] = {False: {}, True: {}}  # key -> first row, of each split
 
     def build(self) -> ClipTable:
         drawn = [row for row in self.manifest.rows if not row.references]
@@ -93,16 +102,34 @@ class _Builder:
         without_speaker = sum(row.speaker is None for row in named)
         used = {use.key for use in self.uses}
         used |= {r["key"] for clip in self.clips.values() for d in clip.dialogues for r in d["references"]}
+        self._check_splits()
         clips = {key: self.clips[key] for key in sorted(used)}
-        return ClipTable(clips, self.uses, self.rejected, without_speaker)
+        has_validation = any(file.validation for file in self.manifest.files)
+        validation = used & self.named_by[True].keys() if has_validation else None
+        return ClipTable(clips, self.uses, self.rejected, without_speaker, validation)
 
-    def _clip(self, audio: Recording) -> ClipPlan:
-        path = os.path.normpath(self.audio_root / audio.path)
+    def _check_splits(self) -> None:
+        training, validation = self.named_by[False], self.named_by[True]
+        both = sorted(training.keys() & validation.keys(), key=validation.__getitem__)
+        if both:
+            where = self.manifest.where
+            shown = [f"{self.clips[k].source} ({where(training[k])}, {where(validation[k])})" for k in both[:5]]
+            raise InputError(
+                "--val-manifest",
+                f"{len(both)} clips that are in training too: {', '.join(shown)}{', ...' * (len(both) > 5)}",
+                "clips that training never hears",
+                "Remove their rows from one of the two manifests.",
+            )
+
+    def _clip(self, audio: Recording, row: Row) -> ClipPlan:
+        validation = self.manifest.is_validation(row.line)
+        path = os.path.normpath((self.val_audio_root if validation else self.audio_root) / audio.path)
         root = os.path.normpath(self.audio_root)
         name = os.path.relpath(path, root) if os.path.commonpath([path, root]) == root else path
         source = str(audio._replace(path=name))
         clip = self.clips.setdefault(clip_key(source), ClipPlan(clip_key(source), source, path, part=audio[1:]))
         assert clip.source == source, f"{clip.source} and {source} have the same key"
+        self.named_by[validation].setdefault(clip.key, row.line)
         return clip
 
     def _describe(self, clip: ClipPlan, text: str, speaker: str, row: Row | None = None) -> None:
@@ -121,7 +148,7 @@ class _Builder:
                 "one of them: whose voice is it, or which recording shows it",
                 "Fill in one of the two columns.",
             )
-        clip = self._clip(row.audio)
+        clip = self._clip(row.audio, row)
         first = self.first_drawn.setdefault(clip.key, row)
         if first is not row:
             raise self._again(where, clip, row, first)
@@ -163,8 +190,8 @@ class _Builder:
 
     def _add_named(self, row: Row) -> None:
         where = self.manifest.where(row.line)
-        target = self._clip(row.audio)
-        references = [(self._clip(audio), text) for audio, text in row.references]
+        target = self._clip(row.audio, row)
+        references = [(self._clip(audio, row), text) for audio, text in row.references]
         if target in [reference for reference, _ in references]:
             raise Rejected(
                 "failed",

@@ -59,18 +59,12 @@ def finish(
     lines = [use.line for use in written] + [line for line, _ in rejected_rows]
     assert len(set(lines)) == len(lines) == manifest.num_rows, "a manifest row twice, or in no account"
     _mark_usable(rows, table, written)
-    choice = settings["settings"]
-    voices = held_out_speakers(
-        [(row["speaker"], row["duration_sec"]) for row in rows.values() if row["use"]],
-        [(rows[use.key]["speaker"], rows[key]["speaker"]) for use in written for key in _references(table, use)],
-        choice["val_speakers"],
-        choice["seed"],
-    )
-    for row in rows.values():
-        row["split"] = "val" if row["speaker"] in voices else "train"
+    validation = _validation_clips(rows, table, written, settings["settings"])
+    for key, row in rows.items():
+        row["split"] = "val" if key in validation else "train"
 
     rejected_rows.sort(key=lambda item: item[0])
-    _write_failures(out, rejected_rows, lost)
+    _write_failures(out, manifest, rejected_rows, lost)
     if not written:
         raise InputError(
             str(manifest.path),
@@ -124,9 +118,25 @@ def _mark_usable(rows: dict[str, dict], table: ClipTable, written: list[Use]) ->
             row["use"], row["reason"] = False, "reference_lost" if key in targets else "target_lost"
 
 
-def _write_failures(out: Path, rejected_rows: list[tuple[int, Rejected]], lost: dict[str, Rejected]) -> None:
-    records = [{"line": line, "clip": None, **error.record()} for line, error in rejected_rows]
-    records += [{"line": None, "clip": key, **lost[key].record()} for key in sorted(lost)]
+def _validation_clips(rows: dict[str, dict], table: ClipTable, written: list[Use], choice: dict) -> set[str]:
+    """Keys of the validation split: the clips of --val-manifest, or all clips of the voices that are held out."""
+    if table.validation is not None:
+        return table.validation
+    voices = held_out_speakers(
+        [(row["speaker"], row["duration_sec"]) for row in rows.values() if row["use"]],
+        [(rows[use.key]["speaker"], rows[key]["speaker"]) for use in written for key in _references(table, use)],
+        choice["val_speakers"],
+        choice["seed"],
+    )
+    return {key for key, row in rows.items() if row["speaker"] in voices}
+
+
+def _write_failures(
+    out: Path, manifest: Manifest, rejected_rows: list[tuple[int, Rejected]], lost: dict[str, Rejected]
+) -> None:
+    places = [(manifest.place(line), error) for line, error in rejected_rows]
+    records = [{"file": p.path.name, "line": n, "clip": None, **error.record()} for (p, n), error in places]
+    records += [{"file": None, "line": None, "clip": key, **lost[key].record()} for key in sorted(lost)]
     text = "".join(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
     write_atomically(out / FAILURES_FILE, text.encode())
 

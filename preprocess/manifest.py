@@ -63,7 +63,7 @@ class Manifest:
     @property
     def sha256(self) -> str:
         """Hex sha256 of all that was read: the same rows have the same one, whatever folder they lie in."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr([(file.rows_before, file.validation) for file in self.files]).encode())
         for row in self.rows:
             audios = [(a._replace(path=Path(a.path).name) if a.row else a, text) for a, text in row.recordings]
             digest.update(repr((row.line, audios, row.text, row.speaker, row.language, row.id)).encode())
@@ -76,6 +76,9 @@ class Manifest:
         files = self.files or [ManifestFile(self.path)]
         file = next(file for file in reversed(files) if file.rows_before < line)
         return file, line - file.rows_before
+
+    def is_validation(self, line: int) -> bool:
+        return self.place(line)[0].validation
 
     def where(self, line: int) -> str:
         file, number = self.place(line)

@@ -42,8 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--columns",
-        type=parse_columns,
-        default={},
+        default="",
         metavar="FIELD=COLUMN,...",
         help="which columns of the manifest are what, where their names do not say so: for Common Voice "
         "audio=path,text=sentence,speaker=client_id. What was taken for what is printed",
@@ -52,10 +51,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hours-per-shard", type=float, default=0.5, metavar="HOURS", help="audio in a shard (0.5)")
     parser.add_argument(
         "--val-speakers",
-        default="0.02",
         metavar="N|SHARE",
         help="voices held out for validation: a number (3), or a share with a point (0.02, the default: at least "
         "one of three voices or more); 0 for none",
+    )
+    parser.add_argument(
+        "--val-manifest",
+        type=Path,
+        metavar="PATH",
+        help="a manifest whose rows are the validation split, instead of --val-speakers; read as --manifest is",
     )
     parser.add_argument(
         "--system-text", default=DEFAULT_SYSTEM_TEXT, metavar="TEXT", help="the system turn of every prompt"
@@ -82,11 +86,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if missing:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in required)
         raise InputError("command line", f"no {', '.join(missing)}", flags, f"Add what is missing.\n{EXAMPLE}")
+    if args.val_manifest and args.val_speakers:
+        raise InputError(
+            "command line", "--val-manifest and --val-speakers", "one of them", "Leave out --val-speakers."
+        )
+    args.val_speakers = args.val_speakers or ("0" if args.val_manifest else "0.02")
     _check_numbers(args)
-    for name in (*REQUIRED, "audio_root"):
+    for name in (*REQUIRED, "audio_root", "val_manifest"):
         if getattr(args, name) is not None:
             setattr(args, name, getattr(args, name).absolute())
     args.screening = load_screening(args.screening)
+    args.columns = parse_columns(args.columns)
+    args.val_audio_root = args.audio_root or (args.val_manifest and folder_of(args.val_manifest))
     args.audio_root = args.audio_root or folder_of(args.manifest)
     return args
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 from preprocess.audio import Header
 from preprocess.clips import ClipTable
@@ -17,8 +18,16 @@ _SHOWN_PER_REASON = 5
 
 def show_manifest(manifest: Manifest, table: ClipTable) -> None:
     """Dialects, clips, and whatever of the manifest is not used."""
-    dialects = ", ".join(f"{count} {name} rows" for name, count in sorted(manifest.dialects.items()))
-    print(f"{manifest.path.name}: {dialects}; {len(table.uses)} samples of {len(table.clips)} clips")
+    dialects = ", ".join(f"{count} rows of {name}" for name, count in sorted(manifest.dialects.items()))
+    names = [file.path.name for file in manifest.files]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    print(f"{shown}: {dialects}; {len(table.uses)} samples of {len(table.clips)} clips")
+    if table.validation is not None:
+        print(f"  {len(table.validation)} clips of --val-manifest are the validation split")
+        known = sorted(_speakers(table, table.validation) & _speakers(table, table.clips.keys() - table.validation))
+        if known:
+            shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+            print(f"  {len(known)} of its speakers are in training too, no held-out voices: {shown}")
     if table.rows_without_speaker:
         print(f"  {table.rows_without_speaker} rows name a reference and no speaker: each reference is a voice")
     if manifest.own_system_texts:
@@ -33,6 +42,10 @@ def show_manifest(manifest: Manifest, table: ClipTable) -> None:
 def show_screening(screening: Screening) -> None:
     """Which filters are on."""
     print(f"screening: {thresholds(screening) or 'none'}", flush=True)
+
+
+def _speakers(table: ClipTable, keys: Iterable[str]) -> set[str]:
+    return {table.clips[key].speaker for key in keys}
 
 
 def show_validation(

@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # a process a core; and a parent's thread pool would not survive the fork
     num_workers = args.workers or len(os.sched_getaffinity(0))
     base = read_base_model(args.model)
-    manifest = read_manifest(args.manifest, base.special_tokens, args.system_text, args.columns)
-    table = build_clips(manifest, args.audio_root)
+    manifest = read_manifest(args.manifest, base.special_tokens, args.system_text, args.columns, args.val_manifest)
+    table = build_clips(manifest, args.audio_root, args.val_audio_root)
     report.show_manifest(manifest, table)
     report.show_screening(args.screening)
     headers, rejected = probe_clips(table.clips.values(), num_workers)
