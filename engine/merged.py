@@ -2,6 +2,7 @@
 
 voice_training.json
     layout                                  system text and normaliser version: generation applies the same
+    speech                                  what the corpus sounds like: generation warns by it
     step, adapter_sha256                    the checkpoint
     base_, codec_fingerprint                what it was trained on; null for an adapter trained elsewhere
     corpus_fingerprints                     likewise, one a corpus
@@ -53,6 +54,7 @@ def write_facts(folder: Path, checkpoint: Path, base: Path, state: dict) -> None
     identity = state.get("identity", {})
     facts = {
         "layout": state.get("layout", _DEFAULT_LAYOUT),
+        "speech": state.get("speech", {}),
         "step": state.get("step"),
         "adapter_sha256": sha256_file(checkpoint / ADAPTER_FILE),
         "base_fingerprint": base_fingerprint(base),

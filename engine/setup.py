@@ -87,6 +87,7 @@ def prepare(
         "base": str(Path(model).resolve()),
         "corpora": [str(Path(folder).resolve()) for folder in data],
         "layout": corpora.info["layout"],
+        "speech": corpora.info.get("speech", {}),
         "recipe": recipe_dict(chosen),
         "world_size": world_size,
         "total_steps": total_steps,

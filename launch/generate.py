@@ -157,8 +157,10 @@ def main(argv: list[str] | None = None) -> int:
     import soundfile
 
     from engine.merged import read_facts
+    from preprocess.audio import decode
     from preprocess.codec import load_codec
     from preprocess.shards import write_atomically
+    from preprocess.speech_facts import length_warning, reference_warnings
 
     facts = read_facts(arguments.model)
     engine = load_engine(arguments.model, arguments.audio_tokenizer, arguments.hubert, arguments.device)
@@ -177,11 +179,16 @@ def main(argv: list[str] | None = None) -> int:
         seed=arguments.seed,
         greedy=arguments.greedy,
     )
+    speech, speech_sec = facts.get("speech", {}), len(response.audio) / response.sampling_rate
+    warnings = reference_warnings(speech, decode(arguments.reference))
+    for warning in [*warnings, length_warning(speech, arguments.text, speech_sec)]:
+        if warning:
+            print(f"warning: {warning}")
     data = io.BytesIO()
     soundfile.write(data, response.audio, response.sampling_rate, format="WAV")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.out, data.getvalue())
-    print(f"{arguments.out}: {len(response.audio) / response.sampling_rate:.2f} s of speech")
+    print(f"{arguments.out}: {speech_sec:.2f} s of speech")
     if response.generated_text == LEARNT_TEXT:
         print("the model started and stopped by itself, as it learnt")
     else:

@@ -12,8 +12,13 @@ from preprocess.clips import ClipTable, Use
 from preprocess.errors import InputError, Rejected
 from preprocess.make_shard import ShardReport
 from preprocess.manifest import Manifest
+from preprocess.same_audio import Doubles, same_audio
 from preprocess.shards import FAILURES_FILE, write_atomically, write_corpus
+from preprocess.speech_facts import speech_facts
 from preprocess.split import held_out_speakers
+
+# Why a clip of a finished shard serves no row: by whether it is a target.
+_LOST = {True: "reference_lost", False: "target_lost"}
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,17 @@ def finish(
     assert not rows.keys() & lost.keys()
 
     rejected_rows = manifest.rejected + table.rejected
+    doubles = same_audio(rows, table.clips)
     written = []
     for use in table.uses:
-        error = _why_lost(manifest, table, use, lost)
+        error = _why_lost(manifest, table, use, lost, doubles)
         if error:
             rejected_rows.append((use.line, error))
         else:
             written.append(use)
     lines = [use.line for use in written] + [line for line, _ in rejected_rows]
     assert len(set(lines)) == len(lines) == manifest.num_rows, "a manifest row twice, or in no account"
-    _mark_usable(rows, table, written)
+    _mark_usable(rows, table, written, doubles)
     validation = _validation_clips(rows, table, written, settings["settings"])
     for key, row in rows.items():
         row["split"] = "val" if key in validation else "train"
@@ -85,15 +91,25 @@ def finish(
             "clips": outcome.clips,
             "speakers": outcome.speakers,
             "samples": outcome.usable_samples,
+            "speech": speech_facts(rows.values()),
             "shards": shards,
         },
     )
     return outcome
 
 
-def _why_lost(manifest: Manifest, table: ClipTable, use: Use, lost: dict[str, Rejected]) -> Rejected | None:
+def _why_lost(
+    manifest: Manifest,
+    table: ClipTable,
+    use: Use,
+    lost: dict[str, Rejected],
+    doubles: Doubles,
+) -> Rejected | None:
     """Why a row is not in the corpus, from the clips it needs; None if all of them are written."""
     where = manifest.where(use.line)
+    if use.position is None and use.key in doubles:
+        _, error = doubles[use.key]
+        return error.at(f"{where} ({error.where})")
     if use.key in lost:
         return lost[use.key].at(f"{where} ({lost[use.key].where})")
     error = next((lost[key] for key in _references(table, use) if key in lost), None)
@@ -107,15 +123,17 @@ def _references(table: ClipTable, use: Use) -> list[str]:
     return [reference["key"] for reference in table.clips[use.key].dialogues[use.position]["references"]]
 
 
-def _mark_usable(rows: dict[str, dict], table: ClipTable, written: list[Use]) -> None:
+def _mark_usable(rows: dict[str, dict], table: ClipTable, written: list[Use], doubles: Doubles) -> None:
     """Keep the dialogues that are whole; a clip that no row needs any more is not used."""
     targets = {use.key for use in table.uses}
     needed = {use.key for use in written} | {key for use in written for key in _references(table, use)}
     kept = {(use.key, use.position) for use in written}
     for key, row in rows.items():
         row["dialogues"] = [d for d in row["dialogues"] if (key, d["position"]) in kept]
+        row["draws_reference"] &= key not in doubles
         if key not in needed:
-            row["use"], row["reason"] = False, "reference_lost" if key in targets else "target_lost"
+            row["use"] = False
+            row["reason"] = doubles[key][0] if key in doubles else _LOST[key in targets]
 
 
 def _validation_clips(rows: dict[str, dict], table: ClipTable, written: list[Use], choice: dict) -> set[str]:

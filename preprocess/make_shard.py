@@ -15,7 +15,7 @@ from preprocess.base_model import read_base_model
 from preprocess.clips import ClipPlan
 from preprocess.codec import encode, load_codec
 from preprocess.errors import Rejected
-from preprocess.layout import normalise_text
+from preprocess.layout import normalise_text, num_digits
 from preprocess.planning import ShardSpec
 from preprocess.quality import audio_figures, code_entropy_bits, text_figures
 from preprocess.screening import claims_arabic, screen
@@ -28,6 +28,8 @@ FRAGMENTS_FOLDER = "fragments"
 @dataclass(frozen=True)
 class ShardReport:
     """What became of a shard's clips: index rows (all columns but split, use, reason) or why there is none.
+
+    Rows also hold what is decided by once all shards are made: source_sha256 and num_digits.
 
     `lost_sec` is the decoded length of screened clips. A shard of which no clip is left has no tar: 0 bytes.
     """
@@ -122,6 +124,8 @@ def _index_columns(model: Path, plan: ClipPlan, meta: dict) -> dict:
         "draws_reference": plan.draws_reference,
         "dialogues": dialogues,
         **{name: meta["quality"].get(name) for name in QUALITY},
+        "source_sha256": meta["source_sha256"],
+        "num_digits": num_digits(meta["text_normalised"]),
     }
 
 

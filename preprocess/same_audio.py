@@ -1,0 +1,60 @@
+"""Recordings that are there twice, under two names: decided once all shards are made, by the sha256 of the source."""
+
+from collections import defaultdict
+
+from preprocess.clips import ClipPlan
+from preprocess.errors import Rejected
+from preprocess.layout import normalise_text
+
+# By key: the reason in the index, and what the clip's rows are told.
+Doubles = dict[str, tuple[str, Rejected]]
+
+
+def same_audio(rows: dict[str, dict], clips: dict[str, ClipPlan]) -> Doubles:
+    """Which clips whose reference is drawn are no targets, and why.
+
+    Same words and speaker: all but the first are merged into it (`duplicate_of=KEY`). Other words or another
+    speaker: none of them is used, since no one knows which is right (`two_transcripts`, `two_speakers`). Rows that
+    name their reference stay: each is a prompt of its own.
+    """
+    groups = defaultdict(list)
+    for key in sorted(rows):
+        if rows[key]["draws_reference"]:
+            recording = clips[key].recording
+            groups[rows[key]["source_sha256"], recording.start_sec, recording.end_sec].append(key)
+    return {key: found for keys in groups.values() if len(keys) > 1 for key, found in _judge(keys, clips)}
+
+
+def _judge(keys: list[str], clips: dict[str, ClipPlan]) -> list[tuple[str, tuple[str, Rejected]]]:
+    plans = [clips[key] for key in keys]
+    for reason, what, values in (
+        ("two_transcripts", "other words", {normalise_text(plan.text) for plan in plans}),
+        ("two_speakers", "another speaker", {plan.speaker for plan in plans}),
+    ):
+        if len(values) > 1:
+            return [(plan.key, (reason, _conflict(reason, what, plan, plans))) for plan in plans]
+    first, *others = plans
+    return [(plan.key, (f"duplicate_of={first.key}", _duplicate(plan, first))) for plan in others]
+
+
+def _conflict(reason: str, what: str, plan: ClipPlan, plans: list[ClipPlan]) -> Rejected:
+    other = next(other for other in plans if other is not plan)
+    return Rejected(
+        "screened",
+        reason,
+        plan.source,
+        f"the same audio as {other.source}, and {what} among such rows",
+        "one transcript and one speaker for one recording",
+        "Listen, and keep the right one of the rows.",
+    )
+
+
+def _duplicate(plan: ClipPlan, first: ClipPlan) -> Rejected:
+    return Rejected(
+        "merged",
+        "duplicate",
+        plan.source,
+        f"the same audio and text as {first.source}",
+        "each recording once",
+        f"Nothing to do: it is merged into clip {first.key}.",
+    )
