@@ -1,5 +1,6 @@
-"""Counts that hold on any device: operators dispatched, bytes they read and write, bytes kept for backward."""
+"""Counts that hold on any device: operators, bytes they move, bytes held at one time, bytes kept for backward."""
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 MATMULS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "matmul")
+ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention_for_cpu_backward",
+    "_scaled_dot_product_attention_math",
+    "_varlen_attn",
+    "_varlen_attn_backward",
+)
 _FREE = ("empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "detach", "_unsafe_view")
 
 
@@ -30,8 +39,7 @@ class OperatorTally(TorchDispatchMode):
         is_view = bool(returned) and returned[0].alias_info is not None and not returned[0].alias_info.is_write
         if not is_view and name not in _FREE:
             self.calls[name] += 1
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
-            num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            num_bytes = sum(t.numel() * t.element_size() for t in _tensors((args, kwargs, result)))
             if name in MATMULS:
                 self.matmul_bytes += num_bytes
             else:
@@ -45,6 +53,34 @@ class OperatorTally(TorchDispatchMode):
     @property
     def num_others(self) -> int:
         return self.calls.total() - self.num_matmuls
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside held at one time; what was there before is not counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        self._seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if id(storage) not in before and storage not in self._seen:
+                self._seen[storage] = True
+                weakref.finalize(storage, self._freed, storage.nbytes())
+                self._live += storage.nbytes()
+        self.peak = max(self.peak, self._live)
+        return result
+
+    def _freed(self, num_bytes: int) -> None:
+        self._live -= num_bytes
+
+
+def _tensors(tree: object) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 class SavedBytes:

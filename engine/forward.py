@@ -10,6 +10,7 @@ import dataclasses
 import functools
 
 import torch
+import torch.nn.functional as F
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from torch import nn
@@ -67,8 +68,8 @@ def packed_hidden(model: HiggsAudioModel, stream: Stream, num_checkpointed_layer
 def packed_logits(model: HiggsAudioModel, hidden: torch.Tensor, stream: Stream) -> LabelledLogits:
     """Logits at the labelled positions of a stream, from its `packed_hidden`."""
     heads = model.audio_decoder_proj
-    (text_logits,) = project(model.norm(hidden[stream.text_predict]), heads.text_lm_head)
-    (audio_logits,) = project(model.norm(hidden[stream.audio_predict]), heads.audio_lm_head)
+    (text_logits,) = project(_norm(model.norm, hidden[stream.text_predict]), heads.text_lm_head)
+    (audio_logits,) = project(_norm(model.norm, hidden[stream.audio_predict]), heads.audio_lm_head)
     return LabelledLogits(
         text_logits=text_logits,
         text_labels=stream.text_labels,
@@ -83,19 +84,21 @@ def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple
     if getattr(layer, "fast_forward", False):
         # Audio passes through untouched, and text sees text alone.
         text, audio = hidden[:num_text], hidden[num_text:]
-        projected = _project(layer.self_attn, layer.input_layernorm(text))
+        projected = _project(layer.self_attn, _norm(layer.input_layernorm, text))
         mixed = attention_layer(
             layer.self_attn, projected, text_rotary, stream.text_segments, stream.longest_text_segment
         )
         text = text + project(mixed, layer.self_attn.o_proj)[0]
-        text = text + _mlp(layer.mlp, layer.post_attention_layernorm(text))
+        text = text + _mlp(layer.mlp, _norm(layer.post_attention_layernorm, text))
         return torch.cat([text, audio])
 
     is_dual = hasattr(layer, "audio_mlp")
     if is_dual:
-        normed = torch.cat([layer.input_layernorm(hidden[:num_text]), layer.audio_input_layernorm(hidden[num_text:])])
+        normed = torch.cat(
+            [_norm(layer.input_layernorm, hidden[:num_text]), _norm(layer.audio_input_layernorm, hidden[num_text:])]
+        )
     else:
-        normed = layer.input_layernorm(hidden)
+        normed = _norm(layer.input_layernorm, hidden)
     projected = tuple(
         _Permute.apply(part, stream.split_to_stream, stream.stream_to_split)
         for part in _project(layer.self_attn, normed)
@@ -104,10 +107,10 @@ def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple
     mixed = _Permute.apply(mixed, stream.stream_to_split, stream.split_to_stream)
     hidden = hidden + project(mixed, layer.self_attn.o_proj)[0]
     if not is_dual:
-        return hidden + _mlp(layer.mlp, layer.post_attention_layernorm(hidden))
+        return hidden + _mlp(layer.mlp, _norm(layer.post_attention_layernorm, hidden))
     text, audio = hidden[:num_text], hidden[num_text:]
-    text = _mlp(layer.mlp, layer.post_attention_layernorm(text))
-    audio = _mlp(layer.audio_mlp, layer.audio_post_attention_layernorm(audio))
+    text = _mlp(layer.mlp, _norm(layer.post_attention_layernorm, text))
+    audio = _mlp(layer.audio_mlp, _norm(layer.audio_post_attention_layernorm, audio))
     return hidden + torch.cat([text, audio])
 
 
@@ -118,6 +121,11 @@ def _project(attention: nn.Module, hidden: torch.Tensor) -> list[torch.Tensor]:
 def _mlp(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     gate, up = project(hidden, mlp.gate_proj, mlp.up_proj)
     return project(mlp.act_fn(gate) * up, mlp.down_proj)[0]
+
+
+def _norm(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """LlamaRMSNorm's result: on CUDA one kernel instead of eight, and no fp32 copy kept."""
+    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 class _Permute(torch.autograd.Function):
