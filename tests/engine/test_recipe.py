@@ -79,6 +79,12 @@ def test_a_saved_recipe_loads_as_the_same_one(tmp_path):
         (["optimizer.eps=0", "run.seed=-1"], "demo.yaml", "optimizer.eps=0.0; run.seed=-1", "run.seed 0 or more"),
         (["lora.rank=many"], "demo.yaml: lora.rank", "many", "type"),
         (
+            ["data.references_per_sample=4", "data.share_without_reference=2", "data.repeat=[1,0]"],
+            "demo.yaml",
+            "data.references_per_sample=4; data.share_without_reference=2.0; data.repeat=[1.0, 0.0]",
+            "data.references_per_sample 1 to 3; data.share_without_reference 0 to 1; data.repeat [] or numbers above 0",
+        ),
+        (
             ["lora.mode=all", "optimizer.lr=-1"],
             "demo.yaml",
             "lora.mode=all; optimizer.lr=-1.0",
