@@ -1,6 +1,6 @@
 """Two trainings of one small model on the same Arabic speech, compared loss by loss.
 
-    python bench/curves.py [forward | codebook_weights] [--steps 50] [--out FILE] [--plot FILE]
+    PYTHONPATH=. python bench/curves.py [forward | codebook_weights] [--steps 50] [--out FILE] [--plot FILE]
 
 forward: Boson's own forward on a padded batch against the packed one, which must give the same curve.
 codebook_weights: equal weights against 8,8,6,6,4,4,2,2, by the loss of each codebook on held-out voices.
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from machine import describe_machine
 
-from engine import loop, zero
-from engine.environment import device_name
+from engine import zero
 from engine.metrics import METRICS_FILE
-from engine.setup import Progress, build_engine, prepare
+from engine.setup import prepare
+from launch.train import train_job
 from preprocess import shard
 from tests.fixtures.codec import build_codec, build_hubert
 from tests.fixtures.model import build_model
@@ -61,8 +62,7 @@ def main() -> None:
     result = {
         "compare": arguments.compare,
         "steps": arguments.steps,
-        "device": device_name(torch.device("cpu")),
-        "torch": torch.__version__,
+        **describe_machine(torch.device("cpu")),
         "clips": VOICES * SENTENCES,
         "largest_difference": {
             key: max(abs(a - b) for a, b in zip(runs[first][key], runs[second][key], strict=True))
@@ -112,13 +112,10 @@ def train(base: Path, shards: Path, out: Path, num_steps: int, overrides: list[s
         out=str(out),
         world_size=1,
     )
-    out.mkdir()
-    engine = build_engine(job)
-    loop.train(engine, job, Progress())
-    engine.destroy()
+    train_job(job, mode="auto", allow_change=[], init_adapter=None)
     lines = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
-    validation = lines[-1]
+    (validation,) = [line for line in lines if line["kind"] == "validation"]
     num_codebooks = job.reader.config.audio_num_codebooks
     return {
         **{key: [line[key] for line in steps] for key in ("loss_text", "loss_audio", "grad_norm")},

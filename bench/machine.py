@@ -1,21 +1,17 @@
 """The machine that a figure was measured on."""
 
 import platform
-from pathlib import Path
 
 import torch
+
+from engine.environment import device_name
 
 
 def describe_machine(device: torch.device) -> dict:
     """Device, threads and versions, for a result's JSON."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

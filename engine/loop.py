@@ -10,7 +10,7 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from tqdm import tqdm
 
-from engine import checkpoint, zero
+from engine import balance, checkpoint, zero
 from engine.evaluation import evaluate
 from engine.flops import peak_flops
 from engine.forward import to_device
@@ -46,6 +46,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
         mininterval=5,
         leave=False,
     )
+    ffns = balance.ffn_masters(zero.gather_masters(engine))
     engine.train()
     window = _Window()
     if progress.step == 0 and job.validation and job.facts["lineage"]:  # begun with another run's weights
@@ -81,7 +82,9 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
 
         stopping = stop.agreed()
         if improved or stopping or progress.step % run.save_every == 0 or progress.step == job.total_steps:
-            save(engine, job, progress, is_best=improved or not job.validation)
+            masters = save(engine, job, progress, is_best=improved or not job.validation)
+            _watch_balance(log, progress.step, ffns, masters)
+            ffns = balance.ffn_masters(masters)
         if stopping:
             break
     bar.close()
@@ -131,8 +134,8 @@ def learning_rate(step: int, total_steps: int, optimizer: Optimizer) -> float:
     return optimizer.lr * (optimizer.final_lr_share + (1 - optimizer.final_lr_share) * cosine)
 
 
-def save(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -> None:
-    """Gather the fp32 state on all ranks, write it on rank 0, wait for it everywhere."""
+def save(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -> dict[str, torch.Tensor]:
+    """Gather the fp32 state on all ranks, write it on rank 0, wait for it everywhere. The masters come back."""
     masters, moments = zero.gather_masters(engine), zero.gather_moments(engine)
     if dist.get_rank() == 0:
         root = job.out / "checkpoints"
@@ -143,6 +146,15 @@ def save(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -
         checkpoint.prune(root, job.recipe.run.keep_checkpoints, folder)
         print_rank0(f"saved {folder}{' (best so far)' if is_best else ''}")
     dist.barrier()
+    return masters
+
+
+def _watch_balance(log: RunLog, step: int, before: balance.Masters, now: balance.Masters) -> None:
+    """Report how far each FFN of the DualFFN layers moved since the last save, where both train."""
+    ratios = balance.text_over_audio(before, now) if dist.get_rank() == 0 else {}
+    if ratios:
+        log.write(step, balance.metrics(ratios), "balance")
+        print_rank0(balance.describe(ratios))
 
 
 def _validate(engine: DeepSpeedEngine, job: Job, log: RunLog, step: int) -> float:

@@ -76,7 +76,7 @@ class RunLog:
             self._monitor = MonitorMaster(get_monitor_config(settings))
 
     def write(self, step: int, metrics: dict[str, float], kind: str) -> None:
-        """Append the metrics of global step `step`; `kind` is train or validation."""
+        """Append the metrics of global step `step`; `kind` is train, validation or balance."""
         if dist.get_rank() != 0:
             return
         with open(self.path, "a") as file:
