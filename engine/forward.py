@@ -23,7 +23,7 @@ from engine.lora_linear import project
 from engine.losses import LabelledLogits, LossSums, loss_sums
 from engine.recipe import Loss
 from engine.sample import IGNORE_INDEX
-from engine.stream import Stream, map_tensors
+from engine.stream import Heard, Stream, map_tensors
 
 Batch = HiggsAudioBatchInput | Stream
 
@@ -53,7 +53,10 @@ def packed_hidden(model: HiggsAudioModel, stream: Stream, num_checkpointed_layer
 
     num_checkpointed_layers: so many layers, from the first, recompute their activations in the backward pass.
     """
-    hidden = torch.cat([model.embed_tokens(stream.text_tokens), model._embed_audio_ids(stream.audio_columns)])
+    text = model.embed_tokens(stream.text_tokens)
+    if stream.heard is not None:
+        text = text.index_copy(0, stream.heard.rows, _hear(model, stream.heard))
+    hidden = torch.cat([text, model._embed_audio_ids(stream.audio_columns)])
     rotary = model.rotary_emb(hidden, stream.position_ids.unsqueeze(0))
     text_positions = stream.stream_to_split[: len(stream.text_tokens)]
     text_rotary = tuple(part[:, text_positions] for part in rotary)
@@ -76,6 +79,14 @@ def packed_logits(model: HiggsAudioModel, hidden: torch.Tensor, stream: Stream) 
         audio_logits=audio_logits.view(-1, model.audio_num_codebooks, model.audio_codebook_size),
         audio_labels=stream.audio_labels,
     )
+
+
+def _hear(model: HiggsAudioModel, heard: Heard) -> torch.Tensor:
+    """[F, hidden]: the waveforms through Boson's tower and projector, which has a gradient of zero without any."""
+    if not len(heard.features):
+        return model.audio_encoder_proj(model.embed_tokens.weight.new_zeros(0, model.audio_tower.config.d_model))
+    outputs, _ = model._apply_audio_tower(heard.features, heard.feature_mask)
+    return outputs.flatten(0, 1).index_select(0, heard.outputs)
 
 
 def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple, text_rotary: tuple) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from engine.whisper import has_audio_tower
 from preprocess.errors import InputError
 
 # Of each weight file: its header (names, shapes, dtypes) and this many blocks spread over it. Hashing all of a
@@ -46,8 +47,12 @@ def _refuse_untrainable(path: Path, config: HiggsAudioConfig) -> None:
         wrong.append(("use_audio_out_self_attention true", "false"))
     if config.use_rq_transformer:
         wrong.append(("use_rq_transformer true", "false"))
-    if not config.skip_audio_tower:
-        wrong.append(("skip_audio_tower false", "true: a base without Whisper tower, as the released one"))
+    if has_audio_tower(config) and not config.encode_whisper_embed:
+        wrong.append(("an audio tower (skip_audio_tower false) with encode_whisper_embed false", "true"))
+    if has_audio_tower(config) and config.encode_audio_in_tokens:
+        wrong.append(
+            ("an audio tower with encode_audio_in_tokens true", "false: references' codes are spoken")
+        )
     if not config.use_delay_pattern:
         wrong.append(("use_delay_pattern false", "true, as the serve engine decodes it"))
     if config.audio_adapter_type == "dual_ffn_fast_forward" and 0 not in config.audio_dual_ffn_layers:

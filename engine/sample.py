@@ -14,6 +14,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from transformers import PreTrainedTokenizerBase
 
 from engine.plan import LayoutCost
+from engine.whisper import feature_extractor, waveform_chunks, whisper_processor
 from preprocess.errors import InputError
 from preprocess.layout import voice_cloning_dialogue
 from preprocess.shards import Clip
@@ -28,15 +29,26 @@ def build_sample(
     references: Sequence[tuple[str, Clip]],
     target_text: str,
     target: Clip,
+    conditioning: str = "codes",
 ) -> ChatMLDatasetSample:
     """The sample that trains `target`: token ids, text labels and codes of every audio, in Boson's own form.
 
-    references: (transcript, clip) pairs. Texts are normalised already. In the result `input_ids` and `label_ids`
-    are int64 [text tokens], with one <|AUDIO_OUT|> an audio; `audio_ids_concat` is int64 [codebooks, frames] of all
-    audios side by side. Labels stand in the target's turn alone. Raises InputError naming the clip.
+    references: (transcript, clip) pairs, shown as `conditioning` says (engine.whisper). Texts are normalised
+    already. In the result `input_ids` and `label_ids` are int64 [text tokens], with one <|AUDIO|> a chunk of a
+    waveform, all of them first, and one <|AUDIO_OUT|> an audio; `audio_ids_concat` is int64 [codebooks, frames] of
+    all audios side by side, a waveform's being empty. Labels stand in the target's turn alone. Raises InputError
+    naming the clip.
     """
+    waveforms = []
+    if conditioning != "codes":
+        waveforms = [(clip.key, chunk) for _, clip in references for chunk in waveform_chunks(clip, config)]
     dialogue = voice_cloning_dialogue(
-        system_text, [(text, clip.key) for text, clip in references], target_text, target.key
+        system_text,
+        [(text, clip.key) for text, clip in references],
+        target_text,
+        target.key,
+        heard=[key for key, _ in waveforms],
+        spoken=conditioning != "whisper",
     )
     input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, tokenizer)
     if input_ids is None:
@@ -48,11 +60,13 @@ def build_sample(
         )
     clips = {clip.key: clip for clip in [*(clip for _, clip in references), target]}
     codes = [clips[audio.audio_url].codes for audio in audios]
-    num_placeholders = input_ids.count(config.audio_out_token_idx)
-    if num_placeholders != len(codes):
+    codes[: len(waveforms)] = [target.codes[:, :0]] * len(waveforms)
+    num_placeholders = [input_ids.count(token) for token in (config.audio_in_token_idx, config.audio_out_token_idx)]
+    if num_placeholders != [len(waveforms), len(codes) - len(waveforms)]:
         raise InputError(
             f"clip {target.key}",
-            f"{num_placeholders} <|AUDIO_OUT|> tokens for {len(codes)} audios",
+            f"{num_placeholders[0]} <|AUDIO|> tokens for {len(waveforms)} waveforms and {num_placeholders[1]} "
+            f"<|AUDIO_OUT|> tokens for {len(codes) - len(waveforms)} audios",
             "one for each",
             "A transcript spells a special token: correct it in the manifest and run preprocess.shard again.",
         )
@@ -65,27 +79,32 @@ def build_sample(
                 "Encode again with this model's codec: preprocess.shard into a new folder.",
             )
     starts = np.cumsum([0] + [clip_codes.shape[1] for clip_codes in codes[:-1]])
-    empty = torch.zeros(0)
+    chunks = [chunk for _, chunk in waveforms]
+    chunk_starts = np.cumsum([0] + [len(chunk) for chunk in chunks], dtype=np.int64)[:-1]
+    sample_rates_hz = [feature_extractor(config).sampling_rate] * len(chunks)
     return ChatMLDatasetSample(
         input_ids=torch.tensor(input_ids),
         label_ids=torch.tensor(label_ids),
         audio_ids_concat=torch.from_numpy(np.concatenate(codes, axis=1).astype(np.int64)),
         audio_ids_start=torch.from_numpy(starts),
-        audio_waveforms_concat=empty,
-        audio_waveforms_start=empty,
-        audio_sample_rate=empty,
-        audio_speaker_indices=empty,
+        audio_waveforms_concat=torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *chunks])),
+        audio_waveforms_start=torch.from_numpy(chunk_starts),
+        audio_sample_rate=torch.tensor(sample_rates_hz),
+        audio_speaker_indices=torch.zeros(0),
     )
 
 
 def make_collator(config: HiggsAudioConfig) -> HiggsAudioSampleCollator:
     """Boson's collator with the serve engine's settings: it lays out the delay pattern and the audio labels.
 
-    It writes into the label_ids of the samples it is given: build a sample anew for each use.
+    Where the base has an audio tower it computes the waveforms' mel features too. It writes into the label_ids of
+    the samples it is given: build a sample anew for each use.
     """
+    processor = whisper_processor(config)
     return HiggsAudioSampleCollator(
-        whisper_processor=None,
-        encode_whisper_embed=False,
+        whisper_processor=processor,
+        encode_whisper_embed=processor is not None,
+        chunk_size_seconds=processor and processor.feature_extractor.chunk_length,
         audio_in_token_id=config.audio_in_token_idx,
         audio_out_token_id=config.audio_out_token_idx,
         audio_stream_bos_id=config.audio_stream_bos_id,

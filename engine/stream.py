@@ -9,12 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from boson_multimodal.model.higgs_audio.utils import build_delay_pattern_mask
 
 from engine.sample import IGNORE_INDEX
+from engine.whisper import feature_extractor, has_audio_tower, tower_outputs
+
+
+@dataclass
+class Heard:
+    """The waveforms of a pack: N chunks, perhaps none, that become F of the text tokens."""
+
+    features: torch.Tensor  # float32 [N, mel bins, mel frames]
+    feature_mask: torch.Tensor  # int32 [N, mel frames]
+    outputs: torch.Tensor  # int64 [F] among the tower's outputs of all chunks, flattened
+    rows: torch.Tensor  # int64 [F] among the text tokens
 
 
 @dataclass
@@ -36,12 +48,18 @@ class Stream:
     audio_labels: torch.Tensor  # int64 [labelled columns, codebooks], -100 where a codebook has no label
     voice: torch.Tensor  # int64 [A] whose voice a column is: 2n of sample n's references, 2n + 1 of its target
     speakers: torch.Tensor  # int64 [S] numbers of the samples' speakers
+    heard: Heard | None = None  # where the base has an audio tower
 
 
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """A batch dataclass (a Stream, or Boson's padded one) with `change` applied to each of its tensors."""
-    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return type(batch)(**{name: change(v) if isinstance(v, torch.Tensor) else v for name, v in values.items()})
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Heard):
+            return map_tensors(value, change)
+        return change(value) if isinstance(value, torch.Tensor) else value
+
+    return type(batch)(**{field.name: changed(getattr(batch, field.name)) for field in dataclasses.fields(batch)})
 
 
 def lay_out(
@@ -51,19 +69,25 @@ def lay_out(
 
     speakers: a number a sample, for the reference consistency; without it all are one speaker.
     """
-    tokens, labels, columns, column_labels, voice = [], [], [], [], []
+    tokens, labels, columns, column_labels, voice, chunks = [], [], [], [], [], []
+    hop_length = feature_extractor(config).hop_length if has_audio_tower(config) else 0
     for place, sample in enumerate(samples):
         is_audio = sample.input_ids == config.audio_out_token_idx
+        is_heard = sample.input_ids == config.audio_in_token_idx
+        waveforms = [sample.get_wv(number)[0].numpy() for number in range(len(sample.audio_waveforms_start))]
+        chunks += waveforms
         trained = sample.label_ids[is_audio] != IGNORE_INDEX
         repeats = torch.ones_like(sample.input_ids)
         lengths = []
         for number, is_trained in enumerate(trained.tolist()):
-            audio, audio_labels = _delayed(sample.get_audio_codes(number), is_trained, config)
+            codes = sample.get_audio_codes(len(waveforms) + number)
+            audio, audio_labels = _delayed(codes, is_trained, config)
             columns.append(audio)
             column_labels.append(audio_labels)
             lengths.append(audio.shape[1])
             voice.append(torch.full((audio.shape[1],), 2 * place + is_trained))
         repeats[is_audio] = torch.tensor(lengths)
+        repeats[is_heard] = torch.tensor([tower_outputs(len(w), hop_length) for w in waveforms], dtype=torch.int64)
         tokens.append(sample.input_ids.repeat_interleave(repeats))
         labels.append(sample.label_ids.masked_fill(is_audio, IGNORE_INDEX).repeat_interleave(repeats))
 
@@ -81,6 +105,7 @@ def lay_out(
     labelled_text = (text_labels != IGNORE_INDEX).nonzero().squeeze(1)
     labelled_columns = (audio_labels != IGNORE_INDEX).any(1).nonzero().squeeze(1)
     num_text = int(text_lengths.sum())
+    is_heard = stream[~is_audio] == config.audio_in_token_idx
     return Stream(
         text_tokens=stream[~is_audio],
         audio_columns=audio_columns,
@@ -97,7 +122,28 @@ def lay_out(
         audio_labels=audio_labels[labelled_columns],
         voice=torch.cat(voice),
         speakers=torch.tensor(speakers or [0] * len(samples)),
+        heard=_hear(chunks, is_heard.nonzero().squeeze(1), config) if has_audio_tower(config) else None,
     )
+
+
+def _hear(chunks: list[np.ndarray], rows: torch.Tensor, config: HiggsAudioConfig) -> Heard:
+    """Mel features of `chunks`, and which outputs of the tower go into the text rows `rows`."""
+    extractor = feature_extractor(config)
+    if chunks:
+        found = extractor(
+            chunks, sampling_rate=extractor.sampling_rate, return_attention_mask=True, padding="max_length"
+        )
+        features = torch.from_numpy(found["input_features"])
+        mask = torch.from_numpy(found["attention_mask"])
+    else:
+        features = torch.zeros(0, extractor.feature_size, extractor.nb_max_frames)
+        mask = torch.zeros(0, extractor.nb_max_frames, dtype=torch.int32)
+    per_chunk = tower_outputs(extractor.n_samples, extractor.hop_length)
+    outputs = [
+        torch.arange(tower_outputs(len(chunk), extractor.hop_length)) + number * per_chunk
+        for number, chunk in enumerate(chunks)
+    ]
+    return Heard(features, mask, torch.cat([torch.zeros(0, dtype=torch.int64), *outputs]), rows)
 
 
 def _delayed(codes: torch.Tensor, trained: bool, config: HiggsAudioConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -196,3 +196,8 @@ def flac_16khz(audio: Audio) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, pcm, WAVEFORM_SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def flac_samples(flac: bytes) -> int:
+    """Samples of a FLAC file."""
+    return soundfile.info(io.BytesIO(flac)).frames

@@ -86,18 +86,27 @@ def voice_cloning_dialogue(
     references: Sequence[tuple[str, str]],
     target_text: str,
     target_audio: str | None = None,
+    *,
+    heard: Sequence[str] = (),
+    spoken: bool = True,
 ) -> ChatMLSample:
     """Boson's ChatMLSample in the canonical layout.
 
     references: (transcript, audio) pairs, in order; `audio` is what Boson calls audio_url, a path or a clip key.
     target_audio: with it, the sample ends with the target's turn and `start_index` makes that turn the only
     labelled one; without it, the sample is the prompt that HiggsAudioServeEngine.generate takes.
+    heard: audios that a base with an audio tower hears as waveforms; they open the first user turn, because
+    Boson's collator finds a waveform only where no code precedes it. spoken: whether the codes of references
+    follow their transcripts, in turns of the assistant.
     Texts are used as they are: normalise them before.
     """
     messages = [Message(role="system", content=system_text)]
+    heard_now = [AudioContent(audio_url=audio) for audio in heard]
     for transcript, audio in references:
-        messages.append(Message(role="user", content=[TextContent(text=transcript)]))
-        messages.append(Message(role="assistant", content=[AudioContent(audio_url=audio)]))
+        messages.append(Message(role="user", content=[*heard_now, TextContent(text=transcript)]))
+        heard_now = []
+        if spoken:
+            messages.append(Message(role="assistant", content=[AudioContent(audio_url=audio)]))
     messages.append(Message(role="user", content=[TextContent(text=target_text)]))
     if target_audio is None:
         return ChatMLSample(messages=messages)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.audio import Audio, flac_16khz
+from preprocess.audio import Audio, flac_16khz, flac_samples
 from preprocess.base_model import read_base_model
 from preprocess.clips import ClipPlan
 from preprocess.codec import encode, load_codec
@@ -62,8 +62,10 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
         assert codes.shape[0] == facts.num_codebooks, codes.shape
         assert codes.max() < facts.codebook_size, codes.max()
         meta = _meta(plan, audio, quality)
-        clips.append(Clip(plan.key, meta, codes, flac_16khz(audio) if spec.waveforms == "flac" else None))
-        extra[plan.key] = {"frames": codes.shape[1], **_index_columns(spec.model, plan, meta)}
+        flac = flac_16khz(audio) if spec.waveforms == "flac" else None
+        clips.append(Clip(plan.key, meta, codes, flac))
+        lengths = {"frames": codes.shape[1], "waveform_samples": flac_samples(flac) if flac else 0}
+        extra[plan.key] = {**lengths, **_index_columns(spec.model, plan, meta)}
     clips.sort(key=lambda clip: clip.key)
     assert len(clips) + len(rejected) == len(spec.clips)
     path = spec.out / f"{spec.name}.tar"

@@ -1,0 +1,79 @@
+"""Whisper conditioning, for bases with an audio tower: reference waveforms -> mel features for Boson's tower.
+
+A waveform is heard in chunks of what the tower takes (30 s for Whisper), each a `<|audio_bos|><|AUDIO|><|audio_eos|>`
+of the user's turn, as Boson's collator has it; `<|AUDIO|>` stands for the tower's outputs, 25 a second.
+"""
+
+import functools
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import soundfile
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig
+from transformers import WhisperFeatureExtractor
+
+from preprocess.errors import InputError
+from preprocess.shards import Clip
+
+CONDITIONINGS = ("codes", "whisper", "both")
+
+
+def has_audio_tower(config: HiggsAudioConfig) -> bool:
+    """Whether checkpoints of this config hold Whisper's encoder. The released 3B base has none."""
+    return not config.skip_audio_tower
+
+
+def feature_extractor(config: HiggsAudioConfig) -> WhisperFeatureExtractor:
+    """Whisper's extractor for the tower of `config`, built here: nothing is fetched."""
+    encoder = config.audio_encoder_config
+    return _extractor(encoder.num_mel_bins, encoder.max_source_positions)
+
+
+@functools.cache
+def _extractor(num_mel_bins: int, max_source_positions: int) -> WhisperFeatureExtractor:
+    whisper = WhisperFeatureExtractor(feature_size=num_mel_bins)
+    num_mel_frames = 2 * max_source_positions  # the tower's second convolution halves them
+    chunk_sec = num_mel_frames * whisper.hop_length // whisper.sampling_rate
+    return WhisperFeatureExtractor(feature_size=num_mel_bins, chunk_length=chunk_sec)
+
+
+def whisper_processor(config: HiggsAudioConfig) -> SimpleNamespace | None:
+    """What Boson's collator takes for a WhisperProcessor: it reads the extractor alone. None without a tower."""
+    return SimpleNamespace(feature_extractor=feature_extractor(config)) if has_audio_tower(config) else None
+
+
+def waveform_chunks(clip: Clip, config: HiggsAudioConfig) -> list[np.ndarray]:
+    """The clip's 16 kHz waveform, float32, in chunks of at most what the tower takes. Raises InputError."""
+    extractor = feature_extractor(config)
+    if clip.flac is None:
+        raise InputError(
+            f"clip {clip.key}",
+            "no waveform",
+            f"a FLAC member of {extractor.sampling_rate} Hz, which conditioning on Whisper reads",
+            "Run preprocess.shard with --waveforms flac, or train with conditioning=codes.",
+        )
+    waveform, sample_rate_hz = soundfile.read(io.BytesIO(clip.flac), dtype="float32")
+    if sample_rate_hz != extractor.sampling_rate or waveform.ndim != 1:
+        raise InputError(
+            f"clip {clip.key}",
+            f"a waveform of {sample_rate_hz} Hz, {waveform.ndim} dimensions",
+            f"mono of {extractor.sampling_rate} Hz, as Whisper hears it",
+            "Run preprocess.shard again: it writes such waveforms.",
+        )
+    return [waveform[begin : begin + extractor.n_samples] for begin in range(0, len(waveform), extractor.n_samples)]
+
+
+def heard_tokens(num_samples: np.ndarray, config: HiggsAudioConfig) -> np.ndarray:
+    """Text-stream tokens that hearing waveforms of `num_samples` [N] at 16 kHz adds, marks of each chunk included."""
+    extractor = feature_extractor(config)
+    num_samples = np.asarray(num_samples, dtype=np.int64)
+    full, rest = np.divmod(num_samples, extractor.n_samples)
+    tokens = full * (2 + tower_outputs(extractor.n_samples, extractor.hop_length))
+    return tokens + np.where(rest > 0, 2 + tower_outputs(rest, extractor.hop_length), 0)
+
+
+def tower_outputs(num_samples: int | np.ndarray, hop_length: int) -> int | np.ndarray:
+    """Outputs of the tower for a chunk: Boson's _get_feat_extract_output_lengths of its mel frames."""
+    num_mel_frames = -(-num_samples // hop_length)
+    return ((num_mel_frames - 1) // 2 + 1 - 2) // 2 + 1
