@@ -16,15 +16,18 @@ _HEADS = {"audio_head": "audio_decoder_proj.audio_lm_head", "text_head": "audio_
 _PROJECTOR = "audio_encoder_proj.linear"
 
 
-def find_targets(model: HiggsAudioModel, mode: str) -> list[str]:
+def find_targets(model: HiggsAudioModel, mode: str, conditioning: str = "codes") -> list[str]:
     """Full names of the linear layers that `mode` adapts, in the model's order.
 
     attention: q, k, v, o of every layer. audio: attention and audio_mlp of the DualFFN layers, audio head.
-    full: attention, mlp and audio_mlp of every layer, both heads, the audio encoder's projector where there is one.
+    full: attention, mlp and audio_mlp of every layer, both heads, and the audio tower's projector where
+    `conditioning` lets the model hear waveforms.
     Embeddings and the audio tower are never targets. Raises InputError that lists the names there are.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     targets = [name for name in linears if _is_target(name, mode, _dual_ffn_layers(model))]
+    if conditioning == "codes":
+        targets = [name for name in targets if name != _PROJECTOR]
     if not targets:
         raise InputError(
             f"lora.mode={mode}",
@@ -51,10 +54,10 @@ def _is_target(name: str, mode: str, dual_ffn_layers: set[int]) -> bool:
     return mode == "audio" and name == _HEADS["audio_head"]
 
 
-def add_lora(model: HiggsAudioModel, lora: Lora) -> PeftModel:
+def add_lora(model: HiggsAudioModel, lora: Lora, conditioning: str = "codes") -> PeftModel:
     """The model under PEFT, LoRA weights in fp32 and trainable, everything else frozen."""
     whole = [_HEADS[name] for name in lora.train_whole]
-    targets = [name for name in find_targets(model, lora.mode) if name not in whole]
+    targets = [name for name in find_targets(model, lora.mode, conditioning) if name not in whole]
     config = LoraConfig(
         # One alternation that matches full names only: a list of names would also match as suffixes, and PEFT
         # rewrites long lists into suffixes that reach into the audio tower.

@@ -50,9 +50,7 @@ def _refuse_untrainable(path: Path, config: HiggsAudioConfig) -> None:
     if has_audio_tower(config) and not config.encode_whisper_embed:
         wrong.append(("an audio tower (skip_audio_tower false) with encode_whisper_embed false", "true"))
     if has_audio_tower(config) and config.encode_audio_in_tokens:
-        wrong.append(
-            ("an audio tower with encode_audio_in_tokens true", "false: references' codes are spoken")
-        )
+        wrong.append(("an audio tower with encode_audio_in_tokens true", "false: references' codes are spoken"))
     if not config.use_delay_pattern:
         wrong.append(("use_delay_pattern false", "true, as the serve engine decodes it"))
     if config.audio_adapter_type == "dual_ffn_fast_forward" and 0 not in config.audio_dual_ffn_layers:

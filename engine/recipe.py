@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from preprocess.strict_yaml import load_yaml, refuse_wrong_values
 
+CONDITIONINGS = ("codes", "whisper", "both")
+
 
 @dataclass
 class Batch:
@@ -94,7 +96,12 @@ class Run:
 
 @dataclass
 class Recipe:
-    """One training run. `forward` is packed (fast) or boson (Boson's own on a padded batch: slow, the oracle)."""
+    """One training run.
+
+    `forward` is packed (fast) or boson (Boson's own on a padded batch: slow, the oracle). `conditioning` says how
+    references are shown: codes; for bases with an audio tower also whisper (heard as 16 kHz waveforms) or both,
+    which Boson's stock serve engine does not offer.
+    """
 
     batch: Batch = field(default_factory=Batch)
     data: Data = field(default_factory=Data)
@@ -103,6 +110,7 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     run: Run = field(default_factory=Run)
     forward: str = "packed"
+    conditioning: str = "codes"
 
 
 def load_recipe(path: Path | str, overrides: list[str] = ()) -> Recipe:
@@ -129,6 +137,18 @@ def _check_values(where: str, recipe: Recipe) -> None:
     data = recipe.data
     expectations = [
         ("forward", recipe.forward, "packed or boson", recipe.forward in ("packed", "boson")),
+        (
+            "conditioning",
+            recipe.conditioning,
+            f"one of {', '.join(CONDITIONINGS)}",
+            recipe.conditioning in CONDITIONINGS,
+        ),
+        (
+            "conditioning",
+            recipe.conditioning,
+            "codes with forward=boson, which leaves the projector without a gradient where a pack hears nothing",
+            recipe.forward != "boson" or recipe.conditioning == "codes",
+        ),
         ("batch.max_tokens", batch.max_tokens, "1 or more", batch.max_tokens >= 1),
         ("batch.packs_per_step", batch.packs_per_step, "1 or more", batch.packs_per_step >= 1),
         ("batch.checkpointed_layers", batch.checkpointed_layers, "0 or more", batch.checkpointed_layers >= 0),

@@ -124,7 +124,8 @@ def build_engine(job: Job) -> DeepSpeedEngine:
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
     base = load_base(job.model_folder, torch.bfloat16 if run.precision == "bf16" else torch.float32)
-    model = LossModel(add_lora(base, job.recipe.lora), job.recipe.batch.checkpointed_layers, job.recipe.loss)
+    adapted = add_lora(base, job.recipe.lora, job.recipe.conditioning)
+    model = LossModel(adapted, job.recipe.batch.checkpointed_layers, job.recipe.loss)
     print_rank0(describe(model.model))
     return zero.initialize(model, job.deepspeed_config)
 

@@ -16,8 +16,6 @@ from transformers import WhisperFeatureExtractor
 from preprocess.errors import InputError
 from preprocess.shards import Clip
 
-CONDITIONINGS = ("codes", "whisper", "both")
-
 
 def has_audio_tower(config: HiggsAudioConfig) -> bool:
     """Whether checkpoints of this config hold Whisper's encoder. The released 3B base has none."""

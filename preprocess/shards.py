@@ -72,6 +72,7 @@ INDEX_SCHEMA = pa.schema(
     + [
         ("frames", pa.int32()),
         ("text_tokens", pa.int32()),
+        ("waveform_samples", pa.int32()),  # of the 16 kHz waveform; 0 where there is none
         ("duration_sec", pa.float64()),
         ("speaker", pa.string()),
         ("language", pa.string()),

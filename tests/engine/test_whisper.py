@@ -49,7 +49,7 @@ def samples(folder, conditioning, references=REFERENCES):
 
 def adapted(folder):
     torch.manual_seed(0)
-    model = LossModel(add_lora(load_base(folder, torch.float32), Lora(rank=8, alpha=16, dropout=0.0)))
+    model = LossModel(add_lora(load_base(folder, torch.float32), Lora(rank=8, alpha=16, dropout=0.0), "both"))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
