@@ -33,23 +33,24 @@ class LoadedPack:
 class PackReader(Dataset):
     """Turns a plan's Pack into a LoadedPack; reads with the system text of the corpora. Cheap to send to workers.
 
-    forward: packed for a flat Stream, boson for Boson's padded batch.
+    forward: packed for a flat Stream, boson for Boson's padded batch. conditioning: how references are shown.
     """
 
-    def __init__(self, corpus: Corpora, model_folder: Path | str, forward: str) -> None:
+    def __init__(self, corpus: Corpora, model_folder: Path | str, forward: str, conditioning: str = "codes") -> None:
         self.corpus = corpus
         self.model_folder = model_folder
         self.forward = forward
+        self.conditioning = conditioning
         self.config = load_config(model_folder)
         self.tokenizer = load_tokenizer(model_folder)
         self.system_text = corpus.info["layout"]["system_text"]
         self.frame_rate_hz = corpus.info["codec"]["frame_rate_hz"]
 
     def __getitem__(self, pack: Pack) -> LoadedPack:
-        samples, keys = [], []
+        samples, keys, hears = [], [], self.conditioning != "codes"
         for planned in pack.samples:
             target = self.corpus.clip(planned.target)
-            references = [self.corpus.clip(row) for row in planned.references]
+            references = [self.corpus.clip(row, waveform=hears) for row in planned.references]
             if planned.dialogue < 0:
                 target_text = target.meta["text_normalised"]
                 reference_texts = [clip.meta["text_normalised"] for clip in references]
@@ -58,7 +59,8 @@ class PackReader(Dataset):
                 target_text = dialogue["text"]
                 reference_texts = [reference["text"] for reference in dialogue["references"]]
             pairs = list(zip(reference_texts, references, strict=True))
-            samples.append(build_sample(self.tokenizer, self.config, self.system_text, pairs, target_text, target))
+            texts = self.system_text, pairs, target_text
+            samples.append(build_sample(self.tokenizer, self.config, *texts, target, self.conditioning))
             keys.append(target.key)
         if self.forward == "boson":
             return LoadedPack(collate(samples, self.config), keys)

@@ -13,6 +13,8 @@ from peft import PeftModel
 from engine.merging import DTYPES, read_header, weight_files
 from engine.model import load_base, load_config, load_tokenizer
 from engine.sample import build_sample, collate
+from engine.whisper import has_audio_tower
+from preprocess.audio import WAVEFORM_SAMPLE_RATE_HZ, Audio, flac_16khz
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
 from preprocess.shards import Clip
 
@@ -70,15 +72,27 @@ def check_merge(base: Path, adapter: Path, merged: Path) -> MergeCheck:
 
 
 def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
-    """A sample in the layout of training with random codes: text positions and audio columns of two turns."""
+    """A sample in the layout of training with random codes: text positions and audio columns of two turns.
+
+    A base with an audio tower hears the reference too, as half a second of noise.
+    """
     config = load_config(base)
     rng = np.random.default_rng(0)
+    noise = flac_16khz(Audio(0.1 * rng.standard_normal(8000, dtype=np.float32), WAVEFORM_SAMPLE_RATE_HZ, ""))
     reference, target = (
-        Clip(key, {}, rng.integers(config.audio_codebook_size, size=(config.audio_num_codebooks, num_frames)))
+        Clip(key, {}, rng.integers(config.audio_codebook_size, size=(config.audio_num_codebooks, num_frames)), noise)
         for key in ("reference", "target")
     )
-    texts = [("one two", reference)], "three"
-    return collate([build_sample(load_tokenizer(base), config, DEFAULT_SYSTEM_TEXT, *texts, target)], config)
+    sample = build_sample(
+        load_tokenizer(base),
+        config,
+        DEFAULT_SYSTEM_TEXT,
+        [("one two", reference)],
+        "three",
+        target,
+        conditioning="both" if has_audio_tower(config) else "codes",
+    )
+    return collate([sample], config)
 
 
 def _logits(model: HiggsAudioModel, prompt: HiggsAudioBatchInput) -> torch.Tensor:

@@ -122,14 +122,18 @@ def collate(samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig) ->
     return make_collator(config)(list(samples))
 
 
-def layout_cost(tokenizer: PreTrainedTokenizerBase, config: HiggsAudioConfig, system_text: str) -> LayoutCost:
-    """What a sample costs besides its texts and frames, read off samples whose texts are empty.
+def layout_cost(
+    tokenizer: PreTrainedTokenizerBase, config: HiggsAudioConfig, system_text: str, conditioning: str = "codes"
+) -> LayoutCost:
+    """What a sample costs besides its texts, frames and waveforms, read off samples whose texts are empty.
 
     Boson encodes each text by itself, so the tokens of a sample are these plus those of its texts.
     """
+    shows_codes, hears = conditioning != "whisper", conditioning != "codes"
 
     def text_stream(num_references: int) -> tuple[list[int], list[int]]:
-        dialogue = voice_cloning_dialogue(system_text, [("", "reference")] * num_references, "", "target")
+        references = [("", "reference")] * num_references
+        dialogue = voice_cloning_dialogue(system_text, references, "", "target", spoken=shows_codes)
         input_ids, label_ids, _, _ = prepare_chatml_sample(dialogue, tokenizer)
         return input_ids, label_ids
 
@@ -138,7 +142,10 @@ def layout_cost(tokenizer: PreTrainedTokenizerBase, config: HiggsAudioConfig, sy
     num_labels = sum(label not in (IGNORE_INDEX, config.audio_out_token_idx) for label in labels)
     return LayoutCost(
         tokens_base=len(alone) - 1,
-        tokens_per_reference=len(with_reference) - len(alone) - 1,
+        tokens_per_reference=len(with_reference) - len(alone) - shows_codes,  # without the placeholder of the codes
         columns_extra=2 + config.audio_num_codebooks - 1,
         text_labels=num_labels,
+        shows_codes=shows_codes,
+        heard_chunk_samples=feature_extractor(config).n_samples if hears else 0,
+        hop_samples=feature_extractor(config).hop_length if hears else 0,
     )

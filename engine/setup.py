@@ -23,6 +23,7 @@ from engine.plan import Pack, Plan
 from engine.plan import describe as describe_plan
 from engine.recipe import Recipe, load_recipe, recipe_dict, save_recipe
 from engine.sample import layout_cost
+from engine.whisper import refuse_unheard
 from preprocess.errors import InputError
 from preprocess.layout import normalise_text, tokenizer_fingerprint
 from preprocess.shards import CORPUS_FILE
@@ -61,12 +62,13 @@ def prepare(
     chosen = load_recipe(recipe, overrides)
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
     corpora = Corpora(data)
-    reader = PackReader(corpora, model, chosen.forward)
+    reader = PackReader(corpora, model, chosen.forward, chosen.conditioning)
     _refuse_other_encoding(reader)
     _refuse_other_number_of_repeats(chosen, data)
     _refuse_other_number_of_weights(chosen, reader)
+    refuse_unheard(chosen.conditioning, reader.config, corpora)
 
-    cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
+    cost = layout_cost(reader.tokenizer, reader.config, reader.system_text, chosen.conditioning)
     settings = {"cost": cost, "max_tokens": chosen.batch.max_tokens, "seed": chosen.run.seed}
     settings |= {"references_per_sample": chosen.data.references_per_sample}
     plan = Plan(
@@ -93,6 +95,7 @@ def prepare(
         "total_steps": total_steps,
         "identity": {
             "base_fingerprint": base_fingerprint(model),
+            "conditioning": chosen.conditioning,
             "codec_fingerprint": corpora.info["codec"]["fingerprint"],
             "corpus_fingerprints": corpora.fingerprints,
             "data": {**recipe_dict(chosen)["data"], "repeat": plan.repeat},

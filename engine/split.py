@@ -31,13 +31,34 @@ class LayoutCost:
 
     Length of a sample in tokens (text-stream tokens without audio placeholders, and audio columns):
     tokens_base + text + frames + columns_extra of the target, and for each reference
-    tokens_per_reference + text + frames + columns_extra.
+    tokens_per_reference + text, + frames + columns_extra where its codes are shown, + what hearing it takes.
     """
 
     tokens_base: int  # text-stream tokens of a sample with empty texts and no reference
     tokens_per_reference: int  # text-stream tokens that a reference adds, its text empty
     columns_extra: int  # audio columns beyond the frames, an audio: 2 + codebooks - 1
     text_labels: int  # labelled text positions a sample
+    shows_codes: bool = True  # of references
+    heard_chunk_samples: int = 0  # of a reference's waveform that an audio tower hears at once; 0 = none is heard
+    hop_samples: int = 0  # of the tower's mel frames
+
+    def reference_tokens(self, frames: np.ndarray, waveform_samples: np.ndarray) -> np.ndarray:
+        """Tokens a reference adds besides its text, int32 [clips]; waveforms count where they are heard."""
+        tokens = np.full_like(frames, self.tokens_per_reference)
+        if self.shows_codes:
+            tokens += frames + np.int32(self.columns_extra)
+        if self.heard_chunk_samples:
+            # Each chunk stands between two marks.
+            whole, rest = np.divmod(waveform_samples, np.int32(self.heard_chunk_samples))
+            tokens += whole * np.int32(2 + tower_outputs(self.heard_chunk_samples, self.hop_samples))
+            tokens += np.where(rest > 0, 2 + tower_outputs(rest, self.hop_samples), 0).astype(np.int32)
+        return tokens
+
+
+def tower_outputs(num_samples: int | np.ndarray, hop_samples: int) -> int | np.ndarray:
+    """Outputs of the audio tower for a chunk, by Boson's HiggsAudioEncoder._get_feat_extract_output_lengths."""
+    num_mel_frames = -(-num_samples // hop_samples)
+    return ((num_mel_frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
 @dataclass(frozen=True)
@@ -89,11 +110,13 @@ class Split:
         self.dialogue = np.concatenate([np.full_like(drawing, -1), named.dialogue], dtype=np.int32)
         self.frames = frames[self.target]
         columns = frames + np.int32(cost.columns_extra)
-        self._reference_tokens = text_tokens + columns + np.int32(cost.tokens_per_reference)
+        heard = index.column("waveform_samples").to_numpy() if cost.heard_chunk_samples else frames
+        beside_text = cost.reference_tokens(frames, heard)
+        self._reference_tokens = text_tokens + beside_text
         # Lengths with the named references; what drawn ones add is known once they are drawn.
         target_text_tokens = np.concatenate([text_tokens[drawing], named.text_tokens])
         self._tokens = target_text_tokens + columns[self.target] + np.int32(cost.tokens_base)
-        named_tokens = named.reference_text_tokens + columns[named.reference] + np.int32(cost.tokens_per_reference)
+        named_tokens = named.reference_text_tokens + beside_text[named.reference]
         np.add.at(self._tokens, len(drawing) + named.reference_sample, named_tokens)
         self._named = named.reference.astype(np.int32)
         self._first_named = np.cumsum(named.num_references) - named.num_references

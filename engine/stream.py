@@ -16,7 +16,8 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from boson_multimodal.model.higgs_audio.utils import build_delay_pattern_mask
 
 from engine.sample import IGNORE_INDEX
-from engine.whisper import feature_extractor, has_audio_tower, tower_outputs
+from engine.split import tower_outputs
+from engine.whisper import feature_extractor, has_audio_tower
 
 
 @dataclass

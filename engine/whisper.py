@@ -9,10 +9,12 @@ import io
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.compute as pc
 import soundfile
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from transformers import WhisperFeatureExtractor
 
+from engine.corpora import Corpora
 from preprocess.errors import InputError
 from preprocess.shards import Clip
 
@@ -34,6 +36,27 @@ def _extractor(num_mel_bins: int, max_source_positions: int) -> WhisperFeatureEx
     num_mel_frames = 2 * max_source_positions  # the tower's second convolution halves them
     chunk_sec = num_mel_frames * whisper.hop_length // whisper.sampling_rate
     return WhisperFeatureExtractor(feature_size=num_mel_bins, chunk_length=chunk_sec)
+
+
+def refuse_unheard(conditioning: str, config: HiggsAudioConfig, corpora: Corpora) -> None:
+    """Raise InputError where references can't be heard: the base has no tower, or a clip no waveform."""
+    if conditioning == "codes":
+        return
+    if not has_audio_tower(config):
+        raise InputError(
+            "recipe: conditioning",
+            f"{conditioning} with a base that has no audio tower (skip_audio_tower true in its config.json)",
+            "codes",
+            "Set conditioning=codes; the released 3B base hears no waveforms.",
+        )
+    missing = pc.and_(pc.equal(corpora.index["waveform_samples"].fill_null(0), 0), corpora.index["use"])
+    if pc.any(missing).as_py():
+        raise InputError(
+            ", ".join(str(folder) for folder in corpora.folders),
+            f"{pc.sum(missing).as_py()} clips without a waveform",
+            f"a 16 kHz waveform of each, since conditioning={conditioning} hears references",
+            "Run preprocess.shard with --waveforms flac into a new folder, or set conditioning=codes.",
+        )
 
 
 def whisper_processor(config: HiggsAudioConfig) -> SimpleNamespace | None:
@@ -60,18 +83,3 @@ def waveform_chunks(clip: Clip, config: HiggsAudioConfig) -> list[np.ndarray]:
             "Run preprocess.shard again: it writes such waveforms.",
         )
     return [waveform[begin : begin + extractor.n_samples] for begin in range(0, len(waveform), extractor.n_samples)]
-
-
-def heard_tokens(num_samples: np.ndarray, config: HiggsAudioConfig) -> np.ndarray:
-    """Text-stream tokens that hearing waveforms of `num_samples` [N] at 16 kHz adds, marks of each chunk included."""
-    extractor = feature_extractor(config)
-    num_samples = np.asarray(num_samples, dtype=np.int64)
-    full, rest = np.divmod(num_samples, extractor.n_samples)
-    tokens = full * (2 + tower_outputs(extractor.n_samples, extractor.hop_length))
-    return tokens + np.where(rest > 0, 2 + tower_outputs(rest, extractor.hop_length), 0)
-
-
-def tower_outputs(num_samples: int | np.ndarray, hop_length: int) -> int | np.ndarray:
-    """Outputs of the tower for a chunk: Boson's _get_feat_extract_output_lengths of its mel frames."""
-    num_mel_frames = -(-num_samples // hop_length)
-    return ((num_mel_frames - 1) // 2 + 1 - 2) // 2 + 1

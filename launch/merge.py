@@ -167,6 +167,13 @@ def main(argv: list[str] | None = None) -> int:
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
     merge(arguments.checkpoint, arguments.base, arguments.out, not arguments.no_verify, dtype)
+    conditioning = _read_state(arguments.checkpoint, arguments.base).get("recipe", {}).get("conditioning", "codes")
+    if conditioning != "codes":
+        print(
+            f"warning: this model was trained with conditioning={conditioning}: it expects to hear the reference as "
+            "a 16 kHz waveform, which Boson's HiggsAudioServeEngine does not pass (its collator and "
+            "HiggsAudioModel.generate do)"
+        )
     size_gb = sum(path.stat().st_size for path in arguments.out.glob("*.safetensors")) / 1e9
     print(f"{arguments.out}: the merged model, {size_gb:.2f} GB of weights, with config, tokenizer and layout")
     print(

@@ -98,14 +98,14 @@ def test_codebook_weights_of_another_number(model_folder, random_corpus):
     assert "Correct" in error.action
 
 
-def test_a_base_with_an_audio_tower(tmp_path, model_folder, random_corpus):
+def test_a_base_with_an_audio_tower_that_hears_nothing(tmp_path, model_folder, random_corpus):
     model = shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "skip_audio_tower": False}))
     error = refused(model, random_corpus.folder)
     assert error.where == str(model / "config.json")
-    assert error.found == "skip_audio_tower false"
-    assert "without Whisper tower" in error.expected
+    assert error.found == "an audio tower (skip_audio_tower false) with encode_whisper_embed false"
+    assert error.expected == "true"
     assert "released base" in error.action
 
 

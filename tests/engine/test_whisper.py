@@ -6,18 +6,26 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torch.distributed as dist
 
+from engine import zero
 from engine.forward import LossModel
-from engine.lora import add_lora
+from engine.loader import WaitClock
+from engine.loop import train_step
+from engine.lora import add_lora, find_targets
 from engine.losses import codebook_weights, weigh
+from engine.metrics import sum_over_ranks
 from engine.model import load_base, load_config, load_tokenizer
+from engine.plan import packs_of_rank
 from engine.recipe import Lora, Loss
 from engine.sample import build_sample, collate, make_collator
+from engine.setup import build_engine
 from engine.stream import lay_out
-from engine.whisper import heard_tokens
 from preprocess.errors import InputError
 from preprocess.shards import Clip
+from tests.fixtures.corpus import write_clips
 from tests.fixtures.model import build_model
+from tests.fixtures.steps import make_job
 
 SYSTEM_TEXT = "Generate audio following instruction."
 
@@ -117,16 +125,73 @@ def test_a_waveform_longer_than_the_tower_is_chunked_as_bosons_collator_chunks_i
     assert torch.equal(ours.heard.feature_mask, theirs.audio_feature_attention_mask)
 
 
-@pytest.mark.parametrize("seconds", [0.5, 0.93, 1.9999, 2.0, 2.3, 4.5])
-def test_the_plan_counts_what_the_stream_holds(tower_folder, seconds):
-    config, reference = load_config(tower_folder), clip("reference", seconds, 4)
-    heard, unheard = (
-        lay_out(samples(tower_folder, conditioning, [[("one", reference)]]), config)
-        for conditioning in ("both", "codes")
-    )
-    num_samples = soundfile.info(io.BytesIO(reference.flac)).frames
-    added = len(heard.text_tokens) - len(unheard.text_tokens)
-    assert added == heard_tokens(np.array([num_samples]), config)[0]
+@pytest.fixture(scope="module")
+def heard_corpus(tmp_path_factory, tower_folder):
+    """Five clips of one speaker, with waveforms of lengths round those that the tower hears at once."""
+    clips = [clip(f"c{number}", sec, number) for number, sec in enumerate([0.5, 1.9999, 2.0, 2.3, 4.5])]
+    for number, written in enumerate(clips):
+        written.meta.update(text=f"text {number}", text_normalised=f"text {number}", dialogues=[])
+    splits = {"c4": "val"}
+    return write_clips(
+        tmp_path_factory.mktemp("heard"), tower_folder, clips, codebook_size=1024, splits=splits
+    ).folder
+
+
+@pytest.mark.parametrize("conditioning", ["whisper", "both", "codes"])
+def test_the_plan_counts_what_the_stream_holds(one_rank, tower_folder, heard_corpus, tmp_path, conditioning):
+    planned, held, text_count = one_rank.run(
+        lengths_of_all_packs, tower_folder, heard_corpus, tmp_path, conditioning
+    )[0]
+    assert planned == held
+    assert text_count == [3 * 4] * 2, "labels of the step that the plan knows"
+
+
+def lengths_of_all_packs(model, data, out, conditioning):
+    """Tokens of each pack of two epochs by the plan, and as the reader lays them out."""
+    overrides = [f"conditioning={conditioning}", "batch.packs_per_step=2", "batch.max_tokens=600"]
+    job = make_job(model, data, out, overrides)
+    steps = [job.plan.step(number) for number in range(2 * job.plan.num_steps(0))]
+    streams = [job.reader[pack].batch for step in steps for pack in step.packs]
+    text_count = [step.text_count for step in steps]
+    return [p.num_tokens for step in steps for p in step.packs], [len(s.position_ids) for s in streams], text_count
+
+
+def test_a_launched_step_trains_the_projector_and_every_rank_agrees(two_ranks, tower_folder, heard_corpus, tmp_path):
+    losses, moved = zip(*two_ranks.run(train_a_little, tower_folder, heard_corpus, tmp_path / "run"), strict=True)
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
+    assert all(moved), "lora_B of the projector is zero before the first step"
+
+
+def train_a_little(model, data, out):
+    """Audio losses of four steps through DeepSpeed, and whether the projector's lora_B moved."""
+    overrides = ["conditioning=both", "batch.packs_per_step=2", "batch.max_tokens=600", "run.precision=fp32"]
+    job = make_job(model, data, out, [*overrides, "optimizer.lr=1e-2"])
+    engine = build_engine(job)
+    losses = []
+    for number in range(4):
+        step = job.plan.step(number)
+        mine = packs_of_rank(2, dist.get_rank(), dist.get_world_size())
+        clock = WaitClock(job.reader[step.packs[pack]] for pack in mine)
+        sums = sum_over_ranks(train_step(engine, clock, step, number, 1e-2, job.recipe)[0])
+        losses.append(float(sums.audio.sum()) / step.audio_count)
+    masters = zero.gather_masters(engine)
+    engine.destroy()
+    (projector,) = (m for name, m in masters.items() if "audio_encoder_proj" in name and "lora_B" in name)
+    return losses, bool(projector.any())
+
+
+def test_hearing_is_refused_where_nothing_can_be_heard(one_rank, model_folder, tower_folder, heard_corpus, tmp_path):
+    error = one_rank.run(refusal, model_folder, heard_corpus, tmp_path)[0]
+    assert "no audio tower" in error
+    assert "conditioning=codes" in error
+
+
+def refusal(model, data, out):
+    try:
+        make_job(model, data, out, ["conditioning=whisper"])
+    except InputError as error:
+        return str(error)
 
 
 PROMPTS = {
@@ -152,3 +217,10 @@ def test_a_clip_without_waveform_is_refused_by_name(tower_folder):
         samples(tower_folder, "both", [[("one", silent)]])
     assert caught.value.where == "clip silent"
     assert "--waveforms flac" in caught.value.action
+
+
+def test_the_projector_is_a_target_only_where_something_is_heard(tower_folder):
+    base = load_base(tower_folder, torch.float32)
+    heard, unheard = (find_targets(base, "full", conditioning) for conditioning in ("both", "codes"))
+    assert [name for name in heard if name not in unheard] == ["audio_encoder_proj.linear"]
+    assert not [name for name in heard if "audio_tower" in name]

@@ -77,6 +77,19 @@ def test_merged_model_equals_peft_with_and_without_its_own_merge(name, tmp_path,
         assert torch.equal(tensor, whole[key]), key
 
 
+def test_the_projector_of_an_audio_tower_is_merged_and_verified_and_the_serve_engine_is_warned_of(tmp_path, capsys):
+    base = build_model(tmp_path / "base", audio_tower=True)
+    model = random_lora(base, ADAPTERS["full"], conditioning="both")
+    state = {"recipe": {"conditioning": "both"}}
+    checkpoint = save_checkpoint(tmp_path / "checkpoints", base, model, more=state)
+    assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "merged")]) == 0
+    before, after = read_weights(base), read_weights(tmp_path / "merged")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "audio_encoder_proj.linear.weight" in changed
+    assert not [name for name in changed if name.startswith("audio_tower")]
+    assert "HiggsAudioServeEngine does not pass" in capsys.readouterr().out
+
+
 def test_another_shape_of_model_merges_too(tmp_path, other_model_folder):
     folder = save_checkpoint(tmp_path, other_model_folder, random_lora(other_model_folder, ADAPTERS["audio"]))
     merge(folder, None, tmp_path / "merged")
