@@ -161,6 +161,7 @@ def test_merged_folder_says_its_layout_and_where_it_comes_from(tmp_path, model_f
     assert state["layout"]["system_text"] == "Speak like this."
     assert json.loads((tmp_path / "merged" / "voice_training.json").read_text()) == {
         "layout": state["layout"],
+        "speech": {"reference_sec": [100.0, 200.0], "sec_per_letter": 1.0},
         "step": 7,
         "adapter_sha256": state["sha256"]["adapter_model.safetensors"],
         "base_fingerprint": state["identity"]["base_fingerprint"],
