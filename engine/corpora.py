@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from preprocess.errors import InputError
 from preprocess.shards import CORPUS_FILE, Clip, Corpus
+from preprocess.storage import Cache
 
 # What samples are read with: a model can be trained on but one of each.
 _SHARED = (
@@ -27,11 +28,12 @@ class Corpora:
     """One corpus or several that agree on codec, text tokenizer, system text and normaliser, read as one.
 
     `info` is that of the first. `index` holds the rows of all, with one more column, `corpus` (int32, from 0).
-    Raises InputError for folders that disagree or are given twice.
+    A folder may be an address of fsspec, whose files then go through `cache`. Raises InputError for folders that
+    disagree or are given twice.
     """
 
-    def __init__(self, folders: Sequence[Path | str]) -> None:
-        self.corpora = [Corpus(folder) for folder in folders]
+    def __init__(self, folders: Sequence[Path | str], cache: Cache | None = None) -> None:
+        self.corpora = [Corpus(folder, cache) for folder in folders]
         self.folders = [corpus.folder for corpus in self.corpora]
         self.info = self.corpora[0].info
         self.fingerprints: list[str] = []

@@ -27,6 +27,7 @@ from engine.whisper import refuse_unheard
 from preprocess.errors import InputError
 from preprocess.layout import normalise_text, tokenizer_fingerprint
 from preprocess.shards import CORPUS_FILE
+from preprocess.storage import Cache
 
 
 @dataclass
@@ -56,12 +57,19 @@ class Job:
 
 
 def prepare(
-    deepspeed: str, recipe: str, overrides: list[str], model: str, data: list[str], out: str, world_size: int
+    deepspeed: str,
+    recipe: str,
+    overrides: list[str],
+    model: str,
+    data: list[str],
+    out: str,
+    world_size: int,
+    cache: Cache | None = None,
 ) -> Job:
     """Read and check recipe, DeepSpeed JSON, base model and corpora, and plan the run. Raises InputError."""
     chosen = load_recipe(recipe, overrides)
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
-    corpora = Corpora(data)
+    corpora = Corpora(data, cache)
     reader = PackReader(corpora, model, chosen.forward, chosen.conditioning)
     _refuse_other_encoding(reader)
     _refuse_other_number_of_repeats(chosen, data)
@@ -87,7 +95,7 @@ def prepare(
     validation = validation[: chosen.run.evaluate_max_packs or None]
     facts = {
         "base": str(Path(model).resolve()),
-        "corpora": [str(Path(folder).resolve()) for folder in data],
+        "corpora": [corpus.address for corpus in corpora.corpora],
         "layout": corpora.info["layout"],
         "speech": corpora.info.get("speech", {}),
         "recipe": recipe_dict(chosen),
@@ -143,6 +151,8 @@ def announce(job: Job, progress: Progress) -> None:
         "validation_packs": len(job.validation),
         "plan": summary,
     }
+    for note in (note for corpus in job.reader.corpus.corpora for note in corpus.notes()):
+        print_rank0(note)
     print_rank0(describe_plan(summary))
     print_rank0(
         f"{num_packs} packs a step = {world_size} ranks x {arithmetic['accumulation']} accumulated; "

@@ -9,9 +9,11 @@ The same command again resumes from the newest whole checkpoint in --out.
 import argparse
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocess.errors import InputError, exit_on_input_error
+from preprocess.storage import DEFAULT_CACHE, Cache
 
 if TYPE_CHECKING:
     from engine.setup import Job
@@ -38,8 +40,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--data",
         metavar="FOLDER",
         action="append",
-        help="corpus folder that preprocess.shard finished; several, each with its own --data, train as one, "
+        help="corpus that preprocess.shard finished: a folder, or an address of fsspec such as s3://bucket/shards "
+        "or https://host/shards; several, each with its own --data, train as one, "
         "data.repeat in the recipe says how often an epoch takes each",
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help=f"local disk on which the shards of an address are kept, shared by runs ({DEFAULT_CACHE})",
+    )
+    parser.add_argument(
+        "--cache-gb",
+        type=float,
+        metavar="N",
+        help="most that the cache may hold, in 10^9 bytes (as much as there is)",
     )
     parser.add_argument("--out", metavar="FOLDER", help="run folder: checkpoints, metrics, resolved settings")
     parser.add_argument("overrides", nargs="*", metavar="group.key=value", help="overrides of the recipe")
@@ -72,6 +86,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     ]
     if missing:
         raise InputError("command line", f"no {', '.join(missing)}", "all of them", f"For example: {EXAMPLE}")
+    if arguments.cache_gb is not None and not arguments.cache_gb > 0:
+        raise InputError("--cache-gb", f"{arguments.cache_gb}", "a number above 0", "Leave it out for no limit.")
     wrong = [text for text in arguments.overrides if "=" not in text]
     if wrong:
         raise InputError("command line", " ".join(wrong), "overrides of the form group.key=value", "Correct them.")
@@ -118,6 +134,10 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
         data=arguments.data,
         out=arguments.out,
         world_size=int(os.environ["WORLD_SIZE"]),
+        cache=Cache(
+            Path(arguments.cache or DEFAULT_CACHE),
+            None if arguments.cache_gb is None else int(arguments.cache_gb * 1e9),
+        ),
     )
     deepspeed.init_distributed()
     train_job(job, arguments.resume, arguments.allow_change, arguments.init_adapter)

@@ -21,16 +21,19 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocess.errors import InputError
+from preprocess.storage import Cache, LocalFolder, RemoteFolder, open_folder
 
+T = TypeVar("T")
 FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
 INDEX_FILE = "index.parquet"
@@ -50,8 +53,12 @@ QUALITY = (
     "code_entropy_bits",
     "speech_share",
 )
+# The header that np.save writes for codes: read as it is, so that no other array, pickled ones first, gets in.
+_CODES_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '<u2', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})\), \} *\n",
+    re.DOTALL,
+)
 _TAR_BLOCK_BYTES = 512
-_MAX_OPEN_SHARDS = 64  # a process; 800 hours are some 1,600 shards, more than a process may have open
 
 # One named reference of a dialogue, and one dialogue: a sample whose references the manifest names. `position`
 # is the dialogue's place in the clip's meta["dialogues"]; the index lacks dialogues whose reference was lost.
@@ -162,92 +169,169 @@ def sha256_file(path: Path) -> str:
 
 
 def write_corpus(folder: Path, index_rows: list[dict], corpus: dict) -> None:
-    """Write index.parquet (rows sorted by key), then corpus.json: a folder with corpus.json is finished."""
+    """Write index.parquet (rows sorted by key), then corpus.json: a folder with corpus.json is finished.
+
+    corpus.json gets the format's version and the size and sha256 of the index.
+    """
     rows = sorted(index_rows, key=lambda row: row["key"])
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), buffer, compression="zstd")
-    write_atomically(folder / INDEX_FILE, buffer.getvalue())
-    write_atomically(folder / CORPUS_FILE, _pretty_json({"format_version": FORMAT_VERSION, **corpus}))
+    data = buffer.getvalue()
+    index = {"name": INDEX_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_atomically(folder / INDEX_FILE, data)
+    write_atomically(folder / CORPUS_FILE, _pretty_json({"format_version": FORMAT_VERSION, "index": index, **corpus}))
 
 
 def _pretty_json(value: object) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()
 
 
-class Corpus:
-    """A finished corpus folder, open for reading: `info` (corpus.json), `index` (a row a clip) and the clips.
+def read_meta(data: bytes) -> dict:
+    """What a json member says. Raises ValueError for what write_shard does not write."""
+    try:
+        meta = json.loads(data.decode())
+    except RecursionError as error:
+        raise ValueError("json nested too deep") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("text_normalised"), str):
+        raise ValueError("no json object with a text_normalised")
+    if not isinstance(meta.get("dialogues"), list):
+        raise ValueError("no list of dialogues")
+    return meta
 
-    Opening compares each shard's size with corpus.json; each member's crc32 is checked as it is read. File
-    descriptors open on first use, so a Corpus may be handed to worker processes.
+
+def read_codes(data: bytes) -> np.ndarray:
+    """The uint16 codes [codebooks, frames] of a codes.npy member, read-only. Raises ValueError for another array."""
+    header = _CODES_HEADER.match(data)
+    if header is None or header.end() != 10 + int.from_bytes(header[1], "little"):
+        raise ValueError(f"{data[:80]!r}, not the header of a uint16 array of two dimensions")
+    shape = int(header[2]), int(header[3])
+    if len(data) - header.end() != 2 * shape[0] * shape[1] or not data[header.end() :]:
+        raise ValueError(f"{len(data) - header.end()} bytes for {shape[0]} x {shape[1]} codes")
+    return np.frombuffer(data, dtype="<u2", offset=header.end()).reshape(shape)
+
+
+def read_info(storage: LocalFolder | RemoteFolder) -> dict:
+    """corpus.json of a finished corpus. Raises InputError."""
+    where, data = str(storage.root / CORPUS_FILE), storage.read(CORPUS_FILE)
+    if data is None:
+        raise InputError(
+            str(storage.root),
+            f"no {CORPUS_FILE}",
+            "a folder that preprocess.shard finished",
+            "Run the same `python -m preprocess.shard` command again: it continues where it stopped.",
+        )
+    try:
+        info = json.loads(data)
+        version = info.get("format_version")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputError(
+            where, f"no JSON object ({error})", "what preprocess.shard wrote", "Copy it again."
+        ) from error
+    if version != FORMAT_VERSION or "index" not in info:
+        raise InputError(
+            where,
+            f"format_version {version}" + ", without the hash of the index" * ("index" not in info),
+            str(FORMAT_VERSION),
+            "Read it with the release that wrote it, or run preprocess.shard again.",
+        )
+    return info
+
+
+def read_index(storage: LocalFolder | RemoteFolder, info: dict) -> pa.Table:
+    """The index, once it has the hash that corpus.json gives. Raises InputError."""
+    entry = info["index"]
+    descriptor = storage.open(entry)
+    with open(descriptor, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != entry["sha256"]:
+            raise InputError(
+                storage.where(entry),
+                f"sha256 {found[:12]}",
+                f"{entry['sha256'][:12]}, as {CORPUS_FILE} says",
+                "The index changed or decayed: copy the folder again.",
+            )
+        return pq.read_table(file, schema=INDEX_SCHEMA)
+
+
+class Corpus:
+    """A finished corpus, open for reading: `info` (corpus.json), `index` (a row a clip) and the clips.
+
+    folder: a path, or an address of fsspec (s3://bucket/shards), whose files then go through `cache`.
+    Opening compares the index with its hash in corpus.json, and each shard's size; each member's crc32 is checked as
+    it is read. File descriptors open on first use, so a Corpus may be handed to worker processes.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        if not (self.folder / CORPUS_FILE).is_file():
-            raise InputError(
-                str(self.folder),
-                f"no {CORPUS_FILE}",
-                "a folder that preprocess.shard finished",
-                "Run the same `python -m preprocess.shard` command again: it continues where it stopped.",
-            )
-        self.info = json.loads((self.folder / CORPUS_FILE).read_text())
-        if self.info.get("format_version") != FORMAT_VERSION:
-            raise InputError(
-                str(self.folder / CORPUS_FILE),
-                f"format_version {self.info.get('format_version')}",
-                str(FORMAT_VERSION),
-                "Read it with the release that wrote it, or run preprocess.shard again.",
-            )
-        for shard in self.info["shards"]:
-            path = self.folder / shard["name"]
-            found = path.stat().st_size if path.is_file() else None
-            if found != shard["bytes"]:
-                raise InputError(
-                    str(path),
-                    "no file" if found is None else f"{found} bytes",
-                    f"{shard['bytes']} bytes, as {CORPUS_FILE} says",
-                    "Copy the shard again, or delete it and run preprocess.shard again to rebuild it.",
-                )
-        self.index = pq.read_table(self.folder / INDEX_FILE, schema=INDEX_SCHEMA)
+    def __init__(self, folder: Path | str, cache: Cache | None = None) -> None:
+        self._storage = open_folder(folder, cache)
+        self.folder = self._storage.root
         self._files: dict[str, int] = {}
+        self.info = read_info(self._storage)
+        self._storage.check([*self.info["shards"], self.info["index"]])
+        self.index = read_index(self._storage, self.info)
+        self._shards = {shard["name"]: shard for shard in self.info["shards"]}
+        # Whole columns as numpy: an element of an arrow column costs as much as reading a member.
+        self._places = {name: self.index.column(name).to_numpy() for name in INDEX_SCHEMA.names[2:11]}
 
     @property
     def fingerprint(self) -> str:
         """sha256 over the shards' hashes, the index and what the prompt depends on: names this very corpus."""
         facts = [sorted((s["name"], s["sha256"]) for s in self.info["shards"])]
         facts += [self.info[name] for name in ("codec", "text_tokenizer", "layout")]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        digest.update(sha256_file(self.folder / INDEX_FILE).encode())
-        return digest.hexdigest()
+        facts += [self.info["index"]["sha256"]]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def address(self) -> str:
+        """Where it lies, as a full path or an address."""
+        return self._storage.address()
+
+    def notes(self) -> list[str]:
+        """What a user should know before a run: of a corpus at an address, what is cached and whether all fits."""
+        return self._storage.notes()
 
     def clip(self, row: int, waveform: bool = False) -> Clip:
-        """The clip of index row `row`, with its FLAC bytes where `waveform` and the shard has them."""
-        where = {name: self.index.column(name)[row].as_py() for name in INDEX_SCHEMA.names[:11]}
-        meta = json.loads(self._read(where, "json"))
-        codes = np.load(io.BytesIO(self._read(where, "codes")), allow_pickle=False)
-        flac = self._read(where, "flac") if waveform and where["flac_bytes"] else None
-        return Clip(where["key"], meta, codes, flac)
+        """The clip of index row `row`, with its FLAC bytes where `waveform` and the shard has them.
 
-    def _read(self, where: dict, member: str) -> bytes:
-        shard = where["shard"]
-        data = os.pread(self._open(shard), where[f"{member}_bytes"], where[f"{member}_offset"])
-        if zlib.crc32(data) != where[f"{member}_crc32"]:
+        Raises InputError, naming shard and key, for a member that is not what the index or the format says.
+        """
+        where = self.index.column("shard")[row].as_py(), self.index.column("key")[row].as_py()
+        meta = self._decode(row, where, "json", read_meta)
+        codes = self._decode(row, where, "codes", read_codes)
+        flac = self._decode(row, where, "flac", bytes) if waveform and self._places["flac_bytes"][row] else None
+        return Clip(where[1], meta, codes, flac)
+
+    def _decode(self, row: int, where: tuple[str, str], member: str, decode: Callable[[bytes], T]) -> T:
+        offset, size, crc32 = (int(self._places[f"{member}_{part}"][row]) for part in ("offset", "bytes", "crc32"))
+        shard, key = where
+        data = os.pread(self._open(shard), size, offset)
+        if zlib.crc32(data) != crc32:
             raise InputError(
-                f"{self.folder / shard}[{where['key']}]",
+                f"{self._where(shard)}[{key}]",
                 f"{member} member with crc32 {zlib.crc32(data):08x}",
-                f"{where[f'{member}_crc32']:08x}, as {INDEX_FILE} says",
+                f"{crc32:08x}, as {INDEX_FILE} says",
                 "The shard changed or decayed: copy it again, or delete it and run preprocess.shard again.",
             )
-        return data
+        try:
+            return decode(data)
+        except ValueError as error:
+            raise InputError(
+                f"{self._where(shard)}[{key}]",
+                f"{member} member: {error}",
+                "what preprocess.shard writes",
+                "The shard is not its work: run `python -m preprocess.verify` on the folder.",
+            ) from error
+
+    def _where(self, shard: str) -> str:
+        return self._storage.where(self._shards[shard])
 
     def _open(self, shard: str) -> int:
         """The descriptor of a shard; the one used longest ago is closed where too many are open."""
         if shard in self._files:
             self._files[shard] = self._files.pop(shard)
         else:
-            if len(self._files) == _MAX_OPEN_SHARDS:
+            while len(self._files) >= self._storage.max_open:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
+            self._files[shard] = self._storage.open(self._shards.get(shard, {"name": shard}))
         return self._files[shard]
 
     def __getstate__(self) -> dict:

@@ -70,7 +70,7 @@ def test_a_shard_of_another_size(tmp_path, model_folder, random_corpus):
     assert error.where == str(shard)
     assert error.found == f"{size - 512} bytes"
     assert error.expected.startswith(f"{size} bytes")
-    assert "Copy the shard again" in error.action
+    assert "Copy the file again" in error.action
 
 
 def test_a_model_whose_first_layer_has_no_audio_ffn(tmp_path, random_corpus):

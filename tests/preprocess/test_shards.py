@@ -26,13 +26,17 @@ INDEX_REST = {
 }
 
 
+def _meta(text):
+    return {"text": text, "text_normalised": text, "dialogues": []}
+
+
 def make_clips(num_clips=5):
     rng = np.random.default_rng(0)
     clips = []
     for number in range(num_clips):
         codes = rng.integers(1024, size=(8, 10 + number), dtype=np.uint16)
         flac = rng.bytes(100 + number) if number % 2 else None
-        clips.append(Clip(f"clip-{number}", {"text": f"نص {number}", "dialogues": []}, codes, flac))
+        clips.append(Clip(f"clip-{number}", _meta(f"نص {number}"), codes, flac))
     return clips
 
 
@@ -114,7 +118,7 @@ def test_a_shard_cut_at_a_member_s_border_is_noticed_at_once(tmp_path):
         file.truncate(border)
     with pytest.raises(InputError) as caught:
         Corpus(tmp_path)
-    assert_parts(caught.value, "shard-000000.tar", f"{border} bytes", "as corpus.json says", "Copy the shard again")
+    assert_parts(caught.value, "shard-000000.tar", f"{border} bytes", "as corpus.json says", "Copy the file again")
 
 
 def test_a_folder_that_is_not_finished_is_refused(tmp_path):
