@@ -79,9 +79,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="deals speakers and the split (0)")
     parser.add_argument("--validate-only", action="store_true", help="check manifest and headers, encode nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what was detected, one row as it will be trained, hours, size and time (with --audio-tokenizer and "
+        "--hubert: from an encode of 3 clips); write nothing",
+    )
     args = parser.parse_args(argv)
 
-    required = ["manifest", "model"] if args.validate_only else list(REQUIRED)
+    required = ["manifest", "model"] if args.validate_only or args.dry_run else list(REQUIRED)
     missing = [f"--{name.replace('_', '-')}" for name in required if getattr(args, name) is None]
     if missing:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in required)

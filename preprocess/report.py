@@ -48,6 +48,14 @@ def _speakers(table: ClipTable, keys: Iterable[str]) -> set[str]:
     return {table.clips[key].speaker for key in keys}
 
 
+def show_problems(manifest: Manifest, table: ClipTable, rejected: dict[str, Rejected]) -> list[Rejected]:
+    """Say on stderr, and return, why rows and clips can't be used, as far as manifest and headers tell."""
+    problems = [error for _, error in sorted(manifest.rejected + table.rejected, key=lambda item: item[0])]
+    problems += rejected.values()
+    _show_problems(problems)
+    return problems
+
+
 def show_validation(
     manifest: Manifest,
     table: ClipTable,
@@ -56,10 +64,9 @@ def show_validation(
     screening: Screening,
 ) -> int:
     """The result of --validate-only: 0, or InputError where no clip can be read."""
-    problems = [error for _, error in sorted(manifest.rejected + table.rejected, key=lambda item: item[0])]
-    _show_problems(problems + list(rejected.values()))
+    problems = show_problems(manifest, table, rejected)
     if not headers:
-        raise _nothing_left(str(manifest.path), problems + list(rejected.values()))
+        raise _nothing_left(str(manifest.path), problems)
     hours = Counter()
     for header in headers.values():
         hours[_reason(screening, header)] += header.duration_sec / 3600

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess.clips import build_clips
     from preprocess.codec import load_codec
     from preprocess.corpus_folder import clean, corpus_settings, open_folder
+    from preprocess.dry_run import show_plan
     from preprocess.finish import finish
     from preprocess.manifest import read_manifest
     from preprocess.planning import plan_shards, probe_clips
@@ -40,6 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     headers, rejected = probe_clips(table.clips.values(), num_workers)
     if args.validate_only:
         return report.show_validation(manifest, table, headers, rejected, args.screening)
+    if args.dry_run:
+        report.show_problems(manifest, table, rejected)
+        show_plan(args, base, table, headers, num_workers)
+        return 0
 
     _, codec = load_codec(args.audio_tokenizer, args.hubert)
     check_codec_fits(base, args.audio_tokenizer, codec)

@@ -357,3 +357,31 @@ def test_a_clip_in_training_and_validation_is_refused_by_name(tmp_path, two_mani
     )
     error = refused(manifest=train, val_manifest=val, val_speakers="2", model=model_folder, validate_only=True)
     assert_parts(error, "command line", "--val-manifest and --val-speakers", "one of them", "Leave out")
+
+
+def test_a_dry_run_shows_one_row_as_it_will_be_and_writes_nothing(tmp_path, short_folder, rows, tools, capsys):
+    named = {"audio": rows[1]["audio"], "text": "نعم", "reference_audio": rows[0]["audio"], "reference_text": "لا"}
+    lines = [
+        named,
+        {"audio": rows[0]["audio"], "text": "مـــرحبا", "speaker": "s"},
+        {**named, "audio": "missing.wav"},
+    ]
+    manifest = write_jsonl(tmp_path / "m.jsonl", lines)
+    flags = {"manifest": manifest, "audio_root": short_folder, "workers": 2, "dry_run": True}
+    before = sorted(tmp_path.iterdir())
+    assert shard(**flags, out=tmp_path / "out", **tools) == 0
+    printed = capsys.readouterr()
+    # Boson's own prompt for the row, from the reference to the trained turn, with the normalised words.
+    turns = ("<|start_header_id|>user<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n")
+    audio = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
+    assert (
+        f"{turns[0]}مرحبا<|eot_id|>{turns[1]}[[{audio}<|eot_id|>]]" in printed.out
+        or f"{turns[0]}نعم<|eot_id|>{turns[1]}[[{audio}<|eot_id|>]]" in printed.out
+    )
+    assert "to encode: 2 clips, 0.000 h, 1 speakers (by their headers)" in printed.out
+    assert "with 2 workers of" in printed.out
+    assert "no such file" in printed.err
+    assert sorted(tmp_path.iterdir()) == before
+
+    assert shard(**flags, model=tools["model"]) == 0
+    assert "time: unknown (name --audio-tokenizer and --hubert)" in capsys.readouterr().out

@@ -1,0 +1,179 @@
+"""Show: what a corpus holds, and one clip as the model is trained on it.
+
+python -m launch.show shards/                                     a table of the clips
+python -m launch.show shards/ KEY --model BASE --image key.png    one clip, and a training sample of it
+"""
+
+import argparse
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preprocess.errors import InputError, exit_on_input_error
+
+if TYPE_CHECKING:
+    from preprocess.shards import Clip, Corpus
+
+EXAMPLE = "python -m launch.show shards/ salma_000-4ff6fc31ff38 --model higgs-audio-v2-generation-3B-base"
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line. Raises InputError for flags that need one another."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.show",
+        description="Show what a corpus holds; with KEY, one clip and a training sample of it as the model sees it.",
+        epilog=f"example: {EXAMPLE}",
+    )
+    parser.add_argument("shards", metavar="SHARDS", type=Path, help="a folder that preprocess.shard wrote")
+    parser.add_argument("key", metavar="KEY", nargs="?", help="a clip's key, or the beginning of one")
+    parser.add_argument("--model", metavar="FOLDER", type=Path, help="base model: its tokenizer and config are read")
+    parser.add_argument("--image", metavar="PNG", type=Path, help="the sample's codes as a picture")
+    parser.add_argument("--audio", metavar="FILE", type=Path, help="the clip's 16 kHz waveform as a FLAC file")
+    parser.add_argument("--lines", metavar="N", type=int, default=50, help="clips in the table (50; 0 for all)")
+    arguments = parser.parse_args(argv)
+    needs = [name for name in ("model", "image", "audio") if getattr(arguments, name) and not arguments.key]
+    if needs or (arguments.key and not (arguments.model or arguments.audio)):
+        found = f"--{needs[0]} without KEY" if needs else "KEY without --model"
+        raise InputError("command line", found, "a clip, and the model that sees it", f"For example: {EXAMPLE}")
+    if arguments.image and not arguments.model:
+        raise InputError("command line", "--image without --model", "the model that sees it", f"Example: {EXAMPLE}")
+    return arguments
+
+
+def show_corpus(corpus: "Corpus", num_lines: int) -> None:
+    """Print the corpus's facts and a line a clip. Text is printed in logical order, as it is stored."""
+    info, index = corpus.info, corpus.index
+    codec = info["codec"]
+    print(f"{corpus.folder}: {index.num_rows} clips, {sum(index.column('duration_sec').to_pylist()) / 3600:.3f} h")
+    print(f"codec: {codec['num_codebooks']} codebooks of {codec['codebook_size']}, {codec['frame_rate_hz']} frames/s")
+    print(f"system text: {info['layout']['system_text']!r}; normaliser {info['layout']['normaliser_version']}")
+    names = ["key", "duration_sec", "speaker", "split", "use", "reason"]
+    shown = index.num_rows if num_lines == 0 else min(num_lines, index.num_rows)
+    for row, entry in enumerate(index.select(names).slice(0, shown).to_pylist()):
+        use = "used" if entry["use"] else f"not used: {entry['reason']}"
+        text = corpus.clip(row).meta["text"]
+        print(f"{entry['key']}  {entry['duration_sec']:6.2f} s  {entry['speaker']}  {entry['split']}  {use}  {text}")
+    if shown < index.num_rows:
+        print(f"... and {index.num_rows - shown} more (--lines 0 shows all)")
+
+
+def find_row(corpus: "Corpus", key: str) -> int:
+    """The index row of the clip that `key` names or begins. Raises InputError for none or several."""
+    keys = corpus.index.column("key").to_pylist()
+    found = [row for row, name in enumerate(keys) if name == key] or [
+        row for row, name in enumerate(keys) if name.startswith(key)
+    ]
+    if len(found) != 1:
+        several = ", ".join(keys[row] for row in found[:5])
+        raise InputError(
+            f"{corpus.folder}: {key}",
+            f"{len(found)} clips: {several}" if found else "no such clip",
+            "the key of one clip",
+            f"`python -m launch.show {corpus.folder}` lists them.",
+        )
+    return found[0]
+
+
+def choose_references(corpus: "Corpus", row: int) -> tuple[str, list[tuple[str, "Clip"]], str]:
+    """(text, [(transcript, clip)], how they were chosen) of a sample that trains the clip.
+
+    The first dialogue that names its references; else the first clip that could be drawn, where there is one.
+    """
+    target, entry = corpus.clip(row), corpus.index.slice(row, 1).to_pylist()[0]
+    if not entry["draws_reference"] and entry["dialogues"]:
+        dialogue = target.meta["dialogues"][entry["dialogues"][0]["position"]]
+        named = [(r["text"], corpus.clip(find_row(corpus, r["key"]))) for r in dialogue["references"]]
+        return dialogue["text"], named, "named by its row"
+    about = corpus.index.select(["speaker", "split", "use"]).to_pylist()
+    same = [n for n, other in enumerate(about) if n != row and other == {name: entry[name] for name in other}]
+    drawn = [corpus.clip(n) for n in same[:1]]
+    how = f"one of {len(same)} that may be drawn" if same else "none: no other clip of this voice in its split"
+    return target.meta["text_normalised"], [(clip.meta["text_normalised"], clip) for clip in drawn], how
+
+
+def show_sample(corpus: "Corpus", row: int, model: Path, image: Path | None) -> None:
+    """Print a training sample of the clip token by token: what is trained bears a star, audio is one line a run."""
+    from engine.model import load_config, load_tokenizer
+    from engine.sample import IGNORE_INDEX, build_sample
+
+    config, tokenizer = load_config(model), load_tokenizer(model)
+    target = corpus.clip(row)
+    text, references, how = choose_references(corpus, row)
+    system_text = corpus.info["layout"]["system_text"]
+    sample = build_sample(tokenizer, config, system_text, references, text, target)
+    print(f"reference: {how}\n  place  trained  token")
+    place, audios = 0, [*(clip for _, clip in references), target]
+    extra = config.audio_num_codebooks + 1  # BOS, EOS and the delay
+    for token, label in zip(sample.input_ids.tolist(), sample.label_ids.tolist(), strict=True):
+        mark = " " if label == IGNORE_INDEX else "*"
+        if token != config.audio_out_token_idx:
+            print(f"{place:7d}     {mark}    {token:7d} {tokenizer.decode([token])!r}")
+            place += 1
+            continue
+        clip = audios.pop(0)
+        columns = clip.codes.shape[1] + extra
+        what = "target" if clip is target else "reference"
+        print(f"{place:7d}     {mark}    {columns} audio columns: {what} {clip.key}, {clip.codes.shape[1]} frames")
+        place += columns
+    print(f"{place} tokens; trained: *")
+    if image:
+        _save_image(sample, config, image)
+        print(f"{image}: codes of {len(references) + 1} audios, codebook by column")
+
+
+def _save_image(sample, config, path: Path) -> None:
+    """The delayed audio columns as the model reads them: a row a codebook, the trained audio under a line."""
+    import torch
+    from matplotlib.figure import Figure
+
+    from engine.sample import IGNORE_INDEX
+    from engine.stream import lay_out
+    from preprocess.shards import write_atomically
+
+    labels = sample.label_ids[sample.input_ids == config.audio_out_token_idx]
+    lengths = [sample.get_audio_codes(n).shape[1] + config.audio_num_codebooks + 1 for n in range(len(labels))]
+    columns = lay_out([sample], config).audio_columns
+    figure = Figure(figsize=(min(3 + columns.shape[1] / 30, 60), 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(columns.to(torch.float32).numpy(), aspect="auto", interpolation="nearest", cmap="viridis")
+    begin = 0
+    for length, label in zip(lengths, labels.tolist(), strict=True):
+        if label != IGNORE_INDEX:
+            axes.plot([begin - 0.5, begin + length - 0.5], [len(columns) - 0.3] * 2, color="red", linewidth=3)
+        begin += length
+        axes.axvline(begin - 0.5, color="white")
+    axes.set_xlabel("audio column (red: trained)")
+    axes.set_ylabel("codebook")
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    write_atomically(path, data.getvalue())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Show; write the files that were asked for."""
+    arguments = parse_arguments(argv)
+    from preprocess.shards import Corpus, write_atomically
+
+    corpus = Corpus(arguments.shards)
+    if not arguments.key:
+        show_corpus(corpus, arguments.lines)
+        return 0
+    row = find_row(corpus, arguments.key)
+    clip = corpus.clip(row, waveform=bool(arguments.audio))
+    entry = corpus.index.slice(row, 1).to_pylist()[0]
+    print(f"{clip.key}: {entry['duration_sec']:.2f} s of {entry['speaker']}, {entry['split']}, {entry['shard']}")
+    for name, value in sorted(clip.meta.items()):
+        if value not in (None, []):
+            print(f"  {name}: {value}")
+    if arguments.model:
+        show_sample(corpus, row, arguments.model, arguments.image)
+    if arguments.audio and clip.flac is None:
+        raise InputError(clip.key, "no waveform", "a corpus with waveforms", "Encode with --waveforms flac.")
+    if arguments.audio:
+        write_atomically(arguments.audio, clip.flac)
+        print(f"{arguments.audio}: the clip at 16 kHz")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

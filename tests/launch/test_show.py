@@ -1,0 +1,63 @@
+"""Showing a corpus: the clips, and one training sample as the model sees it."""
+
+import io
+import re
+
+import pytest
+import soundfile
+
+from engine.sample import IGNORE_INDEX, build_sample
+from launch.show import choose_references, find_row, main
+from preprocess.errors import InputError
+from preprocess.shards import Corpus
+from tests.preprocess.helpers import assert_parts
+
+
+@pytest.fixture(scope="module")
+def corpus(speech_corpus):
+    return Corpus(speech_corpus)
+
+
+def test_without_a_key_every_clip_has_a_line(corpus, capsys):
+    assert main([str(corpus.folder), "--lines", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{corpus.folder}: 16 clips, 0.0")
+    assert "8 codebooks of 1024, 25.0 frames/s" in lines[1]
+    clip = corpus.clip(0)
+    assert lines[3].startswith(clip.key)
+    assert lines[3].endswith(clip.meta["text"])
+    assert lines[-1] == "... and 13 more (--lines 0 shows all)"
+
+
+def test_a_sample_is_shown_as_the_model_is_trained_on_it(corpus, model_folder, tmp_path, capsys):
+    from engine.model import load_config, load_tokenizer
+
+    key, image, audio = corpus.clip(5).key, tmp_path / "x.png", tmp_path / "x.flac"
+    flags = ["--model", str(model_folder), "--image", str(image), "--audio", str(audio)]
+    assert main([str(corpus.folder), key, *flags]) == 0
+    said = capsys.readouterr().out
+    text, references, _ = choose_references(corpus, 5)
+    assert references[0][1].meta["speaker"] == corpus.clip(5).meta["speaker"]
+    assert references[0][1].key != key
+    tokenizer, config = load_tokenizer(model_folder), load_config(model_folder)
+    system_text = corpus.info["layout"]["system_text"]
+    sample = build_sample(tokenizer, config, system_text, references, text, corpus.clip(5))
+    shown = re.findall(r"^ +\d+ +(\*?) +(\d+) ('.*'|\".*\"|audio columns.*)$", said, flags=re.MULTILINE)
+    assert [bool(mark) for mark, *_ in shown] == (sample.label_ids != IGNORE_INDEX).tolist()
+    texts = [(int(number), token) for _, number, token in shown if not token.startswith("audio columns")]
+    text_ids = sample.input_ids[sample.input_ids != config.audio_out_token_idx].tolist()
+    assert texts == [(token, repr(tokenizer.decode([token]))) for token in text_ids]
+    total = len(text_ids) + sum(clip.codes.shape[1] + 9 for clip in (references[0][1], corpus.clip(5)))
+    assert f"{total} tokens; trained: *" in said
+    assert image.read_bytes().startswith(b"\x89PNG")
+    assert audio.read_bytes() == corpus.clip(5, waveform=True).flac
+    assert soundfile.info(io.BytesIO(audio.read_bytes())).samplerate == 16000
+
+
+def test_a_key_that_is_not_one_clip_is_refused(corpus):
+    with pytest.raises(InputError) as caught:
+        find_row(corpus, "00")
+    assert_parts(caught.value, "00", "16 clips: 000-", "the key of one clip", "lists them")
+    with pytest.raises(InputError) as caught:
+        main([str(corpus.folder), "000"])
+    assert_parts(caught.value, "command line", "KEY without --model", "a clip, and the model", "launch.show")
