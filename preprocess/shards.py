@@ -177,9 +177,15 @@ def write_corpus(folder: Path, index_rows: list[dict], corpus: dict) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), buffer, compression="zstd")
     data = buffer.getvalue()
-    index = {"name": INDEX_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_atomically(folder / INDEX_FILE, data)
-    write_atomically(folder / CORPUS_FILE, _pretty_json({"format_version": FORMAT_VERSION, "index": index, **corpus}))
+    write_atomically(
+        folder / CORPUS_FILE,
+        _pretty_json({"format_version": FORMAT_VERSION, "index": _describe_index(data), **corpus}),
+    )
+
+
+def _describe_index(data: bytes) -> dict:
+    return {"name": INDEX_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _pretty_json(value: object) -> bytes:
@@ -227,13 +233,15 @@ def read_info(storage: LocalFolder | RemoteFolder) -> dict:
         raise InputError(
             where, f"no JSON object ({error})", "what preprocess.shard wrote", "Copy it again."
         ) from error
-    if version != FORMAT_VERSION or "index" not in info:
+    if version != FORMAT_VERSION:
         raise InputError(
             where,
-            f"format_version {version}" + ", without the hash of the index" * ("index" not in info),
+            f"format_version {version}",
             str(FORMAT_VERSION),
             "Read it with the release that wrote it, or run preprocess.shard again.",
         )
+    if "index" not in info:  # written before the index had its hash here: taken as it is found
+        info["index"] = _describe_index(storage.read(INDEX_FILE) or b"")
     return info
 
 

@@ -18,7 +18,7 @@ from engine.setup import prepare
 from preprocess.errors import InputError
 from preprocess.shards import INDEX_FILE, INDEX_SCHEMA, Corpus
 from tests.fixtures import gate
-from tests.fixtures.corpus import write_random_corpus
+from tests.fixtures.corpus import rewrite_index, write_random_corpus
 from tests.fixtures.index import (
     all_samples,
     dialogue_at,
@@ -327,7 +327,7 @@ def test_an_index_written_before_derived_from_reads_as_having_no_copies(tmp_path
     for path in random_corpus.folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     old = pq.read_table(tmp_path / INDEX_FILE).drop_columns("derived_from")
-    pq.write_table(old, tmp_path / INDEX_FILE)
+    rewrite_index(tmp_path, old)
     corpus = Corpus(tmp_path)
     assert corpus.index.schema.names == INDEX_SCHEMA.names
     assert corpus.index.column("derived_from").null_count == corpus.index.num_rows

@@ -15,6 +15,7 @@ from preprocess.quality import audio_figures, bandwidth_hz, code_entropy_bits, t
 from preprocess.screening import Screening, claims_arabic, load_screening, screen
 from preprocess.shards import INDEX_FILE, INDEX_SCHEMA, QUALITY, Corpus
 from preprocess.voice_activity import speech_share
+from tests.fixtures.corpus import rewrite_index
 from tests.preprocess.helpers import assert_parts, failures, refused, row_failure, shard, write_jsonl
 
 RATE_HZ = 22050
@@ -136,7 +137,7 @@ def test_an_index_without_quality_columns_still_reads(screened, tmp_path):
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     table = pq.read_table(tmp_path / INDEX_FILE)
-    pq.write_table(table.drop_columns(list(QUALITY)), tmp_path / INDEX_FILE)
+    rewrite_index(tmp_path, table.drop_columns(list(QUALITY)))
     old = Corpus(tmp_path)
     assert old.index.schema == INDEX_SCHEMA
     assert old.index.column("rms_dbfs").null_count == old.index.num_rows == 1
