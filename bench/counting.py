@@ -92,8 +92,8 @@ class SavedBytes:
 
     def see(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._parameters:
-            self._storages[storage.data_ptr()] = storage  # held, so that its address is not used again
+        if storage._cdata not in self._parameters:
+            self._storages[storage._cdata] = storage  # held, so that its address is not used again
         return tensor
 
     @property
@@ -106,6 +106,6 @@ def saved_bytes(model: torch.nn.Module) -> Iterator[SavedBytes]:
     """What a forward pass inside keeps, weights and buffers of `model` left out."""
     saved = SavedBytes()
     tensors = [*model.parameters(), *model.buffers()]
-    saved._parameters = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    saved._parameters = {tensor.untyped_storage()._cdata for tensor in tensors}
     with torch.autograd.graph.saved_tensors_hooks(saved.see, lambda tensor: tensor):
         yield saved

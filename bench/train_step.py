@@ -10,7 +10,6 @@ of speech-like lengths. `3b` has the real dimensions (28 layers, hidden 3072, vo
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
+from machine import describe_machine
 from transformers import LlamaConfig
 
 from engine import zero
-from engine.environment import device_name
 from engine.flops import flop_rates, peak_flops
 from engine.forward import LossModel, to_device
 from engine.lora import add_lora, describe
@@ -46,29 +45,30 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="3b" if torch.cuda.is_available() else "small")
     parser.add_argument("--max-tokens", type=int, nargs="+", default=[8192, 16384])
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each forward (10)")
+    parser.add_argument(
+        "--dropout", type=float, default=0.0, help="of LoRA (0: above it the losses differ by chance)"
+    )
     parser.add_argument("--out", type=Path, help="JSON (default: bench/results/train_step_SIZE.json)")
     arguments = parser.parse_args()
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    os.environ.setdefault("MASTER_PORT", "29555")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    engine = build_engine(arguments.size, device)
+    device = start_one_rank()
     runs = []
     for max_tokens in arguments.max_tokens:
         samples = draw_samples(max_tokens)
         for forward, make_batch in (("boson", collate), ("packed", lay_out)):
             run = {"max_tokens": max_tokens, "samples": len(samples), "forward": forward}
+            engine = build_engine(arguments.size, device, arguments.dropout)
             try:
                 run |= measure(engine, samples, make_batch, arguments.steps)
             except torch.OutOfMemoryError:
                 run["out_of_memory"] = True
+            engine.destroy()
+            del engine
             print(json.dumps(run), flush=True)
             runs.append(run)
     result = {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **describe_machine(device),
         "size": arguments.size,
+        "dropout": arguments.dropout,
         **SIZES[arguments.size],
         "packed_over_boson_tokens_per_sec": [
             round(packed["tokens_per_sec"] / boson["tokens_per_sec"], 2)
@@ -82,9 +82,8 @@ def main() -> None:
     print(f"packed / boson: {result['packed_over_boson_tokens_per_sec']}; wrote {out}")
 
 
-def build_engine(size: str, device: torch.device):
-    """The random model in bf16 with LoRA on every linear layer, under the product's zero2.json."""
-    shape = SIZES[size]
+def build_model(shape: dict, device: torch.device, dropout: float) -> LossModel:
+    """A random model in bf16 with LoRA of rank 32 on every linear layer, LoRA weights in fp32."""
     text_config = LlamaConfig(
         vocab_size=shape["vocabulary"],
         hidden_size=shape["hidden"],
@@ -110,15 +109,27 @@ def build_engine(size: str, device: torch.device):
         audio_eos_token_id=AUDIO_EOS,
         pad_token_id=PAD,
     )
-    recipe = load_recipe(ROOT / "launch" / "recipes" / "arabic_8xh200.yaml", ["batch.packs_per_step=1"])
-    zero.deepspeed.init_distributed()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with device:
         model = HiggsAudioModel(config)
     torch.set_default_dtype(torch.float32)
     model.requires_grad_(False)
-    model = LossModel(add_lora(model.train(), Lora(dropout=0.0)))
+    return LossModel(add_lora(model.train(), Lora(dropout=dropout)))
+
+
+def start_one_rank() -> torch.device:
+    """Join a process group of one; the device to work on."""
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.setdefault("MASTER_PORT", "29555")
+    zero.deepspeed.init_distributed()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_engine(size: str, device: torch.device, dropout: float = 0.0):
+    """The random model under the product's zero2.json, which makes its LoRA weights bf16, as in training."""
+    recipe = load_recipe(ROOT / "launch" / "recipes" / "arabic_8xh200.yaml", ["batch.packs_per_step=1"])
+    model = build_model(SIZES[size], device, dropout)
     print(describe(model.model), flush=True)
     return zero.initialize(model, zero.resolve_config(ROOT / "ds_configs" / "zero2.json", recipe, 1))
 
@@ -157,7 +168,11 @@ def measure(engine, samples: list[ChatMLDatasetSample], make_batch, num_steps: i
     """Median time of a step and what follows from it; the learning rate is 0, so every step is the same step."""
     config, device = engine.module.higgs.config, engine.device
     stream = lay_out(fresh(samples), config)
-    batch = to_device(make_batch(fresh(samples), config), device)
+    copies = fresh(samples)
+    start = time.perf_counter()
+    batch = make_batch(copies, config)
+    layout_sec = time.perf_counter() - start
+    batch = to_device(batch, device)
     text_count, audio_count = len(stream.text_labels), int((stream.audio_labels[:, 0] != IGNORE_INDEX).sum())
     weights = codebook_weights(Loss(), config.audio_num_codebooks).to(device)
     zero.set_lr(engine, 0.0)
@@ -178,6 +193,7 @@ def measure(engine, samples: list[ChatMLDatasetSample], make_batch, num_steps: i
     return {
         "tokens": len(stream.position_ids),
         "step_sec": step_sec,
+        "layout_sec_of_one_loader_worker": layout_sec,
         "tokens_per_sec": len(stream.position_ids) / step_sec,
         "target_audio_sec_per_sec": frames / FRAME_RATE_HZ / step_sec,
         "tflops_per_step": flops / 1e12,

@@ -138,6 +138,7 @@ def build_engine(job: Job) -> DeepSpeedEngine:
     adapted = add_lora(base, job.recipe.lora, job.recipe.conditioning)
     model = LossModel(adapted, job.recipe.batch.checkpointed_layers, job.recipe.loss)
     print_rank0(describe(model.model))
+    job.deepspeed_config = zero.fit_buckets(job.deepspeed_config, model)
     return zero.initialize(model, job.deepspeed_config)
 
 

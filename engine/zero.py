@@ -94,6 +94,15 @@ def _replace_auto(value: object, answers: dict, where: str, key: str = "") -> ob
     return answers[key]
 
 
+def fit_buckets(config: dict, model: nn.Module) -> dict:
+    """The config with no bucket larger than all that trains: DeepSpeed reserves buckets, filled or not."""
+    num_trainable = sum(parameter.numel() for _, parameter in trainable_parameters(model))
+    given = config["zero_optimization"]
+    keys = {"reduce_bucket_size", "allgather_bucket_size"} & given.keys()
+    fitted = {key: min(int(given[key]), num_trainable) for key in sorted(keys)}
+    return {**config, "zero_optimization": given | fitted}
+
+
 def initialize(model: nn.Module, config: dict) -> deepspeed.DeepSpeedEngine:
     """The model under DeepSpeed ZeRO-2; every rank must hold the same trainable weights.
 
@@ -101,6 +110,9 @@ def initialize(model: nn.Module, config: dict) -> deepspeed.DeepSpeedEngine:
     """
     parameters = [parameter for _, parameter in trainable_parameters(model)]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config)
+    # A NaN or infinity on any rank is in the global norm, which DeepSpeed checks on every rank before the update.
+    # Its check of each gradient before that finds the same, in some ten kernels a tensor and one more wait.
+    engine.optimizer.check_overflow = lambda partition_gradients=True: None
     return engine
 
 

@@ -7,6 +7,7 @@ import deepspeed
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from engine import zero
 from engine.loop import learning_rate
@@ -39,6 +40,48 @@ def test_bf16_training_keeps_the_rotary_frequencies_that_inference_has(one_rank,
         assert np.array_equal(found, expected)
     rounded = torch.from_numpy(expected).bfloat16().float().numpy()
     assert not np.array_equal(rounded, expected), "bf16 could hold these: the test proves nothing"
+
+
+def bucket_sizes(model_folder, data):
+    job = make_job(model_folder, data, Path("/nonexistent"), [])
+    given = dict(job.deepspeed_config["zero_optimization"])
+    engine = build_engine(job)
+    num_trainable = sum(parameter.numel() for _, parameter in trainable_parameters(engine.module))
+    used = engine.config["zero_optimization"]
+    engine.destroy()
+    return given, job.deepspeed_config["zero_optimization"], used, num_trainable
+
+
+def test_no_bucket_is_larger_than_the_adapter_and_the_run_folder_says_so(one_rank, model_folder, random_corpus):
+    given, written, used, num_trainable = one_rank.run(bucket_sizes, model_folder, random_corpus.folder)[0]
+    assert given["reduce_bucket_size"] > num_trainable
+    assert written["reduce_bucket_size"] == written["allgather_bucket_size"] == num_trainable
+    assert used == written
+
+
+def update_of_broken_gradients(model_folder, data, value):
+    """Whether a step was applied whose gradient has one `value`, on the last rank, under a finite loss."""
+    job = make_job(model_folder, data, Path("/nonexistent"), ["run.precision=bf16"])
+    engine = build_engine(job)
+    before = zero.gather_masters(engine)
+    parameters = [parameter for _, parameter in trainable_parameters(engine.module)]
+    for _ in range(engine.gradient_accumulation_steps()):
+        loss = sum(parameter.sum() for parameter in parameters)
+        if dist.get_rank() == dist.get_world_size() - 1:
+            loss.register_hook(lambda gradient: gradient * value)
+        engine.backward(loss)
+        engine.step()
+    after = zero.gather_masters(engine)
+    applied, same = engine.was_step_applied(), all(torch.equal(after[name], before[name]) for name in before)
+    engine.destroy()
+    return applied, same
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0])
+def test_a_gradient_that_is_not_finite_on_one_rank_is_applied_on_none(value, two_ranks, model_folder, random_corpus):
+    for applied, same in two_ranks.run(update_of_broken_gradients, model_folder, random_corpus.folder, value):
+        assert applied == (value == 1.0)
+        assert same == (value != 1.0)
 
 
 def restored_step_against_adamw(model_folder, data):

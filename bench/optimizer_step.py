@@ -1,0 +1,155 @@
+"""What DeepSpeed adds to a bare torch loop of the same packed forward, and what its settings change; one run.
+
+    python bench/optimizer_step.py [--size small|3b] [--ranks 1] [--max-tokens 2048] [--steps 10] [--deepspeed-adam]
+
+Ways: `bare` (bf16 weights, fp32 masters, all-reduce of one flat gradient, clipping, fused AdamW), `deepspeed` (the
+product's zero2.json as the product uses it), `each gradient checked` (DeepSpeed's own overflow check left in),
+`overlap_comm`, and with --deepspeed-adam its FusedAdam, which compiles a CUDA kernel. One pack a rank and step.
+Prints and writes the median time of a step, its parts, and the operators of an update.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from counting import OperatorTally
+from machine import describe_machine
+from train_step import ROOT, SIZES, build_model, draw_samples
+
+from engine import zero
+from engine.forward import to_device
+from engine.lora import trainable_parameters
+from engine.losses import codebook_weights, weigh
+from engine.recipe import Loss, load_recipe
+from engine.stream import lay_out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="3b" if torch.cuda.is_available() else "small")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=8192 if torch.cuda.is_available() else 2048)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--deepspeed-adam", action="store_true")
+    parser.add_argument("--out", type=Path, help="JSON (default: bench/results/optimizer_step_SIZE_RANKS.json)")
+    arguments = parser.parse_args()
+    name = f"optimizer_step_{arguments.size}_{arguments.ranks}.json"
+    arguments.out = arguments.out or ROOT / "bench" / "results" / name
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(arguments.ranks)}
+    os.environ.setdefault("MASTER_PORT", "29556")
+    multiprocessing.spawn(run_rank, (arguments,), nprocs=arguments.ranks)
+
+
+def run_rank(rank: int, arguments: argparse.Namespace) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    zero.deepspeed.init_distributed()
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    ways = {"bare": bare, "deepspeed": deepspeed_way(), "each gradient checked": deepspeed_way(check_each=True)}
+    ways["overlap_comm"] = deepspeed_way({"zero_optimization.overlap_comm": True})
+    if arguments.deepspeed_adam:
+        ways["FusedAdam"] = deepspeed_way({"optimizer.params.torch_adam": False, "optimizer.params.fused": None})
+    runs = {}
+    for way, build in ways.items():
+        model = build_model(SIZES[arguments.size], device, dropout=0.05)
+        batch = to_device(lay_out(draw_samples(arguments.max_tokens), model.higgs.config), device)
+        runs[way] = measure(*build(model, arguments.ranks), batch, device, arguments.steps)
+        if rank == 0:
+            print(json.dumps({way: runs[way]}), flush=True)
+        del model
+    if rank:
+        return
+    for run in runs.values():
+        run["over_bare"] = run["step_sec"] / runs["bare"]["step_sec"]
+    settings = {key: getattr(arguments, key) for key in ("size", "ranks", "max_tokens", "steps")}
+    arguments.out.write_text(json.dumps(describe_machine(device) | settings | {"runs": runs}, indent=2) + "\n")
+    print({way: round(run["over_bare"], 4) for way, run in runs.items()}, f"wrote {arguments.out}")
+
+
+def bare(model, world_size: int):
+    """(forward, backward, update) in plain torch."""
+    parameters = [parameter for _, parameter in trainable_parameters(model)]
+    masters = [parameter.detach().float().clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.bfloat16()
+    optimizer = torch.optim.AdamW(masters, lr=0.0, fused=True)
+
+    def update() -> None:
+        gradients = [parameter.grad.float() for parameter in parameters]
+        if world_size > 1:
+            flat = torch.cat([gradient.flatten() for gradient in gradients]) / world_size
+            dist.all_reduce(flat)
+            split = flat.split([gradient.numel() for gradient in gradients])
+            gradients = [part.view_as(gradient) for part, gradient in zip(split, gradients, strict=True)]
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.grad = gradient
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        optimizer.step()
+        torch._foreach_copy_([parameter.data for parameter in parameters], masters)
+        for parameter in parameters:
+            parameter.grad = None
+
+    return model, lambda loss: loss.backward(), update
+
+
+def deepspeed_way(changes: dict | None = None, check_each: bool = False):
+    def build(model, world_size: int):
+        recipe = load_recipe(
+            ROOT / "launch" / "recipes" / "arabic_8xh200.yaml", [f"batch.packs_per_step={world_size}"]
+        )
+        config = zero.resolve_config(ROOT / "ds_configs" / "zero2.json", recipe, world_size)
+        for key, value in (changes or {}).items():
+            *path, last = key.split(".")
+            group = config
+            for part in path:
+                group = group[part]
+            group[last] = value
+            if value is None:
+                del group[last]
+        engine = zero.initialize(model, zero.fit_buckets(config, model))
+        zero.set_lr(engine, 0.0)
+        if check_each:
+            del engine.optimizer.check_overflow  # the instance's; DeepSpeed's own shows again
+        return engine, engine.backward, engine.step
+
+    return build
+
+
+def measure(forward, backward, update, batch, device: torch.device, num_steps: int) -> dict:
+    """Median times of a step and its parts, and the operators of one update."""
+    weights = codebook_weights(Loss(), batch.audio_labels.shape[1]).to(device)
+    times: dict[str, list[float]] = {"forward_sec": [], "backward_sec": [], "update_sec": [], "step_sec": []}
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    for _ in range(2 + num_steps):
+        begin = clock()
+        loss = weigh(forward(batch), 100, 100, Loss(), weights)
+        forwarded = clock()
+        backward(loss)
+        backwarded = clock()
+        update()
+        end = clock()
+        spans = (forwarded - begin, backwarded - forwarded, end - backwarded, end - begin)
+        for name, span in zip(times, spans, strict=True):
+            times[name].append(span)
+    loss = weigh(forward(batch), 100, 100, Loss(), weights)
+    with OperatorTally() as in_backward:
+        backward(loss)
+    with OperatorTally() as in_update:
+        update()
+    medians = {name: statistics.median(values[2:]) for name, values in times.items()}
+    counts = {"operators_of_backward": in_backward.calls.total(), "operators_of_update": in_update.calls.total()}
+    return medians | counts
+
+
+if __name__ == "__main__":
+    main()
