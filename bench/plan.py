@@ -81,6 +81,7 @@ def write_index(path: Path, num_clips: int) -> None:
         "language": pa.array(["ar"] * num_clips),
         "split": pa.array(["train"] * num_clips),
         "draws_reference": pa.array(np.ones(num_clips, dtype=bool)),
+        "derived_from": pa.nulls(num_clips, pa.string()),
         "dialogues": pa.nulls(num_clips, INDEX_SCHEMA.field("dialogues").type),
         "use": pa.array(np.ones(num_clips, dtype=bool)),
         "reason": pa.nulls(num_clips, pa.string()),

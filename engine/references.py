@@ -55,7 +55,7 @@ class DrawnReferences:
     both random, on a random circle of the speaker's clips. The target itself is left out, and with it all clips
     made from the same recording, whose words are the target's own.
 
-    speaker, family: int [rows of the index], equal for clips of one speaker, of one recording. candidates: rows
+    speaker, family: int32 [rows of the index], equal for clips of one speaker, of one recording. candidates: rows
     that may be drawn. targets: rows, of candidates or of speakers without any. `num_others`, [D]: how many clips a
     target can draw from.
     """
@@ -74,12 +74,14 @@ class DrawnReferences:
         self._circles = candidates[np.argsort(shuffled, kind="stable")]
         num_clips = np.bincount(speaker[candidates], minlength=int(speaker.max(initial=0)) + 1)
         first = np.cumsum(num_clips) - num_clips
+        del shuffled  # a million clips: every array counts
         # Of each recording in the circles: where its clips begin, and how many they are.
-        of_circles = family[self._circles] + speaker[self._circles].astype(np.int64) * len(family)
-        begins = np.flatnonzero(np.diff(of_circles, prepend=-1))
-        sizes = np.diff(begins, append=len(of_circles))
+        is_new = np.diff(family[self._circles], prepend=-1) != 0
+        is_new |= np.diff(speaker[self._circles], prepend=-1) != 0
+        begins = np.flatnonzero(is_new).astype(np.int32)
+        sizes = np.diff(begins, append=np.int32(len(is_new)))
         recording = np.full(len(family), -1, dtype=np.int32)
-        recording[self._circles] = np.repeat(np.arange(len(begins), dtype=np.int32), sizes)
+        recording[self._circles] = np.cumsum(is_new, dtype=np.int32) - 1
 
         mine = speaker[targets]
         self._first = first[mine].astype(np.int32)
@@ -101,12 +103,12 @@ class DrawnReferences:
 
 
 def families(index: pa.Table, corpus: np.ndarray) -> np.ndarray:
-    """int64 [rows]: the same number for clips made from the same recording, below the number of rows.
+    """int32 [rows]: the same number for clips made from the same recording, below the number of rows.
 
     Raises InputError for a copy of a copy: `derived_from` names an original.
     """
     derived_from = index.column("derived_from")
-    family = np.arange(index.num_rows)
+    family = np.arange(index.num_rows, dtype=np.int32)
     copies = np.flatnonzero(derived_from.is_valid().to_numpy())
     if not len(copies):
         return family

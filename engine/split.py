@@ -139,15 +139,16 @@ class Split:
         turns_before, times = self._times(epoch, repeat)
         sample = np.repeat(np.arange(len(times), dtype=np.int32), times)
         # The turn of a sample: how many times it was taken before, in this epoch and the earlier ones.
-        turn = np.arange(len(sample)) - np.repeat(np.cumsum(times) - times - turns_before, times)
+        turns_before -= np.cumsum(times, dtype=np.int32) - times
+        turn = np.arange(len(sample), dtype=np.int32) + np.repeat(turns_before, times)
         num_drawing = len(self._num_drawn)
-        num_references = np.concatenate([self._num_drawn, np.diff(self._first_named, append=len(self._named))])[
-            sample
-        ]
+        num_named = np.diff(self._first_named, append=len(self._named)).astype(np.int32)
+        num_references = np.concatenate([self._num_drawn, num_named])[sample]
         can_draw = np.flatnonzero((sample < num_drawing) & (num_references > 0))
         left_out = np.zeros(len(sample), dtype=bool)
         rng = random_numbers(self.seed, Purpose.WITHOUT_REFERENCE, epoch)
-        left_out[rng.permutation(can_draw)[: round(share_without_reference * len(can_draw))]] = True
+        if share_without_reference:
+            left_out[rng.permutation(can_draw)[: round(share_without_reference * len(can_draw))]] = True
         num_references[left_out] = 0
         offsets = np.concatenate([[0], np.cumsum(num_references)]).astype(np.int32)
 
@@ -172,8 +173,11 @@ class Split:
         Systematic sampling: a sample with the share s of its corpus's seeded order before it has been taken
         floor(repeat * E + s) times after E epochs.
         """
-        before, after = np.full(len(self.target), epoch), np.full(len(self.target), epoch + 1)
+        before = np.full_like(self.target, epoch)
+        after = before + np.int32(1)
         for number, times in enumerate(repeat):
+            if times == 1:
+                continue
             mine = np.flatnonzero(self.corpus[self.target] == number)
             rng = random_numbers(self.seed, Purpose.REPEAT, number)
             share = (rng.permutation(len(mine)) + 0.5) / max(1, len(mine))
