@@ -37,3 +37,46 @@ def test_boson_and_packed_forward_train_along_one_curve(tmp_path):
     assert packed["grad_norm"] == pytest.approx(boson["grad_norm"], rel=1e-4)
     assert packed["loss_audio"][-1] < packed["loss_audio"][0]
     assert plot.read_text().count("<path") > 4
+
+
+@pytest.mark.long
+def test_the_step_profile_shares_a_step_out_among_all_its_parts_and_its_matmuls_are_bf16(tmp_path):
+    run_bench("profile_step.py", "--size", "small", "--max-tokens", "700", "--out", tmp_path)
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    parts = {row["part"] for row in profile["parts"]}
+    assert parts >= {"attention projections", "mlp", "audio mlp", "lora matmuls", "attention", "heads", "losses"}
+    assert parts >= {"optimizer and reduction"}
+    assert sum(row["share"] for row in profile["parts"]) == pytest.approx(1)
+    slow = [call for call in profile["matmuls_and_attention"] if call["dtypes"][0] != "c10::BFloat16"]
+    assert len(slow) <= 1, "only the RoPE frequencies are fp32"
+    assert (tmp_path / "trace.json").stat().st_size > 0
+
+
+SMALLEST = {
+    "lora_linear.py": [
+        "--hidden",
+        "64",
+        "--ffn",
+        "96",
+        "--key-value-width",
+        "32",
+        "--tokens",
+        "50",
+        "--repeats",
+        "1",
+    ],
+    "memory.py": ["--max-tokens", "512", "--vocabulary", "1024", "9216"],
+    "optimizer_step.py": ["--size", "small", "--max-tokens", "512", "--steps", "1"],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script", SMALLEST)
+def test_the_benches_of_parts_of_a_step_run_and_write_their_figures(script, tmp_path):
+    run_bench(script, *SMALLEST[script], "--out", tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text())["runs"]
+
+
+def run_bench(script, *flags):
+    command = [sys.executable, ROOT / "bench" / script, *flags]
+    subprocess.run([str(part) for part in command], cwd=ROOT, env=environment(), check=True)
