@@ -15,11 +15,14 @@ import numpy as np
 import soundfile
 import soxr
 
+from preprocess import ffmpeg
 from preprocess.errors import Rejected
 
 WAVEFORM_SAMPLE_RATE_HZ = 16000
 # A file may lack this much of what its header promises: encoders pad, and headers round.
 _TOLERANCE_SEC = 0.01
+# And a container that ffmpeg reads this much more.
+_ENCODER_PADDING_SEC = 0.1
 # What a program writes as data size when it streams and can't know the size.
 _STREAMED_BYTES = 0x7FFF0000
 _MP3_RUN_UP_FRAMES = 32 * 1152
@@ -33,6 +36,7 @@ class Header:
 
     num_bytes: int
     duration_sec: float
+    by_ffmpeg: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,28 @@ def probe(
     try:
         info = soundfile.info(str(path) if data is None else io.BytesIO(data))
     except soundfile.LibsndfileError as error:
+        if data is None and ffmpeg.container(path):
+            return _probe_by_ffmpeg(path, start_sec, end_sec)
         raise _not_audio(path, f"no audio that libsndfile can open ({error.error_string})") from error
     duration_sec = info.frames / info.samplerate
     if (start_sec or 0.0) > duration_sec or (end_sec or 0.0) > duration_sec + _TOLERANCE_SEC:
         raise _part_outside(path, start_sec, end_sec, duration_sec)
     end_sec = duration_sec if end_sec is None else min(end_sec, duration_sec)
     return Header(num_bytes, end_sec - (start_sec or 0.0))
+
+
+def _probe_by_ffmpeg(path: Path, start_sec: float | None, end_sec: float | None) -> Header:
+    duration_sec = ffmpeg.duration_sec(path)
+    if start_sec is not None or end_sec is not None:
+        raise Rejected(
+            "failed",
+            "part_of_compressed",
+            str(path),
+            f"start or end, in {ffmpeg.container(path)} audio",
+            "parts of a format that can be read from the middle",
+            "Convert the recording first (`ffmpeg -i FILE FILE.flac`).",
+        )
+    return Header(path.stat().st_size, duration_sec, by_ffmpeg=True)
 
 
 def decode(
@@ -93,7 +113,10 @@ def decode(
     header = probe(path, start_sec, end_sec, data)
     whole = start_sec is None and end_sec is None
     try:
-        if whole:
+        if header.by_ffmpeg:
+            samples, sample_rate_hz = ffmpeg.decode(path)
+            declared = (header.duration_sec - _ENCODER_PADDING_SEC) * sample_rate_hz
+        elif whole:
             data = path.read_bytes() if data is None else data
             with soundfile.SoundFile(io.BytesIO(data)) as file:
                 sample_rate_hz, declared = file.samplerate, _declared_frames(file, data)
@@ -131,6 +154,31 @@ def decode(
     if data is not None:
         return Audio(mono, sample_rate_hz, hashlib.sha256(data).hexdigest())
     return Audio(mono, sample_rate_hz, _sha256(path, header.num_bytes, path.stat().st_mtime_ns))
+
+
+def longer_than(
+    longest_sec: float,
+    path: Path,
+    start_sec: float | None = None,
+    end_sec: float | None = None,
+    data: bytes | None = None,
+) -> float | None:
+    """Seconds that a recording lasts by its header if it is longer than `longest_sec`, else None.
+
+    No more than a second beyond that is decoded: to see that the header doesn't promise what is not there. Near
+    the border, and where decoding fails, the answer is None, and `decode` tells.
+    """
+    header = probe(path, start_sec, end_sec, data)
+    if header.duration_sec <= longest_sec + 1.0:
+        return None
+    if header.by_ffmpeg:
+        return header.duration_sec
+    try:
+        with soundfile.SoundFile(str(path) if data is None else io.BytesIO(data)) as file:
+            first, wanted = (round(sec * file.samplerate) for sec in (start_sec or 0.0, longest_sec + 1.0))
+            return header.duration_sec if len(_read_part(file, first, first + wanted)) == wanted else None
+    except soundfile.LibsndfileError:
+        return None
 
 
 def _read_part(file: soundfile.SoundFile, first: int, last: int) -> np.ndarray:

@@ -48,8 +48,12 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
     clips, extra, rejected, lost_sec = [], {}, {}, {}
     for plan in sorted(spec.clips, key=lambda plan: plan.recording.order):
         try:
+            duration_sec = plan.recording.longer_than(spec.screening.longest_sec)
+            if duration_sec:  # hours of audio are not decoded to be dropped
+                screen(spec.screening, {"duration_sec": duration_sec}, str(plan.recording))
             audio = plan.recording.decode()
-            progress(audio.duration_sec)
+            duration_sec = audio.duration_sec
+            progress(duration_sec)
             quality = _screened_figures(spec, plan, audio)
             codes = encode(tokenizer, audio.waveform, audio.sample_rate_hz)
             quality["code_entropy_bits"] = code_entropy_bits(codes)
@@ -57,7 +61,7 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
         except Rejected as error:
             rejected[plan.key] = error
             if error.status == "screened":
-                lost_sec[plan.key] = audio.duration_sec
+                lost_sec[plan.key] = duration_sec
             continue
         assert codes.shape[0] == facts.num_codebooks, codes.shape
         assert codes.max() < facts.codebook_size, codes.max()

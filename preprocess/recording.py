@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preprocess.audio import Audio, Header, decode, probe
+from preprocess.audio import Audio, Header, decode, longer_than, probe
 
 
 class Recording(NamedTuple):
@@ -35,6 +35,10 @@ class Recording(NamedTuple):
     def probe(self) -> Header:
         """Its header. Raises Rejected as preprocess.audio.probe does."""
         return probe(Path(self.path), self.start_sec, self.end_sec, self._embedded())
+
+    def longer_than(self, longest_sec: float) -> float | None:
+        """As preprocess.audio.longer_than."""
+        return longer_than(longest_sec, Path(self.path), self.start_sec, self.end_sec, self._embedded())
 
     def decode(self) -> Audio:
         """Its samples. Raises Rejected as preprocess.audio.decode does."""

@@ -15,6 +15,7 @@ def make_shards(specs: list[ShardSpec], headers: dict[str, Header], num_workers:
     """A report for every spec, in the plan's order."""
     reports = {spec.name: report for spec in specs if (report := read_finished(spec))}
     to_make = [spec for spec in specs if spec.name not in reports]
+    to_make.sort(key=lambda spec: -_seconds(spec, headers))  # the longest first: none alone at the end
     if reports:
         print(f"{len(reports)} of {len(specs)} shards are finished already and kept", flush=True)
     with _ProgressBar(to_make, headers) as bar:
@@ -22,6 +23,11 @@ def make_shards(specs: list[ShardSpec], headers: dict[str, Header], num_workers:
             spec = to_make[number]
             reports[spec.name] = _all_failed(spec, result) if isinstance(result, WorkerDied) else result
     return [reports[spec.name] for spec in specs]
+
+
+def _seconds(spec: ShardSpec, headers: dict[str, Header]) -> float:
+    """Seconds of audio in a shard, by the headers; of a clip no more than is used."""
+    return sum(min(headers[clip.key].duration_sec, spec.screening.longest_sec) for clip in spec.clips)
 
 
 def _all_failed(spec: ShardSpec, died: WorkerDied) -> ShardReport:
@@ -44,8 +50,7 @@ class _ProgressBar:
     """Hours of audio done, and how many times faster than real time."""
 
     def __init__(self, specs: list[ShardSpec], headers: dict[str, Header]) -> None:
-        clips = ((clip.key, spec.screening.longest_sec) for spec in specs for clip in spec.clips)
-        total_hours = sum(min(headers[key].duration_sec, longest_sec) for key, longest_sec in clips) / 3600
+        total_hours = sum(_seconds(spec, headers) for spec in specs) / 3600
         self.bar = tqdm(
             total=total_hours,
             desc="encoding",

@@ -2,13 +2,16 @@
 
 import io
 import itertools
+import shutil
+import subprocess
+import tracemalloc
 
 import librosa
 import numpy as np
 import pytest
 import soundfile
 
-from preprocess.audio import WAVEFORM_SAMPLE_RATE_HZ, Audio, decode, flac_16khz, probe
+from preprocess.audio import WAVEFORM_SAMPLE_RATE_HZ, Audio, decode, flac_16khz, longer_than, probe
 from preprocess.errors import Rejected
 from tests.fixtures.speech import save_variant
 from tests.preprocess.helpers import assert_parts
@@ -178,3 +181,78 @@ def test_a_part_of_a_file_cut_short_is_refused(speech, tmp_path):
     with pytest.raises(Rejected) as caught:
         decode(path, 0.0, whole_sec)
     assert caught.value.reason in ("truncated", "not_audio")
+
+
+def test_two_hours_are_seen_without_decoding_them(speech, tmp_path):
+    path = tmp_path / "long.wav"
+    with soundfile.SoundFile(path, "w", 8000, 1, "PCM_U8") as file:
+        for _ in range(120):
+            file.write(np.zeros(60 * 8000, np.float32))
+    tracemalloc.start()
+    assert longer_than(30.0, path) == 7200.0
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4 * 8000 * 60
+    assert longer_than(30.0, path, start_sec=100.0, end_sec=4000.0) == 3900.0
+    assert longer_than(30.0, path, start_sec=100.0, end_sec=129.0) is None
+    assert longer_than(30.0, speech) is None
+
+
+def test_a_header_that_promises_hours_is_not_believed(speech, tmp_path):
+    """A FLAC's header alone knows its length; what is there is 2 s, and `decode` says that it is cut short."""
+    samples, rate_hz = soundfile.read(speech)
+    soundfile.write(tmp_path / "x.flac", np.tile(samples, 30), rate_hz)
+    data = (tmp_path / "x.flac").read_bytes()
+    (tmp_path / "x.flac").write_bytes(data[: len(data) // 30])
+    assert probe(tmp_path / "x.flac").duration_sec > 40
+    assert longer_than(30.0, tmp_path / "x.flac") is None
+    with pytest.raises(Rejected, match="breaks off"):
+        decode(tmp_path / "x.flac")
+
+
+def by_ffmpeg(source, target, *arguments):
+    """`source` saved again by ffmpeg; the suffix chooses the format."""
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("no program ffmpeg")
+    subprocess.run(["ffmpeg", "-v", "error", "-i", source, *arguments, target], check=True)
+    return target
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # librosa reads these another way
+@pytest.mark.parametrize("name", ["x.m4a", "x.webm", "x.aac", "x.opus"])
+@pytest.mark.parametrize("channels", ["1", "2"])
+def test_what_ffmpeg_decodes_is_what_librosa_gives_boson(name, channels, speech, tmp_path):
+    path = by_ffmpeg(speech, tmp_path / name, "-ac", channels)
+    audio = decode(path)
+    expected, rate_hz = librosa.load(path, sr=None, mono=True)
+    assert audio.sample_rate_hz == rate_hz
+    assert np.array_equal(audio.waveform, expected)
+    assert audio.duration_sec == pytest.approx(decode(speech).duration_sec, abs=0.1)
+    assert probe(path).duration_sec == pytest.approx(audio.duration_sec, abs=0.1)
+
+
+def test_a_long_m4a_is_seen_by_its_header(speech, tmp_path):
+    samples, rate_hz = soundfile.read(speech)
+    soundfile.write(tmp_path / "x.wav", np.tile(samples, 20), rate_hz)
+    path = by_ffmpeg(tmp_path / "x.wav", tmp_path / "x.m4a")
+    assert longer_than(30.0, path) == pytest.approx(20 * len(samples) / rate_hz, abs=0.2)
+    with pytest.raises(Rejected) as caught:
+        decode(path, 1.0, 2.0)
+    assert caught.value.reason == "part_of_compressed"
+
+
+def test_a_broken_m4a_and_one_without_ffmpeg_are_named(speech, tmp_path, monkeypatch):
+    path = by_ffmpeg(speech, tmp_path / "x.m4a")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(Rejected) as caught:
+        decode(path)
+    assert caught.value.reason == "not_audio"
+    assert "MP4 or M4A audio that ffprobe can't read" in caught.value.found
+    path.write_bytes(data)
+    decode(path)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Rejected) as caught:
+        probe(path)
+    assert caught.value.reason == "needs_ffmpeg"
+    assert_parts(caught.value, str(path), "no program ffprobe", "on the PATH", "apt install ffmpeg")
