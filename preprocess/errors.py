@@ -1,7 +1,13 @@
 """The one error a user can mend. Its four parts can't be left out."""
 
+import contextlib
+import errno
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class InputError(ValueError):
@@ -42,6 +48,22 @@ class Rejected(InputError):
         """The fields of failures.jsonl."""
         names = ("status", "reason", "where", "found", "expected", "action")
         return {name: getattr(self, name) for name in names}
+
+
+@contextlib.contextmanager
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Inside, an OSError that says `folder` can't be written (full, read-only, not ours) becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _WRITE_ERRORS:
+            raise
+        raise InputError(
+            str(folder),
+            f"{os.strerror(error.errno).lower()} ({error.filename or 'while writing'})",
+            "a folder that can be written, with room",
+            "Free space or name another --out; the same command goes on from the shards that are finished.",
+        ) from error
 
 
 def exit_on_input_error(main: Callable[[], int | None]) -> None:

@@ -1,8 +1,8 @@
 """Where work runs: a pool of forked processes on this machine.
 
-Workers are forked from a parent that has loaded what they share. One that dies costs its job one more try; a
-job that kills its worker twice comes back as WorkerDied and the others go on (multiprocessing.Pool would hang,
-ProcessPoolExecutor would break for good). Workers die with their parent.
+Workers are forked from a parent that has loaded what they share. One that dies, or hangs, costs its job one more
+try; a job that ends its worker twice comes back as WorkerDied and the others go on (multiprocessing.Pool would
+hang, ProcessPoolExecutor would break for good). Workers die with their parent.
 """
 
 import contextlib
@@ -11,20 +11,25 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_TRIES = 2
+from preprocess.errors import InputError
+
+TRIES = 2
+# A clip of half a minute takes a slow core half a minute.
+_MAX_SILENCE_SEC = 900.0
 
 
 @dataclass(frozen=True)
 class WorkerDied:
-    """A job killed its worker in every try. `exit_code` as Process has it: -9 is SIGKILL."""
+    """A job ended its worker in every try. `how` says how the last one ended."""
 
-    exit_code: int
+    how: str
 
 
 @dataclass
@@ -33,6 +38,8 @@ class _Worker:
     connection: multiprocessing.connection.Connection
     job: int | None = None
     progress: float = 0.0
+    heard_at: float = 0.0
+    hung: bool = False
 
 
 def run_local(
@@ -40,11 +47,13 @@ def run_local(
     jobs: Sequence[Any],
     num_workers: int,
     on_progress: Callable[[float], None] = lambda amount: None,
+    max_silence_sec: float = _MAX_SILENCE_SEC,
 ) -> Iterator[tuple[int, Any]]:
     """(job's number, result of `work(job, progress)` or WorkerDied), as they come.
 
     What workers say by `progress(amount)` reaches `on_progress`; a try that died is taken back by a negative
-    amount. An exception in `work` is a bug of ours: it ends the run with the worker's traceback.
+    amount. A worker that says nothing for `max_silence_sec` hangs and is killed. An InputError in `work` ends the
+    run as it is; any other exception is a bug of ours and ends it with the worker's traceback.
     """
     num_workers = min(num_workers, len(jobs))
     lifeline, parent_end = os.pipe()
@@ -58,7 +67,8 @@ def run_local(
                 if worker.job is None and waiting:
                     _give(worker, waiting.popleft(), jobs, tries)
             handles = [h for worker in workers for h in (worker.connection, worker.process.sentinel)]
-            ready = multiprocessing.connection.wait(handles)
+            ready = multiprocessing.connection.wait(handles, timeout=max_silence_sec / 2)
+            _kill_silent(workers, max_silence_sec)
             for worker in [w for w in workers if w.connection in ready or w.process.sentinel in ready]:
                 yield from _hear(worker, on_progress)
                 if worker.process.sentinel not in ready:
@@ -69,10 +79,10 @@ def run_local(
                 if worker.job is None:
                     continue
                 on_progress(-worker.progress)
-                if tries[worker.job] < _TRIES:
+                if tries[worker.job] < TRIES:
                     waiting.appendleft(worker.job)
                 else:
-                    yield worker.job, WorkerDied(worker.process.exitcode)
+                    yield worker.job, WorkerDied(_how_it_ended(worker, max_silence_sec))
     finally:
         for worker in workers:
             worker.process.kill()
@@ -80,6 +90,18 @@ def run_local(
             worker.connection.close()
         os.close(lifeline)
         os.close(parent_end)
+
+
+def _kill_silent(workers: list[_Worker], max_silence_sec: float) -> None:
+    for worker in workers:
+        silent = worker.job is not None and time.monotonic() - worker.heard_at > max_silence_sec
+        if silent and not worker.connection.poll():
+            worker.hung = True
+            worker.process.kill()
+
+
+def _how_it_ended(worker: _Worker, max_silence_sec: float) -> str:
+    return f"no sign of life for {max_silence_sec:.0f} s" if worker.hung else f"exit code {worker.process.exitcode}"
 
 
 def _start(work: Callable, lifeline: int, parent_end: int) -> _Worker:
@@ -92,7 +114,7 @@ def _start(work: Callable, lifeline: int, parent_end: int) -> _Worker:
 
 
 def _give(worker: _Worker, job: int, jobs: Sequence[Any], tries: list[int]) -> None:
-    worker.job, worker.progress = job, 0.0
+    worker.job, worker.progress, worker.heard_at = job, 0.0, time.monotonic()
     tries[job] += 1
     with contextlib.suppress(BrokenPipeError):  # it died idle: its sentinel says so, and the job is given again
         worker.connection.send(jobs[job])
@@ -103,12 +125,15 @@ def _hear(worker: _Worker, on_progress: Callable[[float], None]) -> Iterator[tup
     try:
         while worker.connection.poll():
             kind, value = worker.connection.recv()
+            worker.heard_at = time.monotonic()
             if kind == "progress":
                 worker.progress += value
                 on_progress(value)
             elif kind == "result":
                 job, worker.job = worker.job, None
                 yield job, value
+            elif kind == "refused":
+                raise value
             else:
                 raise RuntimeError(f"a worker failed:\n{value}")
     except (EOFError, ConnectionResetError):
@@ -123,6 +148,8 @@ def _serve(work: Callable, connection: multiprocessing.connection.Connection, li
         job = connection.recv()
         try:
             connection.send(("result", work(job, lambda amount: connection.send(("progress", amount)))))
+        except InputError as error:
+            connection.send(("refused", error))
         except Exception:
             connection.send(("bug", traceback.format_exc()))
 

@@ -14,7 +14,7 @@ from preprocess.audio import Audio, flac_16khz, flac_samples
 from preprocess.base_model import read_base_model
 from preprocess.clips import ClipPlan
 from preprocess.codec import encode, load_codec
-from preprocess.errors import Rejected
+from preprocess.errors import Rejected, explain_write_errors
 from preprocess.layout import normalise_text, num_digits
 from preprocess.planning import ShardSpec
 from preprocess.quality import audio_figures, code_entropy_bits, text_figures
@@ -48,6 +48,7 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
     clips, extra, rejected, lost_sec = [], {}, {}, {}
     for plan in sorted(spec.clips, key=lambda plan: plan.recording.order):
         try:
+            _begin_clip(spec, plan)
             duration_sec = plan.recording.longer_than(spec.screening.longest_sec)
             if duration_sec:  # hours of audio are not decoded to be dropped
                 screen(spec.screening, {"duration_sec": duration_sec}, str(plan.recording))
@@ -73,11 +74,33 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
     clips.sort(key=lambda clip: clip.key)
     assert len(clips) + len(rejected) == len(spec.clips)
     path = spec.out / f"{spec.name}.tar"
-    rows = [{**row, **extra[row["key"]]} for row in write_shard(path, clips)] if clips else []
-    num_bytes, sha256 = (path.stat().st_size, sha256_file(path)) if clips else (0, "")
-    report = ShardReport(spec.name, rows, rejected, lost_sec, num_bytes, sha256)
-    _write_fragment(spec, report)
+    with explain_write_errors(spec.out):
+        rows = [{**row, **extra[row["key"]]} for row in write_shard(path, clips)] if clips else []
+        num_bytes, sha256 = (path.stat().st_size, sha256_file(path)) if clips else (0, "")
+        report = ShardReport(spec.name, rows, rejected, lost_sec, num_bytes, sha256)
+        _write_fragment(spec, report)
+    _clip_path(spec).unlink(missing_ok=True)
     return report
+
+
+def _clip_path(spec: ShardSpec) -> Path:
+    return spec.out / FRAGMENTS_FOLDER / f".{spec.name}.clip"
+
+
+def _begin_clip(spec: ShardSpec, plan: ClipPlan) -> None:
+    """Leave word of the clip in work, for whoever finds the worker dead. Raises the Rejected of a culprit."""
+    if plan.key in spec.culprits:
+        raise spec.culprits[plan.key]
+    with explain_write_errors(spec.out):
+        _clip_path(spec).parent.mkdir(exist_ok=True)
+        _clip_path(spec).write_text(plan.key)
+
+
+def clip_in_work(spec: ShardSpec) -> ClipPlan | None:
+    """The clip a worker that died had in work; None where it had come to none."""
+    path = _clip_path(spec)
+    key = path.read_text() if path.is_file() else None
+    return next((plan for plan in spec.clips if plan.key == key), None)
 
 
 def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio) -> dict[str, float]:
@@ -153,7 +176,7 @@ def _write_fragment(spec: ShardSpec, report: ShardReport) -> None:
 
 
 def read_finished(spec: ShardSpec) -> ShardReport | None:
-    """The report of this very spec if an earlier run finished it, else None."""
+    """The report of this very spec if it was finished, perhaps by an earlier run, else None."""
     path, tar = _fragment_path(spec), spec.out / f"{spec.name}.tar"
     if not path.is_file():
         return None
@@ -163,3 +186,8 @@ def read_finished(spec: ShardSpec) -> ShardReport | None:
         return None
     rejected = {key: Rejected(**record) for key, record in fragment["rejected"].items()}
     return ShardReport(spec.name, fragment["rows"], rejected, fragment["lost_sec"], num_bytes, fragment["sha256"])
+
+
+def forget(spec: ShardSpec) -> None:
+    """Make a finished shard unfinished."""
+    _fragment_path(spec).unlink()

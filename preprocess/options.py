@@ -77,6 +77,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="thresholds for dropping clips, as launch/recipes/screening_arabic.yaml has them (without it: 0.5 to "
         "30 s, no silence, no samples far beyond full scale, no clip that is a quarter clipped)",
     )
+    parser.add_argument(
+        "--max-failure-share",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="stop when more than this share of at least 200 rows or clips fails (0.05); screened ones do not count",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="deals speakers and the split (0)")
     parser.add_argument("--validate-only", action="store_true", help="check manifest and headers, encode nothing")
     parser.add_argument(
@@ -128,5 +135,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         )
     if args.hours_per_shard <= 0:
         raise InputError("--hours-per-shard", str(args.hours_per_shard), "hours above 0", "Use 0.5.")
+    if not 0 <= args.max_failure_share <= 1:
+        raise InputError("--max-failure-share", str(args.max_failure_share), "a share from 0 to 1", "Use 0.05.")
     if args.workers < 0:
         raise InputError("--workers", str(args.workers), "0 (all cores) or more", "Leave it out for all cores.")

@@ -7,7 +7,7 @@ import argparse
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,7 +20,10 @@ from preprocess.screening import Screening
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """One shard's work. `identity` names all that its bytes depend on but folders: a finished shard keeps it."""
+    """One shard's work. `identity` names all that its bytes depend on but folders: a finished shard keeps it.
+
+    culprits: clips, by key, that are left out because a worker died over each of them in this run.
+    """
 
     name: str
     clips: tuple[ClipPlan, ...]
@@ -31,6 +34,7 @@ class ShardSpec:
     waveforms: str
     screening: Screening
     identity: str
+    culprits: dict[str, Rejected] = field(default_factory=dict)
 
 
 def probe_clips(clips: Iterable[ClipPlan], num_threads: int) -> tuple[dict[str, Header], dict[str, Rejected]]:

@@ -1,27 +1,45 @@
 """Run the plan: keep the shards that are finished, make the others, and outlive workers that die."""
 
 import time
+from dataclasses import replace
 
 from tqdm import tqdm
 
 from preprocess.audio import Header
+from preprocess.clips import ClipPlan
 from preprocess.errors import Rejected
-from preprocess.executors import WorkerDied, run_local
-from preprocess.make_shard import ShardReport, make_shard, read_finished
+from preprocess.executors import TRIES, WorkerDied, run_local
+from preprocess.failure_budget import refuse_many_failures
+from preprocess.make_shard import ShardReport, clip_in_work, forget, make_shard, read_finished
 from preprocess.planning import ShardSpec
 
+_DIED = "worker_died"
 
-def make_shards(specs: list[ShardSpec], headers: dict[str, Header], num_workers: int) -> list[ShardReport]:
-    """A report for every spec, in the plan's order."""
-    reports = {spec.name: report for spec in specs if (report := read_finished(spec))}
+
+def make_shards(
+    specs: list[ShardSpec], headers: dict[str, Header], num_workers: int, max_failure_share: float
+) -> list[ShardReport]:
+    """A report for every spec, in the plan's order.
+
+    A clip over which a worker dies twice is left out, named, and tried again by the next run. Raises InputError
+    where more than `max_failure_share` of the clips fail.
+    """
+    reports = {spec.name: report for spec in specs if (report := _keep_finished(spec))}
     to_make = [spec for spec in specs if spec.name not in reports]
     to_make.sort(key=lambda spec: -_seconds(spec, headers))  # the longest first: none alone at the end
     if reports:
         print(f"{len(reports)} of {len(specs)} shards are finished already and kept", flush=True)
     with _ProgressBar(to_make, headers) as bar:
-        for number, result in run_local(make_shard, to_make, num_workers, bar.add):
-            spec = to_make[number]
-            reports[spec.name] = _all_failed(spec, result) if isinstance(result, WorkerDied) else result
+        while to_make:
+            died = []
+            for number, result in run_local(make_shard, to_make, num_workers, bar.add):
+                spec = to_make[number]
+                if isinstance(result, WorkerDied) and (clip := clip_in_work(spec)):
+                    died.append(replace(spec, culprits={**spec.culprits, clip.key: _culprit(clip, result)}))
+                    continue
+                reports[spec.name] = _all_failed(spec, result) if isinstance(result, WorkerDied) else result
+                refuse_many_failures("encoding", *_failures(reports), max_failure_share)
+            to_make = died
     return [reports[spec.name] for spec in specs]
 
 
@@ -30,15 +48,42 @@ def _seconds(spec: ShardSpec, headers: dict[str, Header]) -> float:
     return sum(min(headers[clip.key].duration_sec, spec.screening.longest_sec) for clip in spec.clips)
 
 
+def _keep_finished(spec: ShardSpec) -> ShardReport | None:
+    """The report of a finished shard, unless a clip of it deserves another try."""
+    report = read_finished(spec)
+    if report and any(error.reason == _DIED for error in report.rejected.values()):
+        forget(spec)
+        return None
+    return report
+
+
+def _failures(reports: dict[str, ShardReport]) -> tuple[list[Rejected], int]:
+    rejected = [error for report in reports.values() for error in report.rejected.values()]
+    failed = [error for error in rejected if error.status == "failed"]
+    return failed, len(rejected) + sum(len(report.rows) for report in reports.values())
+
+
+def _culprit(clip: ClipPlan, died: WorkerDied) -> Rejected:
+    return Rejected(
+        "failed",
+        _DIED,
+        str(clip.recording),
+        f"{TRIES} workers that died over this clip ({died.how})",
+        "audio that can be decoded and encoded",
+        "Look at the file. Run the same command again to try it again; if memory ran out (exit code -9), with fewer "
+        "--workers.",
+    )
+
+
 def _all_failed(spec: ShardSpec, died: WorkerDied) -> ShardReport:
     """No fragment is written: the next run tries again."""
     rejected = {
         clip.key: Rejected(
             "failed",
-            "worker_died",
-            clip.path,
-            f"a worker that died twice (exit code {died.exit_code}) while it made {spec.name}",
-            "a shard that a worker can finish",
+            _DIED,
+            str(clip.recording),
+            f"{TRIES} workers that died before they began the first clip of {spec.name} ({died.how})",
+            "a worker that can start",
             "Run the same command again; if memory ran out (exit code -9), with fewer --workers.",
         )
         for clip in spec.clips

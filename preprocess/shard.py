@@ -8,7 +8,7 @@ manifest -> rows -> clips -> plan (headers only) -> make_shard in every worker -
 
 import os
 
-from preprocess.errors import exit_on_input_error
+from preprocess.errors import exit_on_input_error, explain_write_errors
 from preprocess.options import parse
 
 
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess.codec import load_codec
     from preprocess.corpus_folder import clean, corpus_settings, open_folder
     from preprocess.dry_run import show_plan
+    from preprocess.failure_budget import refuse_many_failures
     from preprocess.finish import finish
     from preprocess.manifest import read_manifest
     from preprocess.planning import plan_shards, probe_clips
@@ -46,12 +47,18 @@ def main(argv: list[str] | None = None) -> int:
         show_plan(args, base, table, headers, num_workers)
         return 0
 
+    for stage, errors, num_seen in (
+        ("manifest", manifest.rejected + table.rejected, manifest.num_rows),
+        ("headers", list(enumerate(rejected.values())), len(table.clips)),
+    ):
+        failed = [error for _, error in errors if error.status == "failed"]
+        refuse_many_failures(stage, failed, num_seen, args.max_failure_share)
     _, codec = load_codec(args.audio_tokenizer, args.hubert)
     check_codec_fits(base, args.audio_tokenizer, codec)
     settings = corpus_settings(args, manifest, base, codec)
-    with open_folder(args.out, settings):
+    with explain_write_errors(args.out), open_folder(args.out, settings):
         specs = plan_shards(args, table, headers, settings)
-        reports = make_shards(specs, headers, num_workers)
+        reports = make_shards(specs, headers, num_workers, args.max_failure_share)
         clean(args.out, reports)
         outcome = finish(args.out, manifest, table, reports, rejected, settings)
     report.show_outcome(args, outcome)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from preprocess.errors import InputError
 from preprocess.executors import WorkerDied, run_local
 
 
@@ -50,8 +51,32 @@ def test_a_job_that_always_kills_its_worker_is_reported_and_the_others_go_on(tmp
         return job
 
     results = dict(run_local(die, list(range(5)), 2))
-    assert results == {0: 0, 1: 1, 2: WorkerDied(-9), 3: 3, 4: 4}
+    assert results == {0: 0, 1: 1, 2: WorkerDied("exit code -9"), 3: 3, 4: 4}
     assert (tmp_path / "tries").read_text() == "xx"
+
+
+def test_a_worker_that_hangs_is_killed_and_the_others_go_on(tmp_path):
+    def hang(job, progress):
+        if job == 1:
+            with open(tmp_path / "tries", "a") as file:
+                file.write("x")
+            time.sleep(600)
+        for _ in range(4):  # longer than the silence allowed, but with signs of life
+            time.sleep(0.2)
+            progress(1.0)
+        return job
+
+    results = dict(run_local(hang, list(range(3)), 2, max_silence_sec=0.6))
+    assert results == {0: 0, 1: WorkerDied("no sign of life for 1 s"), 2: 2}
+    assert (tmp_path / "tries").read_text() == "xx"
+
+
+def test_an_input_error_in_a_worker_ends_the_run_as_it_is():
+    def refuse(job, progress):
+        raise InputError("the disk", "no room", "some", "Free it.")
+
+    with pytest.raises(InputError, match="the disk: found no room"):
+        list(run_local(refuse, [1], 1))
 
 
 def test_a_bug_in_a_worker_ends_the_run_with_its_traceback():
