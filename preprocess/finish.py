@@ -5,6 +5,7 @@ What needs more than one clip is decided here, as columns of the index, never in
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def finish(
             "speakers": outcome.speakers,
             "samples": outcome.usable_samples,
             "speech": speech_facts(rows.values()),
+            "digits": _digits(rows.values()),
             "shards": shards,
         },
     )
@@ -182,6 +184,12 @@ def _outcome(
         usable_samples={split: sum(rows[use.key]["split"] == split for use in written) for split in ("train", "val")},
         speakers={split: len(names) for split, names in speakers.items()},
     )
+
+
+def _digits(rows: Iterable[dict]) -> dict[str, int]:
+    """Transcripts in use that hold digits, which a voice may read in many ways, and how many digits."""
+    counts = [row["num_digits"] for row in rows if row["use"]]
+    return {"clips": sum(count > 0 for count in counts), "digits": sum(counts)}
 
 
 def _shard_facts(report: ShardReport) -> dict:

@@ -9,6 +9,7 @@ from preprocess.audio import Header
 from preprocess.clips import ClipTable
 from preprocess.errors import InputError, Rejected
 from preprocess.finish import Outcome
+from preprocess.html_report import REPORT_FILE
 from preprocess.manifest import Manifest
 from preprocess.screening import Screening, dominating_reason, screen, thresholds
 from preprocess.shards import FAILURES_FILE
@@ -91,7 +92,7 @@ def show_outcome(args: argparse.Namespace, outcome: Outcome) -> None:
     for split, count in outcome.usable_samples.items():
         print(f"{split}: {count} samples, {outcome.speakers[split]} speakers")
     print(
-        f"wrote {args.out}\nnext:\n"
+        f"wrote {args.out}; look at {args.out / REPORT_FILE}\nnext:\n"
         "  deepspeed launch/train.py --deepspeed ds_configs/zero2.json "
         "--recipe launch/recipes/arabic_8xh200.yaml \\\n"
         f"      --model {args.model} --data {args.out} --out runs/first",

@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess.dry_run import show_plan
     from preprocess.failure_budget import refuse_many_failures
     from preprocess.finish import finish
+    from preprocess.html_report import write_report
     from preprocess.manifest import read_manifest
     from preprocess.planning import plan_shards, probe_clips
     from preprocess.run import make_shards
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         reports = make_shards(specs, headers, num_workers, args.max_failure_share)
         clean(args.out, reports)
         outcome = finish(args.out, manifest, table, reports, rejected, settings)
+        write_report(args.out)
     report.show_outcome(args, outcome)
     return 0
 
