@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
 
 import soundfile
 import torch
@@ -22,8 +21,10 @@ from preprocess.layout import NORMALISER_VERSION, tokenizer_fingerprint
 from preprocess.make_shard import FRAGMENTS_FOLDER, ShardReport
 from preprocess.manifest import Manifest
 from preprocess.shards import CORPUS_FILE, FORMAT_VERSION, write_atomically
+from preprocess.slices import Slice
 
 SETTINGS_FILE = "settings.json"
+_BEGIN_LOCK, _SLICES_FILE = ".begin.lock", "slices.json"
 _LOCK_PATIENCE_SEC = 3.0
 # Packages that a code, a waveform or a token may depend on.
 _PINNED = (
@@ -68,10 +69,14 @@ def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseMode
 
 
 @contextlib.contextmanager
-def open_folder(out: Path, settings: dict) -> Iterator[None]:
-    """Hold `out` for this run. Raises InputError if another run holds it or it was started otherwise."""
+def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterator[None]:
+    """Hold `out`, or one slice of it, for this run.
+
+    Raises InputError if another run holds it, if it was started otherwise, or with another number of slices.
+    Locks are flocks, which the kernel frees when their holder dies, however it dies.
+    """
     path = out / SETTINGS_FILE
-    own = {SETTINGS_FILE, f".{SETTINGS_FILE}.partial"}
+    own = {SETTINGS_FILE, f".{SETTINGS_FILE}.partial", _BEGIN_LOCK}
     if out.is_dir() and not path.is_file() and any(other.name not in own for other in out.iterdir()):
         raise InputError(
             str(out),
@@ -80,27 +85,56 @@ def open_folder(out: Path, settings: dict) -> Iterator[None]:
             "Name another folder with --out.",
         )
     out.mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
-        write_atomically(path, (json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode())
-    with open(path) as file:
-        _lock(out, file)
-        _compare(out, json.load(file), settings)
-        (out / CORPUS_FILE).unlink(missing_ok=True)  # the folder is finished again when this run is
+    with contextlib.ExitStack() as held:
+        with open(out / _BEGIN_LOCK, "w") as begin:  # slices may begin at once
+            fcntl.flock(begin, fcntl.LOCK_EX)
+            if not path.is_file():
+                write_atomically(path, _as_json(settings))
+            _hold(held, path, fcntl.LOCK_SH if part else fcntl.LOCK_EX, "another run that is writing here")
+            _compare(out, json.loads(path.read_text()), settings)
+            if part:
+                _hold(held, out / f".slice-{part.number}.lock", fcntl.LOCK_EX, f"another run of slice {part}")
+                _refuse_other_count(out / _SLICES_FILE, part.count)
+            (out / CORPUS_FILE).unlink(missing_ok=True)  # the folder is finished again when this run is
         yield
 
 
-def _lock(out: Path, file: TextIO) -> None:
-    """Forked workers hold the lock as well: those of a run that was killed let go as they die, in a moment."""
+@contextlib.contextmanager
+def finishing(out: Path) -> Iterator[None]:
+    """Wait for other slices that write index and corpus.json at this moment."""
+    with open(out / _BEGIN_LOCK, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _hold(held: contextlib.ExitStack, path: Path, kind: int, holder: str) -> None:
+    """Lock a file until `held` closes. Forked workers hold it too: those of a killed run let go in a moment."""
+    file = held.enter_context(path.open("a"))  # NFS locks what is open for writing alone
     give_up = time.monotonic() + _LOCK_PATIENCE_SEC
     while True:
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() > give_up:
-                raise InputError(
-                    str(out), "another run that is writing here", "one run at a time", "Wait for it, or stop it."
-                ) from error
+                raise InputError(str(path.parent), holder, "one run at a time", "Wait for it, or stop it.") from error
             time.sleep(0.05)
+
+
+def _refuse_other_count(path: Path, count: int) -> None:
+    if not path.is_file():
+        write_atomically(path, _as_json({"count": count}))
+    before = json.loads(path.read_text())["count"]
+    if before != count:
+        raise InputError(
+            str(path),
+            f"--slice i/{count}",
+            f"--slice i/{before}, as other slices of this folder have it",
+            f"Use {before} slices, or the command without --slice, which makes all that is missing.",
+        )
+
+
+def _as_json(value: dict) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _compare(out: Path, before: dict, now: dict) -> None:
@@ -126,6 +160,7 @@ def clean(out: Path, reports: list[ShardReport]) -> None:
     """Remove what killed runs and earlier plans left: a folder holds the shards of its corpus.json alone."""
     tars = {f"{report.name}.tar" for report in reports if report.rows}
     fragments = {f"{report.name}.json" for report in reports}
-    for path in [*out.glob("shard-*.tar"), *out.glob(".*.partial"), *(out / FRAGMENTS_FOLDER).glob("*")]:
+    leftovers = [*out.glob("shard-*.tar"), *out.glob(".*.partial"), *out.glob(".slice-*.lock"), out / _SLICES_FILE]
+    for path in [*leftovers, *(out / FRAGMENTS_FOLDER).glob("*")]:
         if path.name not in tars | fragments:
-            path.unlink()
+            path.unlink(missing_ok=True)

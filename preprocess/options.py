@@ -7,6 +7,7 @@ from preprocess.errors import InputError
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
 from preprocess.rows import parse_columns
 from preprocess.screening import load_screening
+from preprocess.slices import parse_slice
 
 EXAMPLE = """example:
   python -m preprocess.shard --manifest corpus.jsonl --model higgs-audio-v2-generation-3B-base \\
@@ -48,6 +49,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "audio=path,text=sentence,speaker=client_id. What was taken for what is printed",
     )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (all cores)")
+    parser.add_argument(
+        "--slice",
+        metavar="i/n",
+        help="make the i-th of n shares of the shards (i from 0), as other runs on the same --out make the others; "
+        "the last to end writes index and corpus.json",
+    )
+    parser.add_argument(
+        "--finalize", action="store_true", help="encode nothing: write index and corpus.json of slices that all ended"
+    )
     parser.add_argument("--hours-per-shard", type=float, default=0.5, metavar="HOURS", help="audio in a shard (0.5)")
     parser.add_argument(
         "--val-speakers",
@@ -110,6 +120,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             setattr(args, name, getattr(args, name).absolute())
     args.screening = load_screening(args.screening)
     args.columns = parse_columns(args.columns)
+    args.slice = parse_slice(args.slice) if args.slice else None
+    if args.slice and args.finalize:
+        raise InputError("command line", "--slice and --finalize", "one of them", "Run --finalize after the slices.")
     args.val_audio_root = args.audio_root or (args.val_manifest and folder_of(args.val_manifest))
     args.audio_root = args.audio_root or folder_of(args.manifest)
     return args

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from preprocess.audio import Header
 from preprocess.clips import ClipPlan
-from preprocess.errors import Rejected
+from preprocess.errors import InputError, Rejected
 from preprocess.executors import TRIES, WorkerDied, run_local
 from preprocess.failure_budget import refuse_many_failures
 from preprocess.make_shard import ShardReport, clip_in_work, forget, make_shard, read_finished
@@ -46,6 +46,27 @@ def make_shards(
 def _seconds(spec: ShardSpec, headers: dict[str, Header]) -> float:
     """Seconds of audio in a shard, by the headers; of a clip no more than is used."""
     return sum(min(headers[clip.key].duration_sec, spec.screening.longest_sec) for clip in spec.clips)
+
+
+def split_by_state(specs: list[ShardSpec]) -> tuple[list[ShardReport], list[ShardSpec]]:
+    """(reports of the finished shards in the plan's order, specs of the others)."""
+    reports = [read_finished(spec) for spec in specs]
+    missing = [spec for spec, report in zip(specs, reports, strict=True) if report is None]
+    return [report for report in reports if report is not None], missing
+
+
+def refuse_missing(specs: list[ShardSpec]) -> None:
+    """Raise InputError where --finalize finds shards that no slice has finished."""
+    _, missing = split_by_state(specs)
+    if missing:
+        names = ", ".join(spec.name for spec in missing[:5]) + ", ..." * (len(missing) > 5)
+        raise InputError(
+            str(missing[0].out),
+            f"{len(missing)} of {len(specs)} shards not finished: {names}",
+            "all shards finished",
+            "Run the slices that stopped again, or the same command with neither --slice nor --finalize: it makes "
+            "what is missing.",
+        )
 
 
 def _keep_finished(spec: ShardSpec) -> ShardReport | None:

@@ -24,14 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess.base_model import check_codec_fits, read_base_model
     from preprocess.clips import build_clips
     from preprocess.codec import load_codec
-    from preprocess.corpus_folder import clean, corpus_settings, open_folder
+    from preprocess.corpus_folder import clean, corpus_settings, finishing, open_folder
     from preprocess.dry_run import show_plan
     from preprocess.failure_budget import refuse_many_failures
     from preprocess.finish import finish
     from preprocess.html_report import write_report
     from preprocess.manifest import read_manifest
     from preprocess.planning import plan_shards, probe_clips
-    from preprocess.run import make_shards
+    from preprocess.run import make_shards, refuse_missing, split_by_state
 
     torch.set_num_threads(1)  # a process a core; and a parent's thread pool would not survive the fork
     num_workers = args.workers or len(os.sched_getaffinity(0))
@@ -57,12 +57,20 @@ def main(argv: list[str] | None = None) -> int:
     _, codec = load_codec(args.audio_tokenizer, args.hubert)
     check_codec_fits(base, args.audio_tokenizer, codec)
     settings = corpus_settings(args, manifest, base, codec)
-    with explain_write_errors(args.out), open_folder(args.out, settings):
+    with explain_write_errors(args.out), open_folder(args.out, settings, args.slice):
         specs = plan_shards(args, table, headers, settings)
-        reports = make_shards(specs, headers, num_workers, args.max_failure_share)
-        clean(args.out, reports)
-        outcome = finish(args.out, manifest, table, reports, rejected, settings)
-        write_report(args.out)
+        if args.finalize:
+            refuse_missing(specs)
+        mine = args.slice.of(specs) if args.slice else specs
+        reports = make_shards(mine, headers, num_workers, args.max_failure_share)
+        with finishing(args.out):
+            if args.slice:
+                reports, missing = split_by_state(specs)
+                if missing:
+                    return report.show_slice(args.slice, len(reports), len(specs))
+            clean(args.out, reports)
+            outcome = finish(args.out, manifest, table, reports, rejected, settings)
+            write_report(args.out)
     report.show_outcome(args, outcome)
     return 0
 
