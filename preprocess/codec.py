@@ -21,6 +21,7 @@ import torch
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 from transformers import AutoModel
 
+from preprocess.codec_speed import speed_up
 from preprocess.errors import InputError
 from preprocess.shards import sha256_file
 
@@ -124,7 +125,8 @@ def load_codec(
             ) from error
     _compare_keys(tokenizer, weights)
     _ = boson.librosa.resample  # librosa imports its parts on first use: now, rather than in every forked worker
-    _skip_discarded_run(tokenizer)
+    if torch.device(device).type == "cpu":
+        speed_up(tokenizer)
     return tokenizer, CodecFacts(
         num_codebooks=tokenizer.n_q,
         codebook_size=tokenizer.quantizer.bins,  # tokenizer.codebook_size is the quantizer's dimension
@@ -143,31 +145,6 @@ def _compare_keys(tokenizer: boson.HiggsAudioTokenizer, weights: Path) -> None:
         found = [f"no {_some(missing)}"] if missing else []
         found += [f"unknown {_some(result.unexpected_keys)}"] if result.unexpected_keys else []
         raise InputError(str(weights), " and ".join(found), "exactly the weights config.json describes", _CODEC_HELP)
-
-
-def _skip_discarded_run(tokenizer: boson.HiggsAudioTokenizer) -> None:
-    """Save the run of the acoustic encoder that Boson's encode throws away for about two files in three.
-
-    Boson runs it, compares the number of frames with HuBERT's, and where they differ runs it again on padded
-    audio. The number of frames is arithmetic, so a run that will be discarded returns zeros of its shape.
-    """
-    run = tokenizer.encoder.forward
-    convolutions = [m for m in tokenizer.encoder.modules() if isinstance(m, torch.nn.Conv1d)]
-    semantic_frames: list[int] = []  # set as HuBERT's branch ends, taken by the run that follows it
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        frames = x.shape[-1]
-        for conv in convolutions:
-            (kernel,), (stride,), (pad,), (dilation,) = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-            frames = (frames + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-        if semantic_frames and semantic_frames.pop() != frames:
-            return x.new_zeros(x.shape[0], convolutions[-1].out_channels, frames)
-        return run(x)
-
-    tokenizer.encoder_semantic.register_forward_hook(
-        lambda module, inputs, output: semantic_frames.append(output.shape[-1])
-    )
-    tokenizer.encoder.forward = forward
 
 
 def _fingerprint(folder: Path, hubert_folder: Path) -> str:

@@ -1,0 +1,192 @@
+"""The offline stage's encoder on this machine's cores: Boson's encode, ours, and what the core could do at most.
+
+    python -m bench.preprocess [--minutes 2] [--out bench/results/preprocess.json]
+
+Both encode the same clips in the same process on one thread, clip by clip in turn, several times over. The codec
+has the released one's size and random weights. The limit is the network's operations (each encoder run once,
+counted in Boson's modules) over the core's best fp32 matrix multiplication, measured in the same run.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import HubertConfig
+
+from preprocess.audio import decode
+from preprocess.codec import encode, hubert_from, load_codec
+from preprocess.executors import run_local
+from tests.fixtures.codec import RELEASED_SIZE, build_codec, build_hubert
+from tests.fixtures.speech import SENTENCES, VOICES, speak
+
+CORPUS_HOURS, SERVER_CORES = 800, 128
+ROUNDS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=2.0, help="of speech, in clips of 2 to 15 s (2)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="over all clips; medians are printed (3)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "preprocess.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), arguments.minutes, arguments.rounds)
+    print(json.dumps(result, indent=2))
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(folder: Path, minutes: float, rounds: int) -> dict:
+    """Everything this benchmark says."""
+    build_hubert(folder / "hubert", config=HubertConfig())
+    build_codec(folder / "codec", folder / "hubert", **RELEASED_SIZE)
+    paths = speech(folder, minutes)
+    audio_sec = sum(soundfile.info(path).duration for path in paths)
+    with hubert_from(folder / "hubert"):
+        theirs = boson.load_higgs_audio_tokenizer(str(folder / "codec"), device="cpu")
+    ours, facts = load_codec(folder / "codec", folder / "hubert")
+
+    print(f"{audio_sec:.0f} s of speech in {len(paths)} clips", flush=True)
+    gflop = gflop_per_audio_sec(theirs)
+    their_sec, our_sec, rates, differing, num_codes = [], [], [], 0, 0
+    for _ in range(rounds):
+        rates.append(matmul_gflops())
+        their_sec.append(0.0)
+        our_sec.append(0.0)
+        for path in paths:
+            expected = timed(lambda path=path: theirs.encode(str(path)).numpy(), their_sec)
+            codes = timed(lambda path=path: encode_file(ours, path), our_sec)
+            differing += int((codes != expected).sum())
+            num_codes += codes.size
+        print(f"a round: Boson {audio_sec / their_sec[-1]:.2f}x, ours {audio_sec / our_sec[-1]:.2f}x", flush=True)
+    rate = {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
+    limit = max(rate.values()) / gflop
+    theirs_x, ours_x = (audio_sec / statistics.median(seconds) for seconds in (their_sec, our_sec))
+    pool = pool_efficiency(ours, paths, audio_sec)
+    server_x = SERVER_CORES * ours_x * pool[-1]["efficiency"]
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "audio_min": round(audio_sec / 60, 2),
+        "clip_sec": [round(f(soundfile.info(path).duration for path in paths), 1) for f in (min, max)],
+        "rounds": rounds,
+        "gflop_per_audio_sec": round(gflop, 2),
+        "matmul_gflops": {name: round(value, 1) for name, value in rate.items()},
+        "times_real_time_per_core": {
+            "boson": round(theirs_x, 3),
+            "ours": round(ours_x, 3),
+            "limit": round(limit, 3),
+            "limit_of_torch_mm": round(rate["torch.mm"] / gflop, 3),
+        },
+        "ours_over_boson": round(ours_x / theirs_x, 3),
+        "share_of_limit": round(ours_x / limit, 3),
+        "codes": {"compared": num_codes, "differing": differing, "codebooks": facts.num_codebooks},
+        "pool": pool,
+        f"projection_of_{CORPUS_HOURS}_h_on_{SERVER_CORES}_such_cores_h": round(CORPUS_HOURS / server_x, 2),
+    }
+
+
+def speech(folder: Path, minutes: float) -> list[Path]:
+    """WAV files of 2 to 15 s in several voices, paces and pitches."""
+    rng = np.random.default_rng(0)
+    paths, total_sec = [], 0.0
+    while total_sec < minutes * 60:
+        number = len(paths)
+        _, voice, pace, pitch = VOICES[number % len(VOICES)]
+        text = " ".join(SENTENCES[i] for i in rng.integers(len(SENTENCES), size=1 + number % 4))
+        paths.append(folder / f"{number:04d}.wav")
+        pitch = int(np.clip(pitch + rng.integers(-12, 13), 0, 99))
+        speak([(str(paths[-1]), text, voice, pace + int(rng.integers(-15, 16)), pitch)])
+        total_sec += soundfile.info(paths[-1]).duration
+    return paths
+
+
+def encode_file(tokenizer: boson.HiggsAudioTokenizer, path: Path) -> np.ndarray:
+    audio = decode(path)
+    return encode(tokenizer, audio.waveform, audio.sample_rate_hz)
+
+
+def timed(work: Callable[[], np.ndarray], seconds: list[float]) -> np.ndarray:
+    """What `work` returns; its time is added to the last of `seconds`."""
+    start = time.perf_counter()
+    result = work()
+    seconds[-1] += time.perf_counter() - start
+    return result
+
+
+@torch.no_grad()
+def gflop_per_audio_sec(tokenizer: boson.HiggsAudioTokenizer, seconds: int = 8) -> float:
+    """Of convolutions, linear layers and attention, each encoder run once, for a file of `seconds`."""
+    wave = torch.zeros(1, 1, seconds * tokenizer.sample_rate)
+    with FlopCounterMode(display=False) as counter:
+        semantic = tokenizer.encoder_semantic(tokenizer.get_regress_target(wave).transpose(1, 2))
+        acoustic = tokenizer.encoder(wave)
+        frames = min(semantic.shape[-1], acoustic.shape[-1])
+        both = torch.cat([acoustic[..., :frames], semantic[..., :frames]], dim=1)
+        tokenizer.quantizer(tokenizer.fc_prior(both.mT).mT, tokenizer.frame_rate, None)
+    return counter.get_total_flops() / seconds / 1e9
+
+
+def matmul_gflops(size: int = 1024) -> dict[str, float]:
+    """fp32 rate of torch's own matrix multiplication (MKL) and of oneDNN's with packed weights."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    packed = torch.ops.mkldnn._reorder_linear_weight(b, size)
+    ways = {
+        "torch.mm": lambda: torch.mm(a, b),
+        "onednn": lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""),
+    }
+    rates = {}
+    for name, way in ways.items():
+        seconds = []
+        for _ in range(15):
+            start = time.perf_counter()
+            way()
+            seconds.append(time.perf_counter() - start)
+        rates[name] = 2 * size**3 / statistics.median(seconds[3:]) / 1e9
+    return rates
+
+
+def pool_efficiency(tokenizer: boson.HiggsAudioTokenizer, paths: list[Path], audio_sec: float) -> list[dict]:
+    """Throughput of the offline stage's own pool with one process, two, ... and all cores; a worker's own memory."""
+
+    def work(path: Path, progress: Callable) -> int:
+        encode_file(tokenizer, path)
+        return private_bytes()
+
+    rows = []
+    paths = sorted(paths, key=lambda path: -path.stat().st_size)  # no long one alone at the end
+    for workers in range(1, len(os.sched_getaffinity(0)) + 1):
+        start = time.perf_counter()
+        private = max(value for _, value in run_local(work, paths, workers))
+        speed = audio_sec / (time.perf_counter() - start)
+        rows.append({"workers": workers, "times_real_time": round(speed, 3), "private_mb": round(private / 1e6)})
+    for row in rows:
+        row["efficiency"] = round(row["times_real_time"] / (row["workers"] * rows[0]["times_real_time"]), 3)
+    return rows
+
+
+def private_bytes() -> int:
+    """Memory that this process shares with no other (Linux)."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def cpu_model() -> str:
+    """Name of the processor (Linux)."""
+    return Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
+
+
+if __name__ == "__main__":
+    main()
