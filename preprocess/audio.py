@@ -153,7 +153,7 @@ def decode(
     mono = samples[:, 0] if samples.shape[1] == 1 else np.mean(samples.T, axis=0)  # as librosa.to_mono
     if data is not None:
         return Audio(mono, sample_rate_hz, hashlib.sha256(data).hexdigest())
-    return Audio(mono, sample_rate_hz, _sha256(path, header.num_bytes, path.stat().st_mtime_ns))
+    return Audio(mono, sample_rate_hz, file_sha256(path))
 
 
 def longer_than(
@@ -189,9 +189,14 @@ def _read_part(file: soundfile.SoundFile, first: int, last: int) -> np.ndarray:
     return file.read(run_up + last - first, dtype="float32", always_2d=True)[run_up:]
 
 
+def file_sha256(path: Path) -> str:
+    """sha256 of a file that many clips may be parts of: read once, as long as it does not change."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=16)
 def _sha256(path: Path, num_bytes: int, mtime_ns: int) -> str:
-    """sha256 of a file that many clips are parts of: read once, as long as it does not change."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -18,6 +18,7 @@ from preprocess.errors import Rejected, explain_write_errors
 from preprocess.layout import normalise_text, num_digits
 from preprocess.planning import ShardSpec
 from preprocess.quality import audio_figures, code_entropy_bits, text_figures
+from preprocess.reuse import Reused, open_earlier
 from preprocess.screening import claims_arabic, screen
 from preprocess.shards import QUALITY, Clip, sha256_file, write_atomically, write_shard
 from preprocess.voice_activity import speech_share
@@ -32,6 +33,7 @@ class ShardReport:
     Rows also hold what is decided by once all shards are made: source_sha256 and num_digits.
 
     `lost_sec` is the decoded length of screened clips. A shard of which no clip is left has no tar: 0 bytes.
+    `num_reused` clips were not encoded; a kept shard no longer knows.
     """
 
     name: str
@@ -40,23 +42,26 @@ class ShardReport:
     lost_sec: dict[str, float]
     num_bytes: int
     sha256: str
+    num_reused: int = 0
 
 
 def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio_sec: None) -> ShardReport:
     """Encode the spec's clips and write tar and fragment. `progress` hears the seconds of audio of each clip."""
     tokenizer, facts = load_codec(spec.codec, spec.hubert)
-    clips, extra, rejected, lost_sec = [], {}, {}, {}
+    earlier = open_earlier(spec.reuse) if spec.reuse else None
+    clips, extra, rejected, lost_sec, num_reused = [], {}, {}, {}, 0
     for plan in sorted(spec.clips, key=lambda plan: plan.recording.order):
         try:
             _begin_clip(spec, plan)
             duration_sec = plan.recording.longer_than(spec.screening.longest_sec)
             if duration_sec:  # hours of audio are not decoded to be dropped
                 screen(spec.screening, {"duration_sec": duration_sec}, str(plan.recording))
-            audio = plan.recording.decode()
+            reused = earlier.find(plan.recording) if earlier else None
+            audio = reused or plan.recording.decode()
             duration_sec = audio.duration_sec
             progress(duration_sec)
             quality = _screened_figures(spec, plan, audio)
-            codes = encode(tokenizer, audio.waveform, audio.sample_rate_hz)
+            codes = reused.codes if reused else encode(tokenizer, audio.waveform, audio.sample_rate_hz)
             quality["code_entropy_bits"] = code_entropy_bits(codes)
             screen(spec.screening, quality, str(plan.recording))
         except Rejected as error:
@@ -67,7 +72,10 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
         assert codes.shape[0] == facts.num_codebooks, codes.shape
         assert codes.max() < facts.codebook_size, codes.max()
         meta = _meta(plan, audio, quality)
-        flac = flac_16khz(audio) if spec.waveforms == "flac" else None
+        flac = None
+        if spec.waveforms == "flac":
+            flac = reused.flac if reused else flac_16khz(audio)
+        num_reused += reused is not None
         clips.append(Clip(plan.key, meta, codes, flac))
         lengths = {"frames": codes.shape[1], "waveform_samples": flac_samples(flac) if flac else 0}
         extra[plan.key] = {**lengths, **_index_columns(spec.model, plan, meta)}
@@ -77,7 +85,7 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
     with explain_write_errors(spec.out):
         rows = [{**row, **extra[row["key"]]} for row in write_shard(path, clips)] if clips else []
         num_bytes, sha256 = (path.stat().st_size, sha256_file(path)) if clips else (0, "")
-        report = ShardReport(spec.name, rows, rejected, lost_sec, num_bytes, sha256)
+        report = ShardReport(spec.name, rows, rejected, lost_sec, num_bytes, sha256, num_reused)
         _write_fragment(spec, report)
     _clip_path(spec).unlink(missing_ok=True)
     return report
@@ -103,11 +111,12 @@ def clip_in_work(spec: ShardSpec) -> ClipPlan | None:
     return next((plan for plan in spec.clips if plan.key == key), None)
 
 
-def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio) -> dict[str, float]:
+def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) -> dict[str, float]:
     """What is known of a clip before it is encoded; raises Rejected where the screening drops it."""
     where = str(plan.recording)
     screen(spec.screening, {"duration_sec": audio.duration_sec}, where)  # before hours of audio are measured
-    figures = audio_figures(audio)
+    figures = dict(audio.figures) if isinstance(audio, Reused) else audio_figures(audio)
+    known_speech_share = figures.pop("speech_share", None)
     if plan.text:
         silence_sec = figures["leading_silence_sec"] + figures["trailing_silence_sec"]
         figures |= text_figures(normalise_text(plan.text), audio.duration_sec - silence_sec)
@@ -115,12 +124,14 @@ def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio) -> dict[str
         figures.pop("arabic_share", None)
     screen(spec.screening, figures, where)
     if spec.screening.min_speech_share is not None:  # last: the others cost next to nothing
-        figures["speech_share"] = speech_share(audio)
+        figures["speech_share"] = known_speech_share
+        if known_speech_share is None:
+            figures["speech_share"] = speech_share(plan.recording.decode() if isinstance(audio, Reused) else audio)
         screen(spec.screening, figures, where)
     return figures
 
 
-def _meta(plan: ClipPlan, audio: Audio, quality: dict[str, float]) -> dict:
+def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> dict:
     return {
         "text": plan.text,
         "text_normalised": normalise_text(plan.text),
@@ -129,6 +140,8 @@ def _meta(plan: ClipPlan, audio: Audio, quality: dict[str, float]) -> dict:
         "id": plan.id,
         "duration_sec": audio.duration_sec,
         "source": plan.source,
+        "start_sec": plan.recording.start_sec,
+        "end_sec": plan.recording.end_sec,
         "source_sha256": audio.sha256,
         "quality": quality,
         "dialogues": plan.dialogues,

@@ -94,6 +94,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="SHARE",
         help="stop when more than this share of at least 200 rows or clips fails (0.05); screened ones do not count",
     )
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        metavar="OLD",
+        help="an earlier corpus, finished, of the same codec: recordings that did not change are not encoded again, "
+        "whatever became of their text and speaker",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="deals speakers and the split (0)")
     parser.add_argument("--validate-only", action="store_true", help="check manifest and headers, encode nothing")
     parser.add_argument(
@@ -115,7 +122,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         )
     args.val_speakers = args.val_speakers or ("0" if args.val_manifest else "0.02")
     _check_numbers(args)
-    for name in (*REQUIRED, "audio_root", "val_manifest"):
+    for name in (*REQUIRED, "audio_root", "val_manifest", "reuse"):
         if getattr(args, name) is not None:
             setattr(args, name, getattr(args, name).absolute())
     args.screening = load_screening(args.screening)

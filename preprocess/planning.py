@@ -33,6 +33,7 @@ class ShardSpec:
     hubert: Path
     waveforms: str
     screening: Screening
+    reuse: Path | None
     identity: str
     culprits: dict[str, Rejected] = field(default_factory=dict)
 
@@ -99,6 +100,7 @@ def plan_shards(
             hubert=args.hubert,
             waveforms=args.waveforms,
             screening=args.screening,
+            reuse=args.reuse,
             identity=_identity(name, shard, headers, settings),
         )
         for name, shard in deal(clips, headers, args.hours_per_shard, args.seed, args.screening.longest_sec)

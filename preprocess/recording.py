@@ -1,6 +1,7 @@
 """Where a recording lies: in a file, in a part of a longer one, or inside a Parquet file."""
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preprocess.audio import Audio, Header, decode, longer_than, probe
+from preprocess.audio import Audio, Header, decode, file_sha256, longer_than, probe
 
 
 class Recording(NamedTuple):
@@ -43,6 +44,11 @@ class Recording(NamedTuple):
     def decode(self) -> Audio:
         """Its samples. Raises Rejected as preprocess.audio.decode does."""
         return decode(Path(self.path), self.start_sec, self.end_sec, self._embedded())
+
+    def sha256(self) -> str:
+        """What its Audio has: of the file that holds it, which is read and not decoded."""
+        data = self._embedded()
+        return file_sha256(Path(self.path)) if data is None else hashlib.sha256(data).hexdigest()
 
     def _embedded(self) -> bytes | None:
         return None if self.row is None else embedded_bytes(self.path, self.column, self.row)

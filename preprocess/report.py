@@ -10,6 +10,7 @@ from preprocess.clips import ClipTable
 from preprocess.errors import InputError, Rejected
 from preprocess.finish import Outcome
 from preprocess.html_report import REPORT_FILE
+from preprocess.make_shard import ShardReport
 from preprocess.manifest import Manifest
 from preprocess.screening import Screening, dominating_reason, screen, thresholds
 from preprocess.shards import FAILURES_FILE
@@ -77,6 +78,13 @@ def show_validation(
         f"{len(headers)} of {len(table.clips)} clips can be opened (by their headers: {shown}); nothing was encoded"
     )
     return 0
+
+
+def show_reused(args: argparse.Namespace, reports: list[ShardReport]) -> None:
+    """How many clips --reuse saved from being encoded."""
+    if args.reuse:
+        count = sum(report.num_reused for report in reports)
+        print(f"reused: {count} clips of {args.reuse}; those of shards kept from an earlier run are not counted")
 
 
 def show_outcome(args: argparse.Namespace, outcome: Outcome) -> None:

@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess.html_report import write_report
     from preprocess.manifest import read_manifest
     from preprocess.planning import plan_shards, probe_clips
+    from preprocess.reuse import check_reuse
     from preprocess.run import make_shards, refuse_missing, split_by_state
 
     torch.set_num_threads(1)  # a process a core; and a parent's thread pool would not survive the fork
@@ -57,12 +58,15 @@ def main(argv: list[str] | None = None) -> int:
     _, codec = load_codec(args.audio_tokenizer, args.hubert)
     check_codec_fits(base, args.audio_tokenizer, codec)
     settings = corpus_settings(args, manifest, base, codec)
+    if args.reuse:
+        settings |= check_reuse(args.reuse, args.out, settings)
     with explain_write_errors(args.out), open_folder(args.out, settings, args.slice):
         specs = plan_shards(args, table, headers, settings)
         if args.finalize:
             refuse_missing(specs)
         mine = args.slice.of(specs) if args.slice else specs
         reports = make_shards(mine, headers, num_workers, args.max_failure_share)
+        report.show_reused(args, reports)
         with finishing(args.out):
             if args.slice:
                 reports, missing = split_by_state(specs)

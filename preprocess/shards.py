@@ -302,15 +302,18 @@ class Corpus:
 
         Raises InputError, naming shard and key, for a member that is not what the index or the format says.
         """
-        where = self.index.column("shard")[row].as_py(), self.index.column("key")[row].as_py()
-        meta = self._decode(row, where, "json", read_meta)
-        codes = self._decode(row, where, "codes", read_codes)
-        flac = self._decode(row, where, "flac", bytes) if waveform and self._places["flac_bytes"][row] else None
-        return Clip(where[1], meta, codes, flac)
+        meta = self.meta(row)
+        codes = self._decode(row, "codes", read_codes)
+        flac = self._decode(row, "flac", bytes) if waveform and self._places["flac_bytes"][row] else None
+        return Clip(self.index.column("key")[row].as_py(), meta, codes, flac)
 
-    def _decode(self, row: int, where: tuple[str, str], member: str, decode: Callable[[bytes], T]) -> T:
+    def meta(self, row: int) -> dict:
+        """The clip's json member alone. Raises InputError as `clip` does."""
+        return self._decode(row, "json", read_meta)
+
+    def _decode(self, row: int, member: str, decode: Callable[[bytes], T]) -> T:
         offset, size, crc32 = (int(self._places[f"{member}_{part}"][row]) for part in ("offset", "bytes", "crc32"))
-        shard, key = where
+        shard, key = (self.index.column(name)[row].as_py() for name in ("shard", "key"))
         data = os.pread(self._open(shard), size, offset)
         if zlib.crc32(data) != crc32:
             raise InputError(
