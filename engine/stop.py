@@ -6,12 +6,12 @@ import signal
 import torch
 import torch.distributed as dist
 
-# SIGUSR1 is what launch.stop sends; SIGTERM what a scheduler or the launcher sends.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# SIGUSR1 is what launch.stop sends; SIGTERM what a scheduler or the launcher sends; SIGINT what Ctrl-C sends to all.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Hears SIGTERM and SIGUSR1 on this rank, and whether the launcher died; `agreed` asks all ranks.
+    """Hears SIGNALS on this rank, and whether the launcher died; `agreed` asks all ranks.
 
     Of the signal handlers it replaces, `close` puts back the old ones.
     """
@@ -41,5 +41,5 @@ class StopRequest:
 
 def ignore_signals(worker: int) -> None:
     """For loader workers: a signal to the whole process group must not take them from a rank that wants to save."""
-    for number in (*SIGNALS, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
