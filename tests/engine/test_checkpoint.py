@@ -131,6 +131,7 @@ def test_damaged_checkpoints_do_not_push_whole_ones_out(run_copy):
     assert checkpoint.find_newest(root, lambda line: None) == root / "step-000003"
 
 
+@pytest.mark.long
 def test_a_save_killed_at_any_call_leaves_the_old_checkpoint_or_the_new(tmp_path):
     library = tmp_path / "dying.so"
     source = ROOT / "tests" / "fixtures" / "dying.cpp"
