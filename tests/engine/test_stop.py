@@ -9,9 +9,11 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
-from engine import checkpoint, loader, loop
+from engine import checkpoint, loop
+from engine.loader import PackReader
 from tests.fixtures import gate
 from tests.fixtures.ranks import RankError, Ranks
+from tests.fixtures.steps import make_job
 
 OVERRIDES = ["run.precision=fp32", "run.max_steps=6", "run.save_every=100", "run.evaluate_every=100"]
 OVERRIDES += ["run.log_every=1", "lora.dropout=0.1"]
@@ -52,6 +54,14 @@ def test_a_signal_to_one_rank_stops_both_and_the_resumed_run_is_the_straight_one
 MOMENTS = ["the first step", "evaluation", "saving", "waiting for data"]
 
 
+class AskingReader(PackReader):
+    """In a loader worker: asks its rank, which waits for the pack, to stop. The loader starts in the first `next`."""
+
+    def __getitem__(self, pack):
+        os.kill(self.rank_pid, signal.SIGUSR1)
+        return super().__getitem__(pack)
+
+
 def train_with_a_signal_during(model, data, out, moment):
     """The real loop with a loader worker; the last rank gets SIGUSR1 twice, its workers all signals, in `moment`."""
     asked = []
@@ -68,18 +78,18 @@ def train_with_a_signal_during(model, data, out, moment):
     def then(original):
         return lambda *arguments, **keywords: (ask(), original(*arguments, **keywords))[1]
 
-    def ask_from_the_worker(reader, pack):
-        # Its rank waits for it: the loader starts in the first `next`.
-        if os.environ["RANK"] == "1":
-            os.kill(os.getppid(), signal.SIGUSR1)
-        return original_read(reader, pack)
+    def make_asking_job(*arguments):
+        job = make_job(*arguments)
+        if dist.get_rank() == dist.get_world_size() - 1:
+            job.reader.__class__ = AskingReader
+            job.reader.rank_pid = os.getpid()
+        return job
 
-    original_read = loader.PackReader.__getitem__
     place, name, replace = {
         "the first step": (loop, "weigh", then),
         "evaluation": (loop, "evaluate", then),
         "saving": (loop.zero, "gather_moments", then),
-        "waiting for data": (loader.PackReader, "__getitem__", lambda original: ask_from_the_worker),
+        "waiting for data": (gate, "make_job", lambda original: make_asking_job),
     }[moment]
     overrides = ["run.precision=fp32", "run.max_steps=6", "run.save_every=2", "run.evaluate_every=2"]
     with mock.patch.object(place, name, replace(getattr(place, name))):
