@@ -125,7 +125,7 @@ def test_damaged_checkpoints_do_not_push_whole_ones_out(run_copy):
     root = run_copy / "checkpoints"
     shutil.copytree(root / "step-000004", root / "step-000003")
     _flip(root / "step-000004" / "optimizer.safetensors")
-    checkpoint.point(root, "best", root / "step-000003")
+    (root / "best").unlink()  # it would keep a folder of its own
     checkpoint.prune(root, 1, root / "step-000003")
     assert [folder.name for folder in checkpoint.list_checkpoints(root)] == ["step-000003", "step-000004"]
     assert checkpoint.find_newest(root, lambda line: None) == root / "step-000003"

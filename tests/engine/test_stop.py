@@ -51,7 +51,7 @@ def test_a_signal_to_one_rank_stops_both_and_the_resumed_run_is_the_straight_one
         assert same[0] == same[1], name
 
 
-MOMENTS = ["the first step", "evaluation", "saving", "waiting for data"]
+MOMENTS = ["the first step", "evaluation", "saving", pytest.param("waiting for data", marks=pytest.mark.long)]
 
 
 class AskingReader(PackReader):
