@@ -1,10 +1,12 @@
 """Proof of a merge: the merged folder's logits against those of base + adapter, as PEFT runs them."""
 
 import dataclasses
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
@@ -14,7 +16,6 @@ from engine.merging import DTYPES, read_header, weight_files
 from engine.model import load_base, load_config, load_tokenizer
 from engine.sample import build_sample, collate
 from engine.whisper import has_audio_tower
-from preprocess.audio import WAVEFORM_SAMPLE_RATE_HZ, Audio, flac_16khz
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
 from preprocess.shards import Clip
 
@@ -78,9 +79,15 @@ def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
     """
     config = load_config(base)
     rng = np.random.default_rng(0)
-    noise = flac_16khz(Audio(0.1 * rng.standard_normal(8000, dtype=np.float32), WAVEFORM_SAMPLE_RATE_HZ, ""))
+    noise = io.BytesIO()
+    soundfile.write(noise, 0.1 * rng.standard_normal(8000), 16000, format="FLAC")
     reference, target = (
-        Clip(key, {}, rng.integers(config.audio_codebook_size, size=(config.audio_num_codebooks, num_frames)), noise)
+        Clip(
+            key,
+            {},
+            rng.integers(config.audio_codebook_size, size=(config.audio_num_codebooks, num_frames)),
+            noise.getvalue(),
+        )
         for key in ("reference", "target")
     )
     sample = build_sample(

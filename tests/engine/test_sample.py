@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.forward import boson_forward, packed_forward
+from engine.forward import boson_forward, packed_hidden, packed_logits
 from engine.model import load_base
 from engine.plan import Pack, Sample
 from engine.stream import Stream
@@ -46,7 +46,9 @@ def test_only_the_last_turn_is_trained_start_columns_and_both_stops(reader):
 
 
 def predictions(model, batch):
-    return (packed_forward if isinstance(batch, Stream) else boson_forward)(model, batch)
+    if isinstance(batch, Stream):
+        return packed_logits(model, packed_hidden(model, batch), batch)
+    return boson_forward(model, batch)
 
 
 def columns_of(batch):
