@@ -19,9 +19,25 @@ from preprocess.rows import Row
 from preprocess.shards import KEY_PATTERN
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """How a noisy copy of a clip is made. Files are named under their folder; without one, made from `seed`."""
+
+    seed: int
+    snr_db: float
+    noise: str | None = None
+    noise_sha256: str | None = None
+    noise_start_sec: float = 0.0
+    response: str | None = None
+    response_sha256: str | None = None
+
+
 @dataclass
 class ClipPlan:
-    """A clip before it is encoded. `dialogues` are [{"text", "references": [{"key", "text"}]}], normalised."""
+    """A clip before it is encoded. `dialogues` are [{"text", "references": [{"key", "text"}]}], normalised.
+
+    derived_from: the key of the clip that this one is a copy of, made noisy as `disturbance` says.
+    """
 
     key: str
     source: str  # the audio's name under the audio root, and which part of it
@@ -33,6 +49,8 @@ class ClipPlan:
     draws_reference: bool = False
     dialogues: list[dict] = field(default_factory=list)
     part: tuple = ()  # the fields of its Recording after the path
+    derived_from: str | None = None
+    disturbance: Disturbance | None = None
 
     @property
     def recording(self) -> Recording:

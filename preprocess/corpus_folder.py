@@ -59,6 +59,7 @@ def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseMode
             "val_speakers": args.val_speakers,
             "seed": args.seed,
             "screening": asdict(args.screening),
+            **({"noisy_references": args.noisy_references} if args.noisy_references else {}),
         },
         "pins": {
             **{name: importlib.metadata.version(name) for name in _PINNED},

@@ -65,7 +65,8 @@ def _as_trained(table: ClipTable, use: Use, clip: ClipPlan) -> tuple[str, list[t
     if use.position is not None:
         dialogue = clip.dialogues[use.position]
         return dialogue["text"], [(r["text"], table.clips[r["key"]].source) for r in dialogue["references"]], "named"
-    others = [other for other in table.clips.values() if other.speaker == clip.speaker and other is not clip]
+    same_voice = [other for other in table.clips.values() if other.speaker == clip.speaker]
+    others = [other for other in same_voice if clip.key not in (other.key, other.derived_from)]
     references = [(normalise_text(other.text), other.source) for other in others[:1]]
     how = f"its reference one of {len(others)}" if others else "without reference: the only clip of its voice"
     return normalise_text(clip.text), references, how

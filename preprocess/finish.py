@@ -27,7 +27,8 @@ class Outcome:
     """What a finished corpus holds, for the summary and for corpus.json."""
 
     rows: dict[str, int]  # written, merged, screened, failed
-    clips: dict[str, int]  # written, screened, failed
+    clips: dict[str, int]  # written, screened, failed: the recordings, without their noisy copies
+    derived: dict[str, int]  # as clips, of noisy copies
     rejected_rows: list[tuple[int, Rejected]]
     hours: float
     lost_hours: dict[str, float]
@@ -65,10 +66,14 @@ def finish(
             written.append(use)
     lines = [use.line for use in written] + [line for line, _ in rejected_rows]
     assert len(set(lines)) == len(lines) == manifest.num_rows, "a manifest row twice, or in no account"
-    _mark_usable(rows, table, written, doubles)
-    validation = _validation_clips(rows, table, written, settings["settings"])
-    for key, row in rows.items():
+    copies = {key for key, clip in table.clips.items() if clip.derived_from}
+    originals = {key: row for key, row in rows.items() if key not in copies}
+    _mark_usable(originals, table, written, doubles)
+    validation = _validation_clips(originals, table, written, settings["settings"])
+    for key, row in originals.items():
         row["split"] = "val" if key in validation else "train"
+    for key in copies & rows.keys():
+        _follow_original(rows[key], originals.get(rows[key]["derived_from"]))
 
     rejected_rows.sort(key=lambda item: item[0])
     _write_failures(out, manifest, rejected_rows, lost)
@@ -79,7 +84,7 @@ def finish(
             "at least one utterance",
             f"The first problem: {rejected_rows[0][1]} All of them: {out / FAILURES_FILE}",
         )
-    outcome = _outcome(rows, reports, written, rejected_rows, lost)
+    outcome = _outcome(originals, copies, reports, written, rejected_rows, lost)
     shards = [_shard_facts(report) for report in reports if report.rows]
     write_corpus(
         out,
@@ -90,10 +95,11 @@ def finish(
             "lost_hours": outcome.lost_hours,
             "rows": outcome.rows,
             "clips": outcome.clips,
+            **({"derived_clips": outcome.derived} if copies else {}),
             "speakers": outcome.speakers,
             "samples": outcome.usable_samples,
-            "speech": speech_facts(rows.values()),
-            "digits": _digits(rows.values()),
+            "speech": speech_facts(originals.values()),
+            "digits": _digits(originals.values()),
             "shards": shards,
         },
     )
@@ -138,6 +144,17 @@ def _mark_usable(rows: dict[str, dict], table: ClipTable, written: list[Use], do
             row["reason"] = doubles[key][0] if key in doubles else _LOST[key in targets]
 
 
+def _follow_original(row: dict, original: dict | None) -> None:
+    """A noisy copy is used where its clip is, but in validation, which stays clean."""
+    row["split"] = original["split"] if original else "train"
+    if original is None:
+        row["use"], row["reason"] = False, "original_lost"
+    elif not original["use"]:
+        row["use"], row["reason"] = False, original["reason"]
+    elif original["split"] == "val":
+        row["use"], row["reason"] = False, "validation_stays_clean"
+
+
 def _validation_clips(rows: dict[str, dict], table: ClipTable, written: list[Use], choice: dict) -> set[str]:
     """Keys of the validation split: the clips of --val-manifest, or all clips of the voices that are held out."""
     if table.validation is not None:
@@ -163,21 +180,29 @@ def _write_failures(
 
 def _outcome(
     rows: dict[str, dict],
+    copies: set[str],
     reports: list[ShardReport],
     written: list[Use],
     rejected_rows: list[tuple[int, Rejected]],
     lost: dict[str, Rejected],
 ) -> Outcome:
+    """rows: those of recordings. copies: keys of the noisy ones, which count as nothing but copies."""
     status = Counter(error.status for _, error in rejected_rows)
-    lost_status = Counter(error.status for error in lost.values())
+    lost_status = Counter(error.status for key, error in lost.items() if key not in copies)
+    copy_status = Counter(lost[key].status for key in copies & lost.keys())
     lost_hours = defaultdict(float)
     for report in reports:
         for key, seconds in sorted(report.lost_sec.items()):
-            lost_hours[report.rejected[key].reason] += seconds / 3600
+            if key not in copies:
+                lost_hours[report.rejected[key].reason] += seconds / 3600
     speakers = {split: {r["speaker"] for r in rows.values() if r["split"] == split} for split in ("train", "val")}
     return Outcome(
         rows={"written": len(written), **{name: status[name] for name in ("merged", "screened", "failed")}},
         clips={"written": len(rows), **{name: lost_status[name] for name in ("screened", "failed")}},
+        derived={
+            "written": len(copies - lost.keys()),
+            **{name: copy_status[name] for name in ("screened", "failed")},
+        },
         rejected_rows=rejected_rows,
         hours=round(sum(rows[key]["duration_sec"] for key in sorted(rows)) / 3600, 6),
         lost_hours={reason: round(hours, 6) for reason, hours in sorted(lost_hours.items())},

@@ -10,6 +10,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from preprocess.html_page import Markup, account, fill, histogram, page, section, table, text, tiles
 from preprocess.shards import FAILURES_FILE, Corpus, write_atomically
@@ -57,7 +59,8 @@ def _tiles(corpus: Corpus) -> list[tuple[str, str]]:
     info = corpus.info
     tiles_shown = [
         (f"{info['hours']:.2f}", "hours"),
-        (f"{corpus.index.num_rows:,}", "clips"),
+        (f"{info['clips']['written']:,}", "clips"),
+        *((f"{copies['written']:,}", "noisy copies, for reference") for copies in _copies(info)),
         (f"{sum(info['samples'].values()):,}", "samples"),
         *((f"{count:,}", f"{split} speakers") for split, count in info["speakers"].items()),
         (f"{sum(info['lost_hours'].values()):.2f}", "hours dropped"),
@@ -71,7 +74,12 @@ def _accounts(info: dict) -> list[str]:
     return [
         f"<p>{sum(info['rows'].values()):,} rows</p>{account(info['rows'])}",
         f"<p>{sum(info['clips'].values()):,} clips</p>{account(info['clips'])}",
+        *(f"<p>{sum(copies.values()):,} noisy copies</p>{account(copies)}" for copies in _copies(info)),
     ]
+
+
+def _copies(info: dict) -> list[dict]:
+    return [info["derived_clips"]] if "derived_clips" in info else []
 
 
 def _dropped(corpus: Corpus) -> str:
@@ -96,13 +104,18 @@ def _dropped(corpus: Corpus) -> str:
 
 def _plots(corpus: Corpus) -> list[str]:
     chosen, plots = corpus.info["settings"].get("screening", {}), []
-    used = corpus.index.filter(corpus.index.column("use"))
+    used = corpus.index.filter(pc.and_(corpus.index.column("use"), _original(corpus)))
     for column, title, unit in _PLOTS:
         values = used.column(column).drop_null().to_numpy().astype(np.float64)
         limits = [chosen[f"{end}_{column}"] for end in ("min", "max") if chosen.get(f"{end}_{column}") is not None]
         if len(values):
             plots.append(histogram(title, unit, values, limits))
     return plots
+
+
+def _original(corpus: Corpus) -> pa.ChunkedArray:
+    """Whether a clip is a recording, not a noisy copy of one."""
+    return pc.is_null(corpus.index.column("derived_from"))
 
 
 def _thresholds_note() -> str:
@@ -112,7 +125,8 @@ def _thresholds_note() -> str:
 def _hours(corpus: Corpus, column: str) -> str:
     """Hours and clips a value of the column, the largest first."""
     seconds, clips = Counter(), Counter()
-    columns = (corpus.index.column(name).to_pylist() for name in (column, "duration_sec", "use"))
+    recordings = corpus.index.filter(_original(corpus))
+    columns = (recordings.column(name).to_pylist() for name in (column, "duration_sec", "use"))
     for name, duration_sec, use in zip(*columns, strict=True):
         if use:
             seconds[name or "(not given)"] += duration_sec
@@ -146,6 +160,8 @@ def _clip(corpus: Corpus, row: int) -> str:
     about = (
         f"{clip.meta['duration_sec']:.1f} s, {quality['rms_dbfs']:.0f} dBFS, {quality['bandwidth_hz'] / 1000:.1f} kHz"
     )
+    if "disturbance" in clip.meta:
+        about += f", noisy copy ({clip.meta['disturbance']['snr_db']:.0f} dB)"
     return (
         f'<div class="card"><div class="said" dir="auto">{text(clip.meta["text_normalised"])}</div>'
         f'<p dir="auto">{text(clip.meta["speaker"])}, {text(about)}<br>{text(clip.meta["source"])}</p>'

@@ -16,9 +16,10 @@ from preprocess.clips import ClipPlan
 from preprocess.codec import encode, load_codec
 from preprocess.errors import Rejected, explain_write_errors
 from preprocess.layout import normalise_text, num_digits
+from preprocess.noisy import disturb
 from preprocess.planning import ShardSpec
 from preprocess.quality import audio_figures, code_entropy_bits, text_figures
-from preprocess.reuse import Reused, open_earlier
+from preprocess.reuse import Reused, open_earlier, sound_facts
 from preprocess.screening import claims_arabic, screen
 from preprocess.shards import QUALITY, Clip, sha256_file, write_atomically, write_shard
 from preprocess.voice_activity import speech_share
@@ -56,11 +57,13 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
             duration_sec = plan.recording.longer_than(spec.screening.longest_sec)
             if duration_sec:  # hours of audio are not decoded to be dropped
                 screen(spec.screening, {"duration_sec": duration_sec}, str(plan.recording))
-            reused = earlier.find(plan.recording) if earlier else None
+            reused = earlier.find(plan) if earlier else None
             audio = reused or plan.recording.decode()
             duration_sec = audio.duration_sec
             progress(duration_sec)
             quality = _screened_figures(spec, plan, audio)
+            if plan.disturbance and not reused:
+                audio = disturb(audio, plan.disturbance, spec.noise, spec.room_responses)
             codes = reused.codes if reused else encode(tokenizer, audio.waveform, audio.sample_rate_hz)
             quality["code_entropy_bits"] = code_entropy_bits(codes)
             screen(spec.screening, quality, str(plan.recording))
@@ -112,7 +115,7 @@ def clip_in_work(spec: ShardSpec) -> ClipPlan | None:
 
 
 def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) -> dict[str, float]:
-    """What is known of a clip before it is encoded; raises Rejected where the screening drops it."""
+    """What is known of a clip before it is encoded, and made noisy; raises Rejected where the screening drops it."""
     where = str(plan.recording)
     screen(spec.screening, {"duration_sec": audio.duration_sec}, where)  # before hours of audio are measured
     figures = dict(audio.figures) if isinstance(audio, Reused) else audio_figures(audio)
@@ -140,11 +143,10 @@ def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> d
         "id": plan.id,
         "duration_sec": audio.duration_sec,
         "source": plan.source,
-        "start_sec": plan.recording.start_sec,
-        "end_sec": plan.recording.end_sec,
         "source_sha256": audio.sha256,
         "quality": quality,
         "dialogues": plan.dialogues,
+        **sound_facts(plan),
     }
 
 
@@ -164,6 +166,7 @@ def _index_columns(model: Path, plan: ClipPlan, meta: dict) -> dict:
         "speaker": plan.speaker,
         "language": plan.language,
         "draws_reference": plan.draws_reference,
+        "derived_from": plan.derived_from,
         "dialogues": dialogues,
         **{name: meta["quality"].get(name) for name in QUALITY},
         "source_sha256": meta["source_sha256"],

@@ -95,6 +95,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="stop when more than this share of at least 200 rows or clips fails (0.05); screened ones do not count",
     )
     parser.add_argument(
+        "--noisy-references",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="for this share of the clips (0: none) make a second one with noise at 5 to 15 dB and the echo of a "
+        "room, which is drawn as a reference only: a voice is then learned from poor recordings too",
+    )
+    parser.add_argument(
+        "--noise", type=Path, metavar="DIR", help="noise for --noisy-references (without it: made-up noise)"
+    )
+    parser.add_argument(
+        "--room-responses",
+        type=Path,
+        metavar="DIR",
+        help="impulse responses for --noisy-references (without them: echoes that decay exponentially)",
+    )
+    parser.add_argument(
         "--reuse",
         type=Path,
         metavar="OLD",
@@ -122,7 +139,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         )
     args.val_speakers = args.val_speakers or ("0" if args.val_manifest else "0.02")
     _check_numbers(args)
-    for name in (*REQUIRED, "audio_root", "val_manifest", "reuse"):
+    for name in (*REQUIRED, "audio_root", "val_manifest", "reuse", "noise", "room_responses"):
         if getattr(args, name) is not None:
             setattr(args, name, getattr(args, name).absolute())
     args.screening = load_screening(args.screening)
@@ -153,6 +170,11 @@ def _check_numbers(args: argparse.Namespace) -> None:
             "a number of voices (3) or a share below 1 with a point (0.02)",
             "Use --val-speakers 0.02, or 0 for no validation.",
         )
+    if not 0 <= args.noisy_references <= 1:
+        raise InputError("--noisy-references", str(args.noisy_references), "a share from 0 to 1", "Use 0.2.")
+    if (args.noise or args.room_responses) and not args.noisy_references:
+        found = "--noise or --room-responses alone"
+        raise InputError("command line", found, "--noisy-references with it", "Add --noisy-references 0.2.")
     if args.hours_per_shard <= 0:
         raise InputError("--hours-per-shard", str(args.hours_per_shard), "hours above 0", "Use 0.5.")
     if not 0 <= args.max_failure_share <= 1:

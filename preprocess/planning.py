@@ -34,6 +34,8 @@ class ShardSpec:
     waveforms: str
     screening: Screening
     reuse: Path | None
+    noise: Path | None
+    room_responses: Path | None
     identity: str
     culprits: dict[str, Rejected] = field(default_factory=dict)
 
@@ -101,6 +103,8 @@ def plan_shards(
             waveforms=args.waveforms,
             screening=args.screening,
             reuse=args.reuse,
+            noise=args.noise,
+            room_responses=args.room_responses,
             identity=_identity(name, shard, headers, settings),
         )
         for name, shard in deal(clips, headers, args.hours_per_shard, args.seed, args.screening.longest_sec)

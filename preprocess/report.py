@@ -98,6 +98,9 @@ def show_outcome(args: argparse.Namespace, outcome: Outcome) -> None:
     print(f"rows: {rows}")
     lost = ", ".join(f"{hours:.3f} h {reason}" for reason, hours in outcome.lost_hours.items())
     print(f"clips: {outcome.clips['written']} written, {outcome.hours:.3f} h; dropped: {lost or 'nothing'}")
+    if args.noisy_references:
+        counts = ", ".join(f"{count} {name}" for name, count in outcome.derived.items())
+        print(f"noisy copies of clips, drawn as references only: {counts}")
     for split, count in outcome.usable_samples.items():
         print(f"{split}: {count} samples, {outcome.speakers[split]} speakers")
     print(

@@ -5,14 +5,15 @@ text, speaker and language are those of the new manifest. The shards are the byt
 """
 
 import functools
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from preprocess.clips import ClipPlan
 from preprocess.errors import InputError
-from preprocess.recording import Recording
 from preprocess.shards import Corpus
 
 # Figures of a clip that are not of its waveform alone: made anew for the new row, or from the codes.
@@ -42,11 +43,11 @@ class EarlierCorpus:
         for row in tqdm(range(self.corpus.index.num_rows), desc="reuse", unit="clip", leave=False):
             meta = self.corpus.meta(row)
             if "start_sec" in meta:  # else written before parts were told from whole files
-                self._rows.setdefault(_identity(meta["source_sha256"], meta["start_sec"], meta["end_sec"]), row)
+                self._rows.setdefault(_identity(meta), row)
 
-    def find(self, recording: Recording) -> Reused | None:
+    def find(self, plan: ClipPlan) -> Reused | None:
         """The clip of the same audio, if there is one. Reads the recording's file, and decodes nothing."""
-        row = self._rows.get(_identity(recording.sha256(), recording.start_sec, recording.end_sec))
+        row = self._rows.get(_identity({"source_sha256": plan.recording.sha256(), **sound_facts(plan)}))
         if row is None:
             return None
         clip = self.corpus.clip(row, waveform=True)
@@ -54,8 +55,15 @@ class EarlierCorpus:
         return Reused(clip.meta["source_sha256"], clip.meta["duration_sec"], figures, clip.codes, clip.flac)
 
 
-def _identity(sha256: str, start_sec: float | None, end_sec: float | None) -> str:
-    return f"{sha256} {start_sec!r} {end_sec!r}"
+def sound_facts(plan: ClipPlan) -> dict:
+    """What a clip's json member says of how its sound is made from the source file."""
+    facts = {"start_sec": plan.recording.start_sec, "end_sec": plan.recording.end_sec}
+    return facts | ({"disturbance": asdict(plan.disturbance)} if plan.disturbance else {})
+
+
+def _identity(meta: dict) -> str:
+    names = ("source_sha256", "start_sec", "end_sec", "disturbance")
+    return json.dumps([meta.get(name) for name in names], sort_keys=True)
 
 
 @functools.cache

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess.finish import finish
     from preprocess.html_report import write_report
     from preprocess.manifest import read_manifest
+    from preprocess.noisy import add_noisy_references
     from preprocess.planning import plan_shards, probe_clips
     from preprocess.reuse import check_reuse
     from preprocess.run import make_shards, refuse_missing, split_by_state
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     headers, rejected = probe_clips(table.clips.values(), num_workers)
     if args.validate_only:
         return report.show_validation(manifest, table, headers, rejected, args.screening)
+    if args.noisy_references:
+        add_noisy_references(args, table, headers)
     if args.dry_run:
         report.show_problems(manifest, table, rejected)
         show_plan(args, base, table, headers, num_workers)
