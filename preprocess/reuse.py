@@ -18,6 +18,8 @@ from preprocess.shards import Corpus
 
 # Figures of a clip that are not of its waveform alone: made anew for the new row, or from the codes.
 _NOT_OF_AUDIO = ("letters_per_sec", "arabic_share", "code_entropy_bits")
+# Settings that give other codes; a corpus that does not say has these.
+_BOSONS_WAY = {"device": "cpu", "precision": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ def check_reuse(folder: Path, out: Path, settings: dict) -> dict:
             f"codes of the codec {info['codec'].get('fingerprint', '')[:12]}",
             f"those of {settings['codec']['fingerprint'][:12]}, as --audio-tokenizer and --hubert are now",
             "Name the codec that made it, or encode afresh without --reuse.",
+        )
+    ways = [{name: of["settings"].get(name, plain) for name, plain in _BOSONS_WAY.items()} for of in (info, settings)]
+    if ways[0] != ways[1]:
+        before, now = (" ".join(f"--{name} {value}" for name, value in way.items()) for way in ways)
+        raise InputError(
+            f"--reuse {folder}", f"codes made with {before}", now, "Give the same, or encode afresh without --reuse."
         )
     if info["waveforms"]["format"] == "none" != settings["waveforms"]["format"]:
         raise InputError(
