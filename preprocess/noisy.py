@@ -2,7 +2,8 @@
 
 Such a clip is drawn as a reference and is never a target, nor the reference of its own clean clip: the model hears a
 poor recording and answers with clean speech. Which clips, and how each is spoilt, depends on the seed and the clip's
-key alone. Voices of which no reference is drawn, and the clips of --val-manifest, have none.
+key alone. Voices of which no reference is drawn, and the clips of --val-manifest, have none. Screening and quality
+figures are those of the clean recording, but for the entropy of the codes.
 """
 
 import argparse
