@@ -202,8 +202,8 @@ def _tell(place: tuple[int, int, int]) -> str:
     return f"{place[1]} bytes at {place[0]} with crc32 {place[2]:08x}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Check the corpus and tell of each problem; 0 or 2."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.verify",
         description="Check a corpus of preprocess.shard whole: sha256 of each file; every header and member of "
@@ -221,6 +221,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if (arguments.audio_tokenizer is None) != (arguments.hubert is None):
         raise InputError("command line", "one of --audio-tokenizer and --hubert", "both, or none", "Add the other.")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check the corpus and tell of each problem; 0 or 2."""
+    arguments = parse_arguments(argv)
     num_problems = num_shards = 0
     for name, problems in verify_corpus(arguments.shards):
         num_problems += len(problems)

@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher.runner import parse_args as parse_launcher
 
-from launch import generate, merge, train
-from preprocess import options
+from launch import generate, merge, show, train
+from preprocess import options, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("preprocess", "engine", "launch")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+README = "".join(PAGES.values())
 PARSERS = {
     "preprocess.shard": options.parse,
     "launch.merge": merge.parse_arguments,
     "launch.generate": generate.parse_arguments,
+    "launch.show": show.parse_arguments,
+    "preprocess.verify": verify.parse_arguments,
 }
 
 
@@ -43,7 +46,7 @@ def project_imports(path: Path) -> set[str]:
 
 
 def readme_commands() -> list[list[str]]:
-    """The words of every command in the README's shell blocks, settings before the program left out."""
+    """The words of every command in the shell blocks of README and docs, settings before the program left out."""
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines]
@@ -101,7 +104,7 @@ def test_the_readme_shows_every_command_with_flags_that_exist():
 
 
 def test_the_readme_names_every_recipe():
-    recipes = [path.name for path in (ROOT / "launch" / "recipes").glob("*.yaml") if "screening" not in path.name]
+    recipes = [path.name for path in (ROOT / "launch" / "recipes").glob("*.yaml")]
     assert len(recipes) >= 3
     assert [name for name in recipes if f"launch/recipes/{name}" not in README] == []
 
@@ -111,6 +114,6 @@ def test_the_readme_names_make_targets_and_files_that_exist():
     named = set(re.findall(r"`make ([a-z-]+)`", README)) | {words[0] for words in launched("make")}
     assert named
     assert named <= targets
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    links = [(page.parent, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+    assert len(links) > 10
+    assert [link for folder, link in links if not (folder / link).exists()] == []
