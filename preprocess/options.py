@@ -50,6 +50,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (all cores)")
     parser.add_argument(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="where shards are made: processes of this machine (local), or a Ray cluster (requirements-cluster.txt)",
+    )
+    parser.add_argument(
         "--slice",
         metavar="i/n",
         help="make the i-th of n shares of the shards (i from 0), as other runs on the same --out make the others; "

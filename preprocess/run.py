@@ -12,14 +12,19 @@ from preprocess.executors import TRIES, WorkerDied, run_local
 from preprocess.failure_budget import refuse_many_failures
 from preprocess.make_shard import ShardReport, clip_in_work, forget, make_shard, read_finished
 from preprocess.planning import ShardSpec
+from preprocess.ray_executor import run_ray
 
 _DIED = "worker_died"
 
 
 def make_shards(
-    specs: list[ShardSpec], headers: dict[str, Header], num_workers: int, max_failure_share: float
+    specs: list[ShardSpec],
+    headers: dict[str, Header],
+    num_workers: int,
+    max_failure_share: float,
+    executor: str = "local",
 ) -> list[ShardReport]:
-    """A report for every spec, in the plan's order.
+    """A report for every spec, in the plan's order. executor: local, with `num_workers` processes, or ray.
 
     A clip over which a worker dies twice is left out, named, and tried again by the next run. Raises InputError
     where more than `max_failure_share` of the clips fail.
@@ -32,7 +37,11 @@ def make_shards(
     with _ProgressBar(to_make, headers) as bar:
         while to_make:
             died = []
-            for number, result in run_local(make_shard, to_make, num_workers, bar.add):
+            if executor == "ray":
+                results = run_ray(make_shard, to_make, lambda report: bar.add(_seconds_written(report)))
+            else:
+                results = run_local(make_shard, to_make, num_workers, bar.add)
+            for number, result in results:
                 spec = to_make[number]
                 if isinstance(result, WorkerDied) and (clip := clip_in_work(spec)):
                     died.append(replace(spec, culprits={**spec.culprits, clip.key: _culprit(clip, result)}))
@@ -46,6 +55,10 @@ def make_shards(
 def _seconds(spec: ShardSpec, headers: dict[str, Header]) -> float:
     """Seconds of audio in a shard, by the headers; of a clip no more than is used."""
     return sum(min(headers[clip.key].duration_sec, spec.screening.longest_sec) for clip in spec.clips)
+
+
+def _seconds_written(report: ShardReport) -> float:
+    return sum(row["duration_sec"] for row in report.rows)
 
 
 def split_by_state(specs: list[ShardSpec]) -> tuple[list[ShardReport], list[ShardSpec]]:

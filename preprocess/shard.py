@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.finalize:
             refuse_missing(specs)
         mine = args.slice.of(specs) if args.slice else specs
-        reports = make_shards(mine, headers, num_workers, args.max_failure_share)
+        reports = make_shards(mine, headers, num_workers, args.max_failure_share, args.executor)
         report.show_reused(args, reports)
         with finishing(args.out):
             if args.slice:

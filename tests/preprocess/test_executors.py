@@ -12,6 +12,7 @@ import pytest
 
 from preprocess.errors import InputError
 from preprocess.executors import WorkerDied, run_local
+from preprocess.ray_executor import run_ray
 
 
 def square(job, progress):
@@ -118,3 +119,9 @@ def test_workers_die_with_their_parent(tmp_path):
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(alive(pid) for pid in workers)
+
+
+def test_ray_is_asked_for_by_name_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"no Ray.*requirements-cluster\.txt"):
+        list(run_ray(square, [1]))
