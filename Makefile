@@ -27,8 +27,12 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
-test-long: $(INSTALLED)
+test-long: $(INSTALLED) .venv/.cluster
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
+
+.venv/.cluster: $(INSTALLED) requirements-cluster.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-cluster.txt
+	touch $@
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

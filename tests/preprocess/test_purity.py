@@ -2,6 +2,7 @@
 
 import functools
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -219,3 +220,22 @@ def test_failures_while_encoding_stop_the_run_and_a_larger_budget_lets_it_go_on(
     assert_parts(error, "encoding", "with .flac", "--max-failure-share", "what is finished is kept")
     assert shard(manifest=manifest, out=tmp_path / "out", workers=1, max_failure_share=1, **tools) == 0
     assert Corpus(tmp_path / "out").info["rows"] == {"written": 1, "merged": 0, "screened": 0, "failed": 230}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(25))
+def test_four_kills_at_random_moments_leave_no_trace(seed, tmp_path, given, expected):
+    """25 x 4 = 100 times kill -9 of a worker, the parent or the whole group; then a run to the end."""
+    out, rng = tmp_path / "out", random.Random(seed)
+    for _ in range(4):
+        process = start(out, given)
+        time.sleep(rng.uniform(0.0, 0.7))
+        victim = rng.choice(["worker", "parent", "group"])
+        if victim == "worker":
+            for pid in children(process):
+                os.kill(pid, signal.SIGKILL)
+        elif process.is_alive():
+            (os.kill if victim == "parent" else os.killpg)(process.pid, signal.SIGKILL)
+        process.join()
+    assert shard(out=out, workers=2, **given) == 0
+    assert folder_bytes(out) == expected
