@@ -26,7 +26,9 @@ from transformers import HubertConfig
 
 from preprocess.audio import decode
 from preprocess.codec import encode, hubert_from, load_codec
+from preprocess.errors import InputError
 from preprocess.executors import run_local
+from preprocess.precision import Way, check_way
 from tests.fixtures.codec import RELEASED_SIZE, build_codec, build_hubert
 from tests.fixtures.speech import SENTENCES, VOICES, speak
 
@@ -58,7 +60,7 @@ def measure(folder: Path, minutes: float, rounds: int) -> dict:
     rate, gflop = both.matmul_gflops, both.gflop_per_audio_sec
     limit, theirs_x, ours_x = max(rate.values()) / gflop, both.boson_x, both.ours_x
     pool = pool_efficiency(ours, paths, audio_sec)
-    server_x = SERVER_CORES * ours_x * pool[-1]["efficiency"]
+    server_x = SERVER_CORES * pool[-1]["times_real_time"] / pool[-1]["workers"]
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -78,6 +80,7 @@ def measure(folder: Path, minutes: float, rounds: int) -> dict:
         "ours_over_boson": round(ours_x / theirs_x, 3),
         "share_of_limit": round(ours_x / limit, 3),
         "codes": {"compared": both.codes, "differing": both.codes_differing, "codebooks": facts.num_codebooks},
+        "bf16": in_bf16(folder, ours, paths, audio_sec),
         "pool": pool,
         f"projection_of_{CORPUS_HOURS}_h_on_{SERVER_CORES}_such_cores_h": round(CORPUS_HOURS / server_x, 2),
     }
@@ -116,6 +119,24 @@ def side_by_side(
     rate = {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
     boson_x, ours_x = (audio_sec / statistics.median(seconds) for seconds in (their_sec, our_sec))
     return SideBySide(boson_x, ours_x, rate, gflop, num_codes, differing)
+
+
+def in_bf16(folder: Path, ours: boson.HiggsAudioTokenizer, paths: list[Path], audio_sec: float) -> dict | None:
+    """Speed of --precision bf16 and the share of codes that are those of fp32; None on a processor without it."""
+    way = Way("cpu", "bf16")
+    try:
+        check_way(way)
+    except InputError:
+        return None
+    codec, _ = load_codec(folder / "codec", folder / "hubert", way)
+    seconds, equal = [0.0], []
+    for path in paths:
+        codes = timed(lambda path=path: encode_file(codec, path), seconds)
+        equal.append(codes == encode_file(ours, path))
+    return {
+        "times_real_time_per_core": round(audio_sec / seconds[0], 3),
+        "equal_share_of_codebooks": [round(float(share), 4) for share in np.concatenate(equal, axis=1).mean(axis=1)],
+    }
 
 
 def build(folder: Path, progress: Callable) -> None:

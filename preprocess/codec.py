@@ -23,6 +23,7 @@ from transformers import AutoModel
 
 from preprocess.codec_speed import speed_up
 from preprocess.errors import InputError
+from preprocess.precision import BOSONS, Way, set_precision
 from preprocess.shards import sha256_file
 
 _HUBERT_HELP = "Download HuBERT (`hf download bosonai/hubert_base --local-dir HUBERT`) and name it with --hubert."
@@ -95,15 +96,17 @@ def _hubert_weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
-@functools.cache
-def load_codec(
-    folder: Path, hubert_folder: Path, device: str = "cpu"
-) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
+def load_codec(folder: Path, hubert_folder: Path, way: Way = BOSONS) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
     """Boson's tokenizer and its facts; loaded once a process, so a forked worker finds its parent's.
 
     Raises InputError for a missing folder or file, and where weights and configuration do not fit each other:
     Boson loads with strict=False, which would leave random weights in silence.
     """
+    return _load(folder, hubert_folder, way)
+
+
+@functools.cache
+def _load(folder: Path, hubert_folder: Path, way: Way) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
     config = _read_config(folder, "codec", _CODEC_HELP)
     weights = folder / "model.pth"
     if not weights.is_file():
@@ -115,7 +118,7 @@ def load_codec(
     with hubert_from(hubert_folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's older weight_norm
         try:
-            tokenizer = boson.load_higgs_audio_tokenizer(str(folder), device=device)
+            tokenizer = boson.load_higgs_audio_tokenizer(str(folder), device=way.device)
         except (TypeError, RuntimeError) as error:
             raise InputError(
                 str(folder),
@@ -125,8 +128,8 @@ def load_codec(
             ) from error
     _compare_keys(tokenizer, weights)
     _ = boson.librosa.resample  # librosa imports its parts on first use: now, rather than in every forked worker
-    if torch.device(device).type == "cpu":
-        speed_up(tokenizer)
+    speed_up(tokenizer, way)
+    set_precision(tokenizer, way)
     return tokenizer, CodecFacts(
         num_codebooks=tokenizer.n_q,
         codebook_size=tokenizer.quantizer.bins,  # tokenizer.codebook_size is the quantizer's dimension
@@ -170,6 +173,13 @@ def _read_config(folder: Path, what: str, help_text: str) -> dict:
 def _some(keys: list[str]) -> str:
     shown = ", ".join(sorted(keys)[:3])
     return shown if len(keys) <= 3 else f"{shown} and {len(keys) - 3} more"
+
+
+def at_codec_rate(waveform: np.ndarray, sample_rate_hz: int, codec_rate_hz: int) -> np.ndarray:
+    """A waveform at the codec's own rate, as Boson's encode resamples it."""
+    if sample_rate_hz == codec_rate_hz:
+        return waveform
+    return boson.librosa.resample(waveform, orig_sr=sample_rate_hz, target_sr=codec_rate_hz)
 
 
 def encode(tokenizer: boson.HiggsAudioTokenizer, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:

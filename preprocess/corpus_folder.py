@@ -58,6 +58,8 @@ def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseMode
             "hours_per_shard": args.hours_per_shard,
             "val_speakers": args.val_speakers,
             "seed": args.seed,
+            "device": args.device,
+            "precision": args.precision,
             "screening": asdict(args.screening),
             **({"noisy_references": args.noisy_references} if args.noisy_references else {}),
         },

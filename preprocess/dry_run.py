@@ -14,6 +14,7 @@ from preprocess.codec import encode, load_codec
 from preprocess.errors import Rejected
 from preprocess.layout import normalise_text, voice_cloning_dialogue
 from preprocess.make_shard import Clip
+from preprocess.precision import Way
 from preprocess.screening import screen
 
 _MEASURED_CLIPS = 3
@@ -90,7 +91,7 @@ def _show_cost(
     """Size and time, from a few clips: decoded, and encoded where the codec is named."""
     codec = None
     if args.audio_tokenizer and args.hubert:
-        tokenizer, codec = load_codec(args.audio_tokenizer, args.hubert)
+        tokenizer, codec = load_codec(args.audio_tokenizer, args.hubert, Way(args.device, args.precision))
         check_codec_fits(base, args.audio_tokenizer, codec)
     num_bytes, measured_sec, encode_sec, num_measured = 0, 0.0, 0.0, 0
     for clip in clips:

@@ -21,6 +21,7 @@ from typing import Any
 from preprocess.errors import InputError
 
 TRIES = 2
+_place = 0
 # A clip of half a minute takes a slow core half a minute.
 _MAX_SILENCE_SEC = 900.0
 
@@ -34,6 +35,7 @@ class WorkerDied:
 
 @dataclass
 class _Worker:
+    place: int
     process: multiprocessing.Process
     connection: multiprocessing.connection.Connection
     job: int | None = None
@@ -62,7 +64,8 @@ def run_local(
     try:
         while waiting or any(worker.job is not None for worker in workers):
             while waiting and len(workers) < num_workers:
-                workers.append(_start(work, lifeline, parent_end))
+                place = min(set(range(num_workers)) - {worker.place for worker in workers})
+                workers.append(_start(work, place, lifeline, parent_end))
             for worker in workers:
                 if worker.job is None and waiting:
                     _give(worker, waiting.popleft(), jobs, tries)
@@ -104,13 +107,18 @@ def _how_it_ended(worker: _Worker, max_silence_sec: float) -> str:
     return f"no sign of life for {max_silence_sec:.0f} s" if worker.hung else f"exit code {worker.process.exitcode}"
 
 
-def _start(work: Callable, lifeline: int, parent_end: int) -> _Worker:
+def place_in_pool() -> int:
+    """This worker's number: below the number of workers, and no other worker's that is alive. 0 outside a pool."""
+    return _place
+
+
+def _start(work: Callable, place: int, lifeline: int, parent_end: int) -> _Worker:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(work, theirs, lifeline, parent_end), daemon=True)
+    process = context.Process(target=_serve, args=(work, place, theirs, lifeline, parent_end), daemon=True)
     process.start()
     theirs.close()  # or a dead worker's pipe would never end
-    return _Worker(process, ours)
+    return _Worker(place, process, ours)
 
 
 def _give(worker: _Worker, job: int, jobs: Sequence[Any], tries: list[int]) -> None:
@@ -140,7 +148,11 @@ def _hear(worker: _Worker, on_progress: Callable[[float], None]) -> Iterator[tup
         return
 
 
-def _serve(work: Callable, connection: multiprocessing.connection.Connection, lifeline: int, parent_end: int) -> None:
+def _serve(
+    work: Callable, place: int, connection: multiprocessing.connection.Connection, lifeline: int, parent_end: int
+) -> None:
+    global _place
+    _place = place
     os.close(parent_end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its workers
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()

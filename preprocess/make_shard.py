@@ -8,18 +8,23 @@ fragment comes last.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from preprocess.audio import Audio, flac_16khz, flac_samples
 from preprocess.base_model import read_base_model
 from preprocess.clips import ClipPlan
-from preprocess.codec import encode, load_codec
+from preprocess.codec import at_codec_rate, encode, load_codec
 from preprocess.errors import Rejected, explain_write_errors
+from preprocess.executors import place_in_pool
 from preprocess.layout import normalise_text, num_digits
 from preprocess.noisy import disturb
 from preprocess.planning import ShardSpec
 from preprocess.quality import audio_figures, code_entropy_bits, text_figures
-from preprocess.reuse import Reused, open_earlier, sound_facts
+from preprocess.read_ahead import read_ahead
+from preprocess.reuse import EarlierCorpus, Reused, open_earlier, sound_facts
 from preprocess.screening import claims_arabic, screen
 from preprocess.shards import QUALITY, Clip, sha256_file, write_atomically, write_shard
 from preprocess.voice_activity import speech_share
@@ -48,23 +53,24 @@ class ShardReport:
 
 def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio_sec: None) -> ShardReport:
     """Encode the spec's clips and write tar and fragment. `progress` hears the seconds of audio of each clip."""
-    tokenizer, facts = load_codec(spec.codec, spec.hubert)
+    tokenizer, facts = load_codec(spec.codec, spec.hubert, spec.way.on_gpu(place_in_pool()))
     earlier = open_earlier(spec.reuse) if spec.reuse else None
     clips, extra, rejected, lost_sec, num_reused = [], {}, {}, {}, 0
-    for plan in sorted(spec.clips, key=lambda plan: plan.recording.order):
+    plans = sorted(spec.clips, key=lambda plan: plan.recording.order)
+    reads = read_ahead(partial(_read, spec, earlier, facts.sample_rate_hz), plans, _num_readers(spec, plans))
+    for plan, read in zip(plans, reads, strict=True):
         try:
             _begin_clip(spec, plan)
-            duration_sec = plan.recording.longer_than(spec.screening.longest_sec)
-            if duration_sec:  # hours of audio are not decoded to be dropped
+            duration_sec, audio, waveform = read()
+            if audio is None:
                 screen(spec.screening, {"duration_sec": duration_sec}, str(plan.recording))
-            reused = earlier.find(plan) if earlier else None
-            audio = reused or plan.recording.decode()
-            duration_sec = audio.duration_sec
+            reused = audio if isinstance(audio, Reused) else None
             progress(duration_sec)
             quality = _screened_figures(spec, plan, audio)
             if plan.disturbance and not reused:
                 audio = disturb(audio, plan.disturbance, spec.noise, spec.room_responses)
-            codes = reused.codes if reused else encode(tokenizer, audio.waveform, audio.sample_rate_hz)
+                waveform = at_codec_rate(audio.waveform, audio.sample_rate_hz, facts.sample_rate_hz)
+            codes = reused.codes if reused else encode(tokenizer, waveform, facts.sample_rate_hz)
             quality["code_entropy_bits"] = code_entropy_bits(codes)
             screen(spec.screening, quality, str(plan.recording))
         except Rejected as error:
@@ -94,14 +100,36 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
     return report
 
 
+def _num_readers(spec: ShardSpec, plans: list[ClipPlan]) -> int:
+    """Threads that read ahead; none where a worker has died over this shard, so that the clip in work is to blame."""
+    if spec.num_readers == 0 or _clip_path(spec).is_file():
+        return 0
+    _begin_clip(spec, plans[0])  # a thread may end this worker before any clip is in work: the next one must know
+    return spec.num_readers
+
+
+def _read(
+    spec: ShardSpec, earlier: EarlierCorpus | None, codec_rate_hz: int, plan: ClipPlan
+) -> tuple[float, Audio | Reused | None, np.ndarray | None]:
+    """(seconds, samples, samples at the codec's rate); no samples of what is far too long: hours are not decoded."""
+    if plan.key in spec.culprits:
+        raise spec.culprits[plan.key]
+    duration_sec = plan.recording.longer_than(spec.screening.longest_sec)
+    if duration_sec:
+        return duration_sec, None, None
+    reused = earlier.find(plan) if earlier else None
+    if reused:
+        return reused.duration_sec, reused, None
+    audio = plan.recording.decode()
+    return audio.duration_sec, audio, at_codec_rate(audio.waveform, audio.sample_rate_hz, codec_rate_hz)
+
+
 def _clip_path(spec: ShardSpec) -> Path:
     return spec.out / FRAGMENTS_FOLDER / f".{spec.name}.clip"
 
 
 def _begin_clip(spec: ShardSpec, plan: ClipPlan) -> None:
-    """Leave word of the clip in work, for whoever finds the worker dead. Raises the Rejected of a culprit."""
-    if plan.key in spec.culprits:
-        raise spec.culprits[plan.key]
+    """Leave word of the clip in work, for whoever finds the worker dead."""
     with explain_write_errors(spec.out):
         _clip_path(spec).parent.mkdir(exist_ok=True)
         _clip_path(spec).write_text(plan.key)

@@ -48,7 +48,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="which columns of the manifest are what, where their names do not say so: for Common Voice "
         "audio=path,text=sentence,speaker=client_id. What was taken for what is printed",
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (all cores)")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes (all cores; with --device cuda all GPUs)"
+    )
     parser.add_argument(
         "--executor",
         choices=["local", "ray"],
@@ -63,6 +65,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--finalize", action="store_true", help="encode nothing: write index and corpus.json of slices that all ended"
+    )
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="where codes are computed (cpu): with cuda by a process a GPU, which reads ahead of it",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "tf32", "bf16"],
+        default="fp32",
+        help="of the encoder (fp32): bf16 on GPUs and CPUs that have it, tf32 on GPUs. All but fp32 on the CPU is "
+        "faster and gives some other codes than Boson's: how many is measured on the first clips, said and recorded",
     )
     parser.add_argument("--hours-per-shard", type=float, default=0.5, metavar="HOURS", help="audio in a shard (0.5)")
     parser.add_argument(
@@ -142,6 +157,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.val_manifest and args.val_speakers:
         raise InputError(
             "command line", "--val-manifest and --val-speakers", "one of them", "Leave out --val-speakers."
+        )
+    if args.executor == "ray" and args.device == "cuda":
+        raise InputError(
+            "command line",
+            "--executor ray and --device cuda",
+            "one of them",
+            "GPUs work under the local executor: on many machines run a --slice on each.",
         )
     args.val_speakers = args.val_speakers or ("0" if args.val_manifest else "0.02")
     _check_numbers(args)

@@ -15,7 +15,10 @@ from tqdm import tqdm
 from preprocess.audio import Header
 from preprocess.clips import ClipPlan, ClipTable
 from preprocess.errors import Rejected
+from preprocess.precision import Way
 from preprocess.screening import Screening
+
+GPU_READERS = 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class ShardSpec:
     """One shard's work. `identity` names all that its bytes depend on but folders: a finished shard keeps it.
 
     culprits: clips, by key, that are left out because a worker died over each of them in this run.
+    num_readers: threads of the worker that decode and resample ahead of the encoder.
     """
 
     name: str
@@ -36,7 +40,9 @@ class ShardSpec:
     reuse: Path | None
     noise: Path | None
     room_responses: Path | None
+    way: Way
     identity: str
+    num_readers: int = 0
     culprits: dict[str, Rejected] = field(default_factory=dict)
 
 
@@ -105,10 +111,19 @@ def plan_shards(
             reuse=args.reuse,
             noise=args.noise,
             room_responses=args.room_responses,
+            way=Way(args.device, args.precision),
             identity=_identity(name, shard, headers, settings),
+            num_readers=_num_readers(args, shard),
         )
         for name, shard in deal(clips, headers, args.hours_per_shard, args.seed, args.screening.longest_sec)
     ]
+
+
+def _num_readers(args: argparse.Namespace, clips: list[ClipPlan]) -> int:
+    """Threads to feed a GPU; one where clips lie in Parquet, whose row groups are read in order, one at a time."""
+    if args.device == "cpu" or args.reuse:  # most of what is reused is not decoded
+        return 0
+    return 1 if any(clip.recording.row for clip in clips) else GPU_READERS
 
 
 def _identity(name: str, clips: list[ClipPlan], headers: dict[str, Header], settings: dict) -> str:

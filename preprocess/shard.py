@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from preprocess import report
+    from preprocess.agreement import measure_agreement
     from preprocess.base_model import check_codec_fits, read_base_model
     from preprocess.clips import build_clips
     from preprocess.codec import load_codec
@@ -32,17 +33,21 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess.manifest import read_manifest
     from preprocess.noisy import add_noisy_references
     from preprocess.planning import plan_shards, probe_clips
+    from preprocess.precision import BOSONS, Way, check_way
     from preprocess.reuse import check_reuse
     from preprocess.run import make_shards, refuse_missing, split_by_state
 
+    way = Way(args.device, args.precision)
+    check_way(way)
     torch.set_num_threads(1)  # a process a core; and a parent's thread pool would not survive the fork
-    num_workers = args.workers or len(os.sched_getaffinity(0))
+    num_cores = len(os.sched_getaffinity(0))
+    num_workers = args.workers or (num_cores if way.device == "cpu" else torch.cuda.device_count())
     base = read_base_model(args.model)
     manifest = read_manifest(args.manifest, base.special_tokens, args.system_text, args.columns, args.val_manifest)
     table = build_clips(manifest, args.audio_root, args.val_audio_root)
     report.show_manifest(manifest, table)
     report.show_screening(args.screening)
-    headers, rejected = probe_clips(table.clips.values(), num_workers)
+    headers, rejected = probe_clips(table.clips.values(), num_cores)
     if args.validate_only:
         return report.show_validation(manifest, table, headers, rejected, args.screening)
     if args.noisy_references:
@@ -58,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     ):
         failed = [error for _, error in errors if error.status == "failed"]
         refuse_many_failures(stage, failed, num_seen, args.max_failure_share)
-    _, codec = load_codec(args.audio_tokenizer, args.hubert)
+    # What workers on the CPU share with this process. A process that has used a GPU can't be forked.
+    _, codec = load_codec(args.audio_tokenizer, args.hubert, way if way.device == "cpu" else BOSONS)
     check_codec_fits(base, args.audio_tokenizer, codec)
     settings = corpus_settings(args, manifest, base, codec)
     if args.reuse:
@@ -68,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.finalize:
             refuse_missing(specs)
         mine = args.slice.of(specs) if args.slice else specs
+        settings_and_agreement = settings | measure_agreement(specs)
         reports = make_shards(mine, headers, num_workers, args.max_failure_share, args.executor)
         report.show_reused(args, reports)
         with finishing(args.out):
@@ -76,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
                 if missing:
                     return report.show_slice(args.slice, len(reports), len(specs))
             clean(args.out, reports)
-            outcome = finish(args.out, manifest, table, reports, rejected, settings)
+            outcome = finish(args.out, manifest, table, reports, rejected, settings_and_agreement)
             write_report(args.out)
     report.show_outcome(args, outcome)
     return 0

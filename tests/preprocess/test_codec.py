@@ -10,6 +10,7 @@ import torch
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 from boson_multimodal.serve.serve_engine import HiggsAudioServeEngine
 
+from preprocess import codec
 from preprocess.audio import decode
 from preprocess.codec import encode, hubert_from, load_codec
 from preprocess.errors import InputError
@@ -128,7 +129,7 @@ def test_fingerprint_depends_on_each_of_the_files(tmp_path, codec_folder, hubert
         text = (tmp_path / name).read_text()
         (tmp_path / name).unlink()
         (tmp_path / name).write_text(text + "\n")
-        load_codec.cache_clear()
+        codec._load.cache_clear()
         fingerprints.add(load_codec(tmp_path / "codec", tmp_path / "hubert")[1].fingerprint)
     assert len(fingerprints) == 3
 

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import Process, get_context
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import preprocess.planning
 import preprocess.run
 from preprocess.executors import run_local
 from preprocess.recording import Recording
@@ -73,6 +75,37 @@ def children(process: Process) -> list[int]:
 def test_same_bytes_with_one_and_three_workers(tmp_path, given, expected):
     assert shard(out=tmp_path / "out", workers=3, **given) == 0
     assert folder_bytes(tmp_path / "out") == expected
+
+
+def test_same_bytes_where_threads_read_ahead_of_the_encoder(tmp_path, given, expected, monkeypatch):
+    """As they do with --device cuda, here on the CPU."""
+    began = []
+    decode = Recording.decode
+    monkeypatch.setattr(preprocess.planning, "_num_readers", lambda args, clips: 3)
+    monkeypatch.setattr(
+        Recording, "decode", lambda self: (began.append(threading.current_thread().name), decode(self))[1]
+    )
+    monkeypatch.setattr(
+        preprocess.run, "run_local", lambda work, jobs, *_: enumerate(work(job, lambda sec: None) for job in jobs)
+    )
+    assert shard(out=tmp_path / "out", workers=1, **given) == 0
+    assert folder_bytes(tmp_path / "out") == expected
+    assert len(began) == 8
+    assert all(name.startswith("ThreadPoolExecutor") for name in began)
+
+
+def test_a_worker_that_dies_while_it_reads_ahead_costs_the_very_clip(tmp_path, given, expected, monkeypatch):
+    """The second clip of a shard ends the worker, while the first is in work; the next try reads none ahead."""
+    out, die = tmp_path / "out", DEATHS["segfaults"][0]
+    decode = Recording.decode
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess.planning, "_num_readers", lambda args, clips: 3)
+        patch.setattr(Recording, "decode", lambda self: die() if "salma/001" in str(self) else decode(self))
+        assert shard(out=out, workers=2, **given) == 0
+    _, of_clip = failures(out)
+    assert_parts(of_clip, "salma/001.wav", "2 workers that died over this clip", "decoded", "same command again")
+    assert shard(out=out, workers=1, **given) == 0
+    assert folder_bytes(out) == expected
 
 
 def test_same_bytes_under_another_hash_seed_from_another_working_directory(tmp_path, given, expected):
