@@ -200,6 +200,12 @@ def _check_values(where: str, recipe: Recipe) -> None:
             "0 with forward=boson, which pools no hidden states",
             recipe.forward != "boson" or loss.consistency_weight == 0,
         ),
+        (
+            "loss.consistency_weight",
+            loss.consistency_weight,
+            "0 with conditioning=whisper, whose references have no columns to compare with",
+            recipe.conditioning != "whisper" or loss.consistency_weight == 0,
+        ),
         ("loss.consistency_temperature", loss.consistency_temperature, "above 0", loss.consistency_temperature > 0),
         ("optimizer.lr", optimizer.lr, "above 0", 0 < optimizer.lr < math.inf),
         ("optimizer.eps", optimizer.eps, "above 0", optimizer.eps > 0),

@@ -75,6 +75,12 @@ def test_a_saved_recipe_loads_as_the_same_one(tmp_path):
         (["run.monitors=[tensorbord]"], "demo.yaml", "tensorbord", "tensorboard, csv_monitor, wandb"),
         (["forward=boson", "batch.checkpointed_layers=2"], "demo.yaml", "checkpointed_layers=2", "forward=boson"),
         (["forward=boson", "loss.consistency_weight=0.1"], "demo.yaml", "consistency_weight=0.1", "forward=boson"),
+        (
+            ["conditioning=whisper", "loss.consistency_weight=0.1"],
+            "demo.yaml",
+            "consistency_weight=0.1",
+            "0 with conditioning=whisper",
+        ),
         (["loss.label_smoothing=1"], "demo.yaml", "loss.label_smoothing=1.0", "0 to below 1"),
         (["optimizer.eps=0", "run.seed=-1"], "demo.yaml", "optimizer.eps=0.0; run.seed=-1", "run.seed 0 or more"),
         (["lora.rank=many"], "demo.yaml: lora.rank", "many", "type"),
