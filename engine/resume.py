@@ -40,7 +40,8 @@ class Start:
 def hold_run_folder(out: Path) -> Iterator[None]:
     """Hold the run folder for this run; raises InputError, on every rank, where another run holds it.
 
-    The kernel frees the lock when its holder, rank 0, ends, however it ends.
+    The kernel frees the lock when its holder, rank 0, ends, however it ends: a lock of the process, since loader
+    workers, which may outlive a killed rank by seconds, would inherit a lock of the file.
     """
     with contextlib.ExitStack() as held:
         _on_rank0(lambda: _lock(held.enter_context(_open_lock(out)), out))
@@ -54,8 +55,8 @@ def _open_lock(out: Path) -> TextIO:
 
 def _lock(file: TextIO, out: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # EAGAIN on Linux, EACCES elsewhere
         raise InputError(
             str(out),
             "another run that is writing here",

@@ -1,12 +1,15 @@
 """A run goes on where it stopped, as if it had not; what does not fit is refused before any model is loaded."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from unittest import mock
 
 import pytest
 
-from engine import checkpoint
+from engine import checkpoint, resume
 from preprocess.errors import InputError
 from tests.fixtures import gate
 from tests.fixtures.ranks import RankError
@@ -202,3 +205,28 @@ def test_a_folder_without_adapter_is_refused(tmp_path, one_rank, model_folder, r
     assert error.found == "no adapter_model.safetensors"
     assert "a checkpoint, or a PEFT adapter" in error.expected
     assert "Name one" in error.action
+
+
+def test_a_run_folder_is_free_once_its_holder_is_killed_though_loader_workers_outlive_it(tmp_path):
+    ready, tell = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with resume._open_lock(tmp_path) as file:
+            resume._lock(file, tmp_path)
+            worker = os.fork()
+            if worker:
+                os.write(tell, worker.to_bytes(4, "little"))
+            time.sleep(60)
+            os._exit(0)
+    worker = int.from_bytes(os.read(ready, 4), "little")
+    try:
+        with resume._open_lock(tmp_path) as file:
+            with pytest.raises(InputError) as caught:
+                resume._lock(file, tmp_path)
+            assert "another run that is writing here" in caught.value.found
+            os.kill(holder, signal.SIGKILL)
+            os.waitpid(holder, 0)
+            os.kill(worker, 0)
+            resume._lock(file, tmp_path)
+    finally:
+        os.kill(worker, signal.SIGKILL)
