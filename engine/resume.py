@@ -123,6 +123,14 @@ def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: 
             "Give another --out for the new run, or leave --init-adapter out to resume this one.",
         )
     allowed = refuse_other_run(newest, state["identity"], job.facts["identity"], allow_change)
+    if allowed and state["step"] >= job.total_steps:  # fewer steps than before, and each of them larger
+        raise InputError(
+            str(newest),
+            f"step {state['step']} done, of {job.total_steps} in all with "
+            f"{', '.join(what for what, _, _ in allowed)} as this command says",
+            "steps left to train",
+            "Raise run.epochs or run.max_steps beyond what is done, or leave the change and --allow-change out.",
+        )
     print(f"resuming from {newest}, the newest checkpoint whose files have their hashes")
     changes = [*allowed, *other_changes(state, job.facts)]
     for name, was, now in changes:

@@ -124,6 +124,14 @@ def test_a_change_that_is_allowed_is_said_and_recorded(run, one_rank, model_fold
     assert "changed" not in said
 
 
+def test_a_change_that_leaves_no_step_to_train_is_refused(run, one_rank, model_folder, random_corpus):
+    error = refusal(
+        one_rank, model_folder, random_corpus.folder, run, ["batch.max_tokens=900"], allow_change=["max_tokens"]
+    )
+    assert "step 4 done, of 4" in error.found
+    assert "run.max_steps" in error.action
+
+
 def test_what_can_not_be_allowed_is_said_with_what_can(run, one_rank, model_folder, random_corpus):
     error = refusal(one_rank, model_folder, random_corpus.folder, run, allow_change=["lora", "max_token"])
     assert error.where == "--allow-change"
