@@ -7,6 +7,7 @@ what decodes. A file's extension is never trusted: libsndfile reads the header.
 import functools
 import hashlib
 import io
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,13 @@ def probe(
 
     Raises Rejected if there is no file, nothing in it, no audio header, or no audio from `start_sec` on.
     """
-    if not path.is_file():
+    found = _why_unreadable(path)
+    if found:
         raise Rejected(
             "failed",
             "missing_file",
             str(path),
-            "no such file",
+            found,
             "an audio file",
             "Correct the path, or name the folder that audio paths are relative to with --audio-root.",
         )
@@ -84,6 +86,15 @@ def probe(
         raise _part_outside(path, start_sec, end_sec, duration_sec)
     end_sec = duration_sec if end_sec is None else min(end_sec, duration_sec)
     return Header(num_bytes, end_sec - (start_sec or 0.0))
+
+
+def _why_unreadable(path: Path) -> str | None:
+    try:
+        if not path.is_file():
+            return "no such file"
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return f"a path that can't be looked at ({error.strerror})"
+    return None if os.access(path, os.R_OK) else "a file that may not be read (permission denied)"
 
 
 def _probe_by_ffmpeg(path: Path, start_sec: float | None, end_sec: float | None) -> Header:
