@@ -27,7 +27,10 @@ def from_chatml(line: int, where: str, record: dict) -> Row:
             "turns that speak to the listener: this layout has no recipient",
             "Remove the row, or the recipient if the turn is plain speech.",
         )
-    attached = iter(record.get("audios") or [])
+    audios = record.get("audios") or []
+    if not isinstance(audios, list):
+        raise malformed(where, f"audios = {json.dumps(audios, ensure_ascii=False)[:60]}", "a list of paths")
+    attached = iter(audios)
     turns = [(message.get("role"), list(_parts(where, message.get("content"), attached))) for message in messages]
     if turns and turns[0][0] == "system":
         turns = turns[1:]

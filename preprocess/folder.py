@@ -23,7 +23,7 @@ def read_samples(path: Path) -> list | None:
         return None
     try:
         samples = json.loads(data).get("samples")
-    except ValueError:  # JSON lines, or broken: read_records says where
+    except (ValueError, RecursionError):  # JSON lines, or broken: read_records says where
         return None
     return samples if isinstance(samples, list) else None
 

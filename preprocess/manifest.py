@@ -21,11 +21,12 @@ from preprocess.chatml import from_chatml
 from preprocess.errors import InputError, Rejected
 from preprocess.layout import normalise_text, num_letters
 from preprocess.records import SUFFIXES, read_records
-from preprocess.rows import Row, from_columns, malformed, map_columns
+from preprocess.rows import Row, few, from_columns, malformed, map_columns
 
 _METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Hugging Face names the parts of a split train-00000-of-00003.parquet.
 _PART = re.compile(r"-\d+-of-\d+$")
+_BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 _UNITS = {"metadata.json": "sample", "LJSpeech": "line"}
 
 
@@ -121,7 +122,7 @@ def read_manifest(
         raise InputError(
             "--columns",
             ", ".join(strangers),
-            f"columns of the manifest: {', '.join(sorted(seen))}",
+            f"columns of the manifest: {few(sorted(seen))}",
             "Name the columns as the manifest does.",
         )
     return manifest
@@ -150,6 +151,7 @@ def _add(manifest: Manifest, dialect: str, line: int, record: object, chosen: di
             manifest.mapped.update((f, c) for f, c in names.items() if f != c and record.get(c) is not None)
             manifest.ignored_columns.update(str(name) for name in record if name not in names.values())
             row = from_columns(line, where, record, names)
+        _check_characters(where, row)
         for text in (row.text, *(text for _, text in row.references if text is not None)):
             _check_text(where, text, special_tokens)
         manifest.rows.append(row)
@@ -213,6 +215,26 @@ def _find_files(path: Path) -> list[Path]:
             "Name it with --manifest.",
         )
     return found
+
+
+def _check_characters(where: str, row: Row) -> None:
+    """Raise Rejected for bytes that were no UTF-8 (read as U+FFFD) and halves of a JSON escape: both are lost."""
+    named = [
+        row.speaker,
+        row.language,
+        row.id,
+        *(part for audio, text in row.recordings for part in (audio.path, text)),
+    ]
+    broken = next((value for value in named if value and _BROKEN.search(value)), None)
+    if broken:
+        raise Rejected(
+            "failed",
+            "broken_characters",
+            where,
+            f"{broken!r:.80}, with characters that were lost",
+            "text in UTF-8, whole",
+            "Save the manifest as UTF-8 (Excel: CSV UTF-8), or correct the row.",
+        )
 
 
 def _check_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:

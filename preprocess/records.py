@@ -1,5 +1,6 @@
 """Files of records: JSONL, JSON, CSV, TSV and Parquet as (line, record) pairs, whatever the records say."""
 
+import codecs
 import csv
 import io
 import json
@@ -25,11 +26,19 @@ def read_records(path: Path) -> Iterator[tuple[int, object]]:
     elif suffix in (".csv", ".tsv"):
         yield from _csv_records(path, suffix)
     else:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        data = _read_utf8(path).removeprefix(b"\xef\xbb\xbf")
         if data.lstrip()[:1] == b"[":
             yield from _json_array(path, data.decode(errors="replace"))
         else:
             yield from _json_lines(data)
+
+
+def _read_utf8(path: Path) -> bytes:
+    """The bytes of a text file. Raises InputError for UTF-16; other bytes that are no UTF-8 cost their rows."""
+    data = path.read_bytes()
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise InputError(str(path), "text in UTF-16", "UTF-8", f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
+    return data
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[int, dict]]:
@@ -37,7 +46,13 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, dict]]:
 
     The bytes are not read: that a row has them is known from the row group's statistics, where they are there.
     """
-    file = pq.ParquetFile(path)
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        action = "Copy the file again, or leave it out of --manifest."
+        raise InputError(
+            str(path), f"a file that can't be opened ({error})", "a whole Parquet file", action
+        ) from error
     embedded = [field.name for field in file.schema_arrow if _is_audio(field.type)]
     names = [name for field in file.schema_arrow for name in _leaves(field, field.name in embedded)]
     row = 0
@@ -78,7 +93,7 @@ def _has_bytes(file: pq.ParquetFile, group: int, name: str) -> bool | list[bool]
 def _csv_records(path: Path, suffix: str) -> Iterator[tuple[int, dict]]:
     # Quotes mean nothing in TSV: a stray one must not swallow the lines after it.
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {"strict": True}
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    text = _read_utf8(path).decode("utf-8-sig", errors="replace")
     reader = csv.DictReader(io.StringIO(text, newline=""), **dialect)
     line = 2
     try:
@@ -98,7 +113,7 @@ def _json_lines(data: bytes) -> Iterator[tuple[int, object]]:
 def _parse(line: bytes) -> object:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         shown = line[:60].decode(errors="replace")
         return Rejected(
             "failed",
@@ -122,7 +137,7 @@ def _json_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
             return
         try:
             record, end = decoder.raw_decode(text, position)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path} line {line}",
                 f"broken JSON ({error})",

@@ -12,6 +12,7 @@ from preprocess.finish import Outcome
 from preprocess.html_report import REPORT_FILE
 from preprocess.make_shard import ShardReport
 from preprocess.manifest import Manifest
+from preprocess.rows import few
 from preprocess.screening import Screening, dominating_reason, screen, thresholds
 from preprocess.shards import FAILURES_FILE
 from preprocess.slices import Slice
@@ -38,7 +39,7 @@ def show_manifest(manifest: Manifest, table: ClipTable) -> None:
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
     if manifest.ignored_columns:
-        print(f"  columns not used: {', '.join(sorted(manifest.ignored_columns))}")
+        print(f"  columns not used: {few(sorted(manifest.ignored_columns))}")
     sys.stdout.flush()
 
 

@@ -7,7 +7,7 @@ names that well-known corpora use (Common Voice, Hugging Face, VCTK) are taken f
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from preprocess.errors import InputError, Rejected
@@ -69,7 +69,7 @@ def map_columns(names: tuple[str, ...], chosen: tuple[tuple[str, str], ...]) -> 
             columns[field] = others[0]
         else:
             raise InputError(
-                "columns " + ", ".join(map(str, names)),
+                f"columns {few(map(str, names))}",
                 f"{len(others)} that may be the {field}: {', '.join(others)}",
                 f"one that is the {field}",
                 f"Say which, for example --columns {field}={others[0]}",
@@ -88,7 +88,7 @@ def from_columns(line: int, where: str, record: dict, columns: Mapping[str, str]
             "failed",
             "missing_column",
             where,
-            f"no {missing} among the columns {', '.join(map(str, record)) or '(none)'}",
+            f"no {missing} among the columns {few(map(str, record)) or '(none)'}",
             f"the columns audio and text (all known ones: {', '.join(FIELDS)})",
             "Say which columns they are (--columns audio=...,text=...), or fill in the row.",
         )
@@ -121,11 +121,17 @@ def _seconds_of(where: str, record: dict, field: str, column: str) -> float | No
         return None
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = -1.0
     if not 0 <= seconds < math.inf:
         raise malformed(where, f"{column} = {value!r}", f"{field} in seconds, 0 or more")
     return seconds
+
+
+def few(names: Iterable[str]) -> str:
+    """Names in a row; of very many the first ones and how many more: a message is to be read."""
+    names = list(names)
+    return ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
 
 
 def malformed(where: str, found: str, expected: str = "one JSON object a row") -> Rejected:

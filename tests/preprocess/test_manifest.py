@@ -215,6 +215,12 @@ def test_a_stray_quote_in_tsv_does_not_swallow_lines(tmp_path):
             "without reference_audio",
         ),
         ('["a.wav", "hi"]', "failed", "malformed_row", "list"),
+        ('{"audio": "a.wav", "text": "half \\ud83d"}', "failed", "broken_characters", "half"),
+        ('{"audio": "\\ud800.wav", "text": "hi"}', "failed", "broken_characters", "ud800"),
+        ({"audio": "a.wav", "text": "hi", "start": 10**400}, "failed", "malformed_row", "start = 1000"),
+        ('{"a": ' * 50_000, "failed", "malformed_json", "not JSON"),
+        ({"messages": [], "audios": 5}, "failed", "malformed_row", "audios = 5"),
+        ({f"column{n}": 1 for n in range(10_000)}, "failed", "missing_column", "column39 and 9960 more"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(row, status, reason, found, tmp_path):
@@ -250,3 +256,28 @@ def test_a_manifest_of_which_nothing_can_be_used_is_refused(name, text, found, a
     with pytest.raises(InputError) as caught:
         read(tmp_path / name)
     assert_parts(caught.value, name, found, "", action)
+
+
+def test_an_arabic_csv_that_is_no_utf8_costs_its_rows_and_no_letter_is_lost_in_silence(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_bytes("audio,text,speaker\na.wav,ok مرحبا,x\nb.wav,ok,x\n".encode("cp1256"))
+    error = problem(path, 2)
+    assert (error.status, error.reason) == ("failed", "broken_characters")
+    assert "CSV UTF-8" in error.action
+    assert [row.text for row in read(path).rows] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("m.csv", "audio,text\n".encode("utf-16"), "UTF-16"),
+        ("m.jsonl", "{}".encode("utf-16"), "UTF-16"),
+        ("m.json", b"[" * 100_000, "broken JSON"),
+        ("m.parquet", b"", "can't be opened"),
+        ("m.parquet", b"PAR1 and no more", "can't be opened"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_at_all_is_refused(name, data, found, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=found):
+        read(tmp_path / name)
