@@ -43,9 +43,10 @@ def read_base_model(folder: Path) -> BaseModel:
         found = "no config.json" if folder.is_dir() else "no such folder"
         raise InputError(str(folder), found, "a Higgs Audio v2 model folder", _MODEL_HELP)
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(str(path), f"broken JSON ({error})", "the model's configuration", _MODEL_HELP) from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != "higgs_audio":
         raise InputError(str(path), f"model_type {model_type!r}", "'higgs_audio'", _MODEL_HELP)
     config = HiggsAudioConfig.from_pretrained(folder, local_files_only=True)
@@ -55,6 +56,13 @@ def read_base_model(folder: Path) -> BaseModel:
         raise InputError(str(folder), found, "the tokenizer's files beside the model's", _MODEL_HELP)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return BaseModel(folder, config.audio_num_codebooks, config.audio_codebook_size, tokenizer)
+
+
+def check_system_text(base: BaseModel, text: str) -> None:
+    """Raise InputError for a special token in the system text: it would change the structure of every prompt."""
+    special = next((token for token in base.special_tokens if token in text), None)
+    if special:
+        raise InputError("--system-text", f"the special token {special}", "words alone", "Remove it from the text.")
 
 
 def check_codec_fits(base: BaseModel, codec_folder: Path, facts: CodecFacts) -> None:

@@ -1,6 +1,7 @@
 """The flags of preprocess.shard. Imports nothing heavy, so that `--help` answers at once."""
 
 import argparse
+import math
 from pathlib import Path
 
 from preprocess.errors import InputError
@@ -203,7 +204,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
     if (args.noise or args.room_responses) and not args.noisy_references:
         found = "--noise or --room-responses alone"
         raise InputError("command line", found, "--noisy-references with it", "Add --noisy-references 0.2.")
-    if args.hours_per_shard <= 0:
+    if not 0 < args.hours_per_shard < math.inf:
         raise InputError("--hours-per-shard", str(args.hours_per_shard), "hours above 0", "Use 0.5.")
     if not 0 <= args.max_failure_share <= 1:
         raise InputError("--max-failure-share", str(args.max_failure_share), "a share from 0 to 1", "Use 0.05.")

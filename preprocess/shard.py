@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from preprocess import report
     from preprocess.agreement import measure_agreement
-    from preprocess.base_model import check_codec_fits, read_base_model
+    from preprocess.base_model import check_codec_fits, check_system_text, read_base_model
     from preprocess.clips import build_clips
     from preprocess.codec import load_codec
     from preprocess.corpus_folder import clean, corpus_settings, finishing, open_folder
@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     num_cores = len(os.sched_getaffinity(0))
     num_workers = args.workers or (num_cores if way.device == "cpu" else torch.cuda.device_count())
     base = read_base_model(args.model)
+    check_system_text(base, args.system_text)
     manifest = read_manifest(args.manifest, base.special_tokens, args.system_text, args.columns, args.val_manifest)
     table = build_clips(manifest, args.audio_root, args.val_audio_root)
     report.show_manifest(manifest, table)

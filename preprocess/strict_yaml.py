@@ -25,6 +25,8 @@ def load_yaml(path: Path, template: type, defined_in: str, overrides: Sequence[s
         given = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:  # the parser's own words carry line and column
         raise InputError(str(path), f"text that is no YAML: {error}", "YAML", "Correct the file.") from error
+    if not OmegaConf.is_dict(given):
+        raise InputError(str(path), "a list", "keys and values (key: value)", "Correct the file.")
     try:
         given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
         _refuse_unknown_keys(str(path), OmegaConf.to_container(given), template, defined_in)

@@ -266,3 +266,10 @@ def test_a_part_of_an_mp3_begins_with_the_right_samples_wherever_it_lies(speech,
         start_sec, end_sec = first / whole.sample_rate_hz, (first + 5000) / whole.sample_rate_hz
         part = decode(path, start_sec, end_sec).waveform
         np.testing.assert_allclose(part, whole.waveform[first : first + 5000], rtol=0, atol=3e-7)
+
+
+def test_a_path_that_cannot_be_looked_at_is_rejected(tmp_path):
+    with pytest.raises(Rejected) as caught:
+        probe(tmp_path / ("x" * 5000))
+    assert_parts(caught.value, "xxx", "can't be looked at", "an audio file", "--audio-root")
+    assert caught.value.reason == "missing_file"

@@ -178,6 +178,25 @@ def test_a_model_folder_without_config_is_refused(tmp_path, short_folder, tools)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_folder_with_another_config_is_refused(tmp_path, short_folder, tools):
+    (tmp_path / "config.json").write_text("[]")
+    error = refused(manifest=short_folder / "corpus.jsonl", out=tmp_path / "out", **{**tools, "model": tmp_path})
+    assert_parts(error, "config.json", "model_type None", "'higgs_audio'", "--model")
+
+
+def test_a_special_token_in_the_system_text_is_refused(tmp_path, short_folder, tools):
+    given = {"manifest": short_folder / "corpus.jsonl", "out": tmp_path / "out"}
+    error = refused(**given, system_text="Speak.<|eot_id|>", **tools)
+    assert_parts(error, "--system-text", "<|eot_id|>", "words alone", "Remove it")
+
+
+def test_a_screening_file_that_is_a_list_is_refused(tmp_path, tools):
+    path = tmp_path / "s.yaml"
+    path.write_text("- max_peak")
+    error = refused(manifest=tmp_path / "m.jsonl", out=tmp_path / "out", screening=path, **tools)
+    assert_parts(error, str(path), "a list", "keys and values", "Correct")
+
+
 def test_a_model_without_tokenizer_is_refused(tmp_path, short_folder, tools, model_folder):
     shutil.copy(model_folder / "config.json", tmp_path)
     error = refused(manifest=short_folder / "corpus.jsonl", out=tmp_path / "out", **{**tools, "model": tmp_path})
@@ -238,6 +257,7 @@ def test_a_manifest_whose_every_file_is_missing_is_refused(tmp_path, tools):
         ("val_speakers", "many", "a number of voices"),
         ("val_speakers", "1.5", "a share below 1"),
         ("hours_per_shard", "0", "hours above 0"),
+        ("hours_per_shard", "nan", "hours above 0"),
         ("workers", "-1", "0 (all cores) or more"),
     ],
 )
