@@ -1,6 +1,6 @@
 """The offline stage's encoder on this machine's cores: Boson's encode, ours, and what the core could do at most.
 
-    python -m bench.preprocess [--minutes 2] [--out bench/results/preprocess.json]
+    python -m bench.codec [--minutes 2] [--out bench/results/codec.json]
 
 Both encode the same clips in the same process on one thread, clip by clip in turn, several times over. The codec
 has the released one's size and random weights. The limit is the network's operations (each encoder run once,
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=2.0, help="of speech, in clips of 2 to 15 s (2)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="over all clips; medians are printed (3)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "preprocess.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "codec.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
