@@ -130,6 +130,20 @@ def test_two_ranks_have_the_gradient_of_one_also_where_one_has_nothing_to_contra
             assert np.linalg.norm(found["gradients"][name] - expected) <= 1e-4 * np.linalg.norm(expected), name
 
 
+def test_the_gradient_is_a_mean_over_the_contrasted_samples_of_the_whole_step(one_rank, model_folder, random_corpus):
+    def added(packs):
+        """The gradient that the consistency loss adds to the step's."""
+        arguments = (model_folder, random_corpus.folder, packs, "fp32", None)
+        on, off = (one_rank.run(gradients_of_step, *arguments, recipe)[0]["gradients"] for recipe in (RECIPE, ()))
+        return {name: on[name] - off[name] for name in on}
+
+    once, twice = added([SAMPLES, ALONE]), added([SAMPLES, SAMPLES])  # over 4 samples and over 8, 4 of them the same
+    largest = max(np.linalg.norm(gradient) for gradient in once.values())
+    assert largest > 0
+    for name, expected in once.items():
+        assert np.linalg.norm(twice[name] - expected) <= 1e-3 * largest, name
+
+
 def test_the_plan_counts_the_samples_that_are_contrasted(model_folder, random_corpus):
     reader = open_reader(random_corpus.folder, model_folder, "packed")
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
