@@ -6,6 +6,7 @@ text, speaker and language are those of the new manifest. The shards are the byt
 
 import functools
 import json
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class EarlierCorpus:
 
     def __init__(self, folder: Path) -> None:
         self.corpus = Corpus(folder)
+        self._lock = threading.Lock()  # a GPU's worker reads ahead in threads, and a Corpus closes files
         self._rows: dict[str, int] = {}
         for row in tqdm(range(self.corpus.index.num_rows), desc="reuse", unit="clip", leave=False):
             meta = self.corpus.meta(row)
@@ -52,7 +54,8 @@ class EarlierCorpus:
         row = self._rows.get(_identity({"source_sha256": plan.recording.sha256(), **sound_facts(plan)}))
         if row is None:
             return None
-        clip = self.corpus.clip(row, waveform=True)
+        with self._lock:
+            clip = self.corpus.clip(row, waveform=True)
         figures = {name: value for name, value in clip.meta["quality"].items() if name not in _NOT_OF_AUDIO}
         return Reused(clip.meta["source_sha256"], clip.meta["duration_sec"], figures, clip.codes, clip.flac)
 
