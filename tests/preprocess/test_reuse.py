@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -149,3 +150,28 @@ def test_codes_of_other_packages_are_taken_and_told_of(tmp_path, audio, tools, o
     assert_parts(error, str(out), "reused_pins.torch = None", "reused_pins.torch = '1.0'", "same settings")
     assert shard(out=tmp_path / "next", reuse=out, **given) == 0
     assert json.loads((tmp_path / "next/corpus.json").read_text())["reused_pins"] == reused_pins
+
+
+@pytest.mark.long
+def test_one_corrected_word_in_ten_thousand_rows_encodes_nothing(
+    tmp_path, model_folder, codec_folder, hubert_folder, monkeypatch, capsys
+):
+    """The earlier corpus has codes of noise, since encoding is what would take the time."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "audio").mkdir()
+    for number in range(10_000):
+        soundfile.write(tmp_path / f"audio/{number}.wav", rng.normal(0, 0.1, 4800), 8000)
+    rows = [{"audio": f"audio/{n}.wav", "text": "صباح الخير", "speaker": f"s{n % 100}"} for n in range(10_000)]
+    tools = {"model": model_folder, "audio_tokenizer": codec_folder, "hubert": hubert_folder}
+    given = {"manifest": write_jsonl(tmp_path / "corpus.jsonl", rows), **tools}
+    monkeypatch.setattr(make_shard, "encode", lambda *_: rng.integers(1024, size=(8, 15), dtype=np.uint16))
+    assert shard(out=tmp_path / "old", **given) == 0
+    monkeypatch.delattr(make_shard, "encode")
+    rows[4321]["text"] = "صباح النور"
+    write_jsonl(tmp_path / "corpus.jsonl", rows)
+    assert shard(out=tmp_path / "new", reuse=tmp_path / "old", **given) == 0
+    assert "reused: 10000 clips" in capsys.readouterr().out
+    old, new = Corpus(tmp_path / "old"), Corpus(tmp_path / "new")
+    assert all(np.array_equal(old.clip(row).codes, new.clip(row).codes) for row in range(10_000))
+    changed = [row for row in range(10_000) if old.meta(row)["text"] != new.meta(row)["text"]]
+    assert [new.meta(row)["source"] for row in changed] == ["audio/4321.wav"]
