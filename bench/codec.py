@@ -1,6 +1,6 @@
 """The offline stage's encoder on this machine's cores: Boson's encode, ours, and what the core could do at most.
 
-    python -m bench.codec [--minutes 2] [--out bench/results/codec.json]
+    PYTHONPATH=. python bench/codec.py [--minutes 2] [--out bench/results/codec.json]
 
 Both encode the same clips in the same process on one thread, clip by clip in turn, several times over. The codec
 has the released one's size and random weights. The limit is the network's operations (each encoder run once,

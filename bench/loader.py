@@ -1,6 +1,6 @@
 """One rank's loader on real shards: samples/s, tokens/s and MB/s by worker, against what an H200 rank takes.
 
-    python bench/loader.py [--num-clips 3000] [--index-clips 500000] [--out bench/results/loader.json]
+    PYTHONPATH=. python bench/loader.py [--num-clips 3000] [--index-clips 500000] [--out bench/results/loader.json]
 
 Writes a corpus of random codes, Arabic texts and FLAC of noise with speech-like lengths, plans an epoch and loads all
 its packs. cpu_ms_per_sample counts the processor time of loader and workers together: with more workers than cores
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from plan import cpu_model, in_fresh_process, peak_memory_mb
 
-from bench.plan import cpu_model, in_fresh_process, peak_memory_mb
 from engine.corpora import Corpora
 from engine.loader import PackReader, load_packs
 from engine.model import load_tokenizer
