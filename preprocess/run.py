@@ -1,5 +1,6 @@
 """Run the plan: keep the shards that are finished, make the others, and outlive workers that die."""
 
+import contextlib
 import time
 from dataclasses import replace
 
@@ -41,13 +42,14 @@ def make_shards(
                 results = run_ray(make_shard, to_make, lambda report: bar.add(_seconds_written(report)))
             else:
                 results = run_local(make_shard, to_make, num_workers, bar.add)
-            for number, result in results:
-                spec = to_make[number]
-                if isinstance(result, WorkerDied) and (clip := clip_in_work(spec)):
-                    died.append(replace(spec, culprits={**spec.culprits, clip.key: _culprit(clip, result)}))
-                    continue
-                reports[spec.name] = _all_failed(spec, result) if isinstance(result, WorkerDied) else result
-                refuse_many_failures("encoding", *_failures(reports), max_failure_share)
+            with contextlib.closing(results):  # an error ends the workers now: they hold the folder's lock
+                for number, result in results:
+                    spec = to_make[number]
+                    if isinstance(result, WorkerDied) and (clip := clip_in_work(spec)):
+                        died.append(replace(spec, culprits={**spec.culprits, clip.key: _culprit(clip, result)}))
+                        continue
+                    reports[spec.name] = _all_failed(spec, result) if isinstance(result, WorkerDied) else result
+                    refuse_many_failures("encoding", *_failures(reports), max_failure_share)
             to_make = died
     return [reports[spec.name] for spec in specs]
 

@@ -86,7 +86,9 @@ def test_same_bytes_where_threads_read_ahead_of_the_encoder(tmp_path, given, exp
         Recording, "decode", lambda self: (began.append(threading.current_thread().name), decode(self))[1]
     )
     monkeypatch.setattr(
-        preprocess.run, "run_local", lambda work, jobs, *_: enumerate(work(job, lambda sec: None) for job in jobs)
+        preprocess.run,
+        "run_local",
+        lambda work, jobs, *_: ((number, work(job, lambda sec: None)) for number, job in enumerate(jobs)),
     )
     assert shard(out=tmp_path / "out", workers=1, **given) == 0
     assert folder_bytes(tmp_path / "out") == expected
