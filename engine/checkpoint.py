@@ -66,9 +66,8 @@ def save(
     """Write checkpoints/step-N under `root` and point `latest` at it. One rank calls it, with gathered tensors."""
     folder = folder_of(root, step)
     temporary = root / f".{folder.name}.partial"
-    for leftover in _leftovers(root):
-        shutil.rmtree(leftover)
-    temporary.mkdir(parents=True)
+    _remove_leftovers(root)
+    temporary.mkdir(parents=True, exist_ok=True)
     write_adapter(temporary, model, masters)
     names = peft_names(model, list(masters))
     save_file(
@@ -237,8 +236,13 @@ def prune(root: Path, keep: int, newest: Path) -> None:
         if folder.resolve() != best:
             # Renamed first, so that a kill in mid-way leaves no half checkpoint under its name.
             os.replace(folder, root / f".{folder.name}.removed.partial")
+    _remove_leftovers(root)
+
+
+def _remove_leftovers(root: Path) -> None:
+    """What can't be removed now (NFS keeps a file that somebody has open) is tried again at the next save."""
     for leftover in _leftovers(root):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _leftovers(root: Path) -> list[Path]:

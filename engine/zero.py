@@ -64,6 +64,7 @@ def resolve_config(path: Path | str, recipe: Recipe, world_size: int) -> dict:
         "train_micro_batch_size_per_gpu": 1,
         "bf16.check_grad_overflow": True,
         "zero_optimization.stage": 2,
+        "zero_optimization.offload_optimizer": None,
         "optimizer.type": "AdamW",
         "optimizer.params.torch_adam": True,
         "data_types.grad_accum_dtype": "fp32",

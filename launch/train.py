@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train on this rank of the launcher's world."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what run.deterministic needs on CUDA
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # no two packs have one length
     try:
         train_on_this_rank(parse_arguments(argv))
     except InputError as error:

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_WRITE_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG),
+}
 
 
 class InputError(ValueError):
