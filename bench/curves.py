@@ -20,6 +20,7 @@ import torch.distributed as dist
 from machine import describe_machine
 
 from engine import zero
+from engine.launcher import Launcher
 from engine.metrics import METRICS_FILE
 from engine.setup import prepare
 from launch.train import train_job
@@ -112,7 +113,7 @@ def train(base: Path, shards: Path, out: Path, num_steps: int, overrides: list[s
         out=str(out),
         world_size=1,
     )
-    train_job(job, mode="auto", allow_change=[], init_adapter=None)
+    train_job(job, mode="auto", allow_change=[], init_adapter=None, launcher=Launcher())
     lines = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
     (validation,) = [line for line in lines if line["kind"] == "validation"]

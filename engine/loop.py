@@ -14,6 +14,7 @@ from engine import balance, checkpoint, zero
 from engine.evaluation import evaluate
 from engine.flops import peak_flops
 from engine.forward import to_device
+from engine.launcher import Launcher
 from engine.loader import WaitClock, load_packs
 from engine.losses import LossSums, codebook_weights, weigh
 from engine.metrics import RunLog, print_rank0, step_metrics, sum_over_ranks
@@ -25,8 +26,11 @@ from engine.stream import Stream
 from preprocess.errors import InputError
 
 
-def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
-    """Train from `progress.step` to the end of the recipe, or until asked to stop; collective over all ranks."""
+def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launcher) -> Progress:
+    """Train from `progress.step` to the end of the recipe, or until asked to stop; collective over all ranks.
+
+    A `launcher` that is gone asks too.
+    """
     run = job.recipe.run
     log = RunLog(job.out, progress.step, run.monitors)
     clock = WaitClock(
@@ -37,7 +41,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress) -> Progress:
             pin_memory=engine.device.type == "cuda",
         )
     )
-    stop = StopRequest()
+    stop = StopRequest(launcher)
     bar = tqdm(
         total=job.total_steps,
         initial=progress.step,

@@ -16,6 +16,7 @@ from preprocess.errors import InputError, exit_on_input_error
 from preprocess.storage import DEFAULT_CACHE, Cache
 
 if TYPE_CHECKING:
+    from engine.launcher import Launcher
     from engine.setup import Job
 
 EXAMPLE = (
@@ -121,6 +122,10 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
             f"For example: {EXAMPLE}",
         )
 
+    from engine.launcher import Launcher
+
+    launcher = Launcher()
+
     # Imported late, so that --help and a wrong command line answer at once.
     import deepspeed
     import torch
@@ -141,11 +146,11 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
         ),
     )
     deepspeed.init_distributed()
-    train_job(job, arguments.resume, arguments.allow_change, arguments.init_adapter)
+    train_job(job, arguments.resume, arguments.allow_change, arguments.init_adapter, launcher)
     torch.distributed.destroy_process_group()
 
 
-def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str | None) -> None:
+def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str | None, launcher: "Launcher") -> None:
     """From where the run begins to its end, in this rank's process group. A finished run loads no model."""
     from engine.loop import train
     from engine.metrics import print_rank0
@@ -159,7 +164,7 @@ def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str 
             engine = build_engine(job)
             restore(engine, start)
             announce(job, progress)
-            progress = train(engine, job, progress)
+            progress = train(engine, job, progress, launcher)
             engine.destroy()
     if progress.step < job.total_steps:
         print_rank0(f"stopped at step {progress.step} of {job.total_steps}, saved; the same command resumes")
