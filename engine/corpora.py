@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.errors import InputError
-from preprocess.shards import CORPUS_FILE, Clip, Corpus
+from preprocess.shards import CORPUS_FILE, INDEX_SCHEMA, QUALITY, Clip, Corpus
 from preprocess.storage import Cache
 
 # What samples are read with: a model can be trained on but one of each.
@@ -23,17 +23,32 @@ _SHARED = (
     ("layout", "normaliser_version"),
 )
 
+# Of the index, training reads these columns, and in types that take less memory: planning a million clips then fits
+# into 500 MB. A member that does not fit is refused by Arrow as the index is read.
+_NOT_READ = {"duration_sec", "language", "reason", *QUALITY}
+_NUMBERED = {"shard", "speaker", "split"}
+
+
+def _narrow(field: pa.Field) -> pa.Field:
+    if field.name in _NUMBERED:
+        return field.with_type(pa.dictionary(pa.int32(), pa.string()))
+    return field.with_type(pa.uint32()) if field.name.endswith(("_bytes", "_crc32")) else field
+
+
+TRAINING_SCHEMA = pa.schema([_narrow(field) for field in INDEX_SCHEMA if field.name not in _NOT_READ])
+
 
 class Corpora:
     """One corpus or several that agree on codec, text tokenizer, system text and normaliser, read as one.
 
-    `info` is that of the first. `index` holds the rows of all, with one more column, `corpus` (int32, from 0).
+    `info` is that of the first. `index` holds the rows of all: the columns of TRAINING_SCHEMA and one more, `corpus`
+    (int32, from 0).
     A folder may be an address of fsspec, whose files then go through `cache`. Raises InputError for folders that
     disagree or are given twice.
     """
 
     def __init__(self, folders: Sequence[Path | str], cache: Cache | None = None) -> None:
-        self.corpora = [Corpus(folder, cache) for folder in folders]
+        self.corpora = [Corpus(folder, cache, TRAINING_SCHEMA) for folder in folders]
         self.folders = [corpus.folder for corpus in self.corpora]
         self.info = self.corpora[0].info
         self.fingerprints: list[str] = []
@@ -48,6 +63,8 @@ class Corpora:
         self.index = pa.concat_tables(
             corpus.index.append_column("corpus", number) for corpus, number in zip(self.corpora, numbers, strict=True)
         )
+        # What Arrow keeps of unpacking the files.
+        pa.default_memory_pool().release_unused()
 
     def clip(self, row: int, waveform: bool = False) -> Clip:
         """The clip of row `row` of `index`, with its FLAC bytes where `waveform` and the shard has them."""

@@ -80,10 +80,10 @@ class Draw:
 class Split:
     """N samples of the split `name`: first those whose references are drawn, then those whose dialogue names them.
 
-    index: table of preprocess.shards.INDEX_SCHEMA, of several corpora that of engine.corpora. Of the clips with
-    `use`, each that `draws_reference` is a target with references from the same speaker's other clips of the split,
-    or with none where there is no other; and each of its `dialogues` is a sample with the references it names, in
-    whatever split of its corpus they lie. references_per_sample: how many are drawn, fewer where the speaker has
+    index: table of preprocess.shards.INDEX_SCHEMA, or that of engine.corpora, of one corpus or several. Of the clips
+    with `use`, each that `draws_reference` is a target with references from the same speaker's other clips of the
+    split, or with none where there is no other; and each of its `dialogues` is a sample with the references it names,
+    in whatever split of its corpus they lie. references_per_sample: how many are drawn, fewer where the speaker has
     fewer other clips.
     `target`, int32 [N], is a row of the index; `dialogue`, int32 [N], the position of a dialogue
     in the clip's own list, or -1. `corpus` and `speaker`, int32 [rows], are numbers of each row of the index.

@@ -245,8 +245,9 @@ def read_info(storage: LocalFolder | RemoteFolder) -> dict:
     return info
 
 
-def read_index(storage: LocalFolder | RemoteFolder, info: dict) -> pa.Table:
-    """The index, once it has the hash that corpus.json gives. Raises InputError."""
+def read_index(storage: LocalFolder | RemoteFolder, info: dict, schema: pa.Schema = INDEX_SCHEMA) -> pa.Table:
+    """The columns of `schema` of the index, once it has the hash that corpus.json gives. Raises InputError."""
+    numbered = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     entry = info["index"]
     descriptor = storage.open(entry)
     with open(descriptor, "rb") as file:
@@ -258,27 +259,33 @@ def read_index(storage: LocalFolder | RemoteFolder, info: dict) -> pa.Table:
                 f"{entry['sha256'][:12]}, as {CORPUS_FILE} says",
                 "The index changed or decayed: copy the folder again.",
             )
-        return pq.read_table(file, schema=INDEX_SCHEMA)
+        return pq.read_table(file, schema=schema, read_dictionary=numbered)
 
 
 class Corpus:
     """A finished corpus, open for reading: `info` (corpus.json), `index` (a row a clip) and the clips.
 
     folder: a path, or an address of fsspec (s3://bucket/shards), whose files then go through `cache`.
+    schema: what to read of the index, at least INDEX_SCHEMA's first eleven columns; their types may be narrower.
     Opening compares the index with its hash in corpus.json, and each shard's size; each member's crc32 is checked as
     it is read. File descriptors open on first use, so a Corpus may be handed to worker processes.
     """
 
-    def __init__(self, folder: Path | str, cache: Cache | None = None) -> None:
+    def __init__(self, folder: Path | str, cache: Cache | None = None, schema: pa.Schema = INDEX_SCHEMA) -> None:
         self._storage = open_folder(folder, cache)
         self.folder = self._storage.root
         self._files: dict[str, int] = {}
         self.info = read_info(self._storage)
         self._storage.check([*self.info["shards"], self.info["index"]])
-        self.index = read_index(self._storage, self.info)
+        self.index = read_index(self._storage, self.info, schema)
         self._shards = {shard["name"]: shard for shard in self.info["shards"]}
-        # Whole columns as numpy: an element of an arrow column costs as much as reading a member.
-        self._places = {name: self.index.column(name).to_numpy() for name in INDEX_SCHEMA.names[2:11]}
+        # Whole columns as numpy: an element of an arrow column costs as much as reading a member. The index then
+        # shares their memory, and the pieces they were read in are freed.
+        self._places = {}
+        for name in INDEX_SCHEMA.names[2:11]:
+            number = self.index.column_names.index(name)
+            self._places[name] = self.index.column(number).to_numpy()
+            self.index = self.index.set_column(number, self.index.field(number), pa.array(self._places[name]))
 
     @property
     def fingerprint(self) -> str:

@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -140,6 +141,26 @@ def test_those_who_train_without_a_reference_are_others_each_epoch():
     assert 10 < len(without[0] & without[1]) < 45  # 25 by chance
     packs = make_plan([{**r, "split": "val"} for r in rows], split="val", share_without_reference=0.25)
     assert all(sample.references for pack in packs.evaluation_packs() for sample in pack.samples)
+
+
+def test_evaluation_takes_each_sample_once_whatever_the_repeat():
+    rows = [row(f"clip{number:02d}", split="val") for number in range(20)]
+    for times in (0.25, 3.0):
+        packs = make_plan(rows, split="val", repeat=[times]).evaluation_packs()
+        assert sorted(sample.target for pack in packs for sample in pack.samples) == list(range(20))
+
+
+def test_the_narrow_index_of_training_plans_what_the_whole_one_does(random_corpus, twin_corpus):
+    whole = [random_corpus.index, twin_corpus.index]
+    numbers = [pa.array([number] * len(index), pa.int32()) for number, index in enumerate(whole)]
+    whole = pa.concat_tables(i.append_column("corpus", n) for i, n in zip(whole, numbers, strict=True))
+    narrow = Corpora([random_corpus.folder, twin_corpus.folder]).index
+    assert narrow.nbytes < whole.nbytes
+    assert narrow.to_pylist() == whole.select(narrow.column_names).to_pylist()
+    settings = {"references_per_sample": 2, "repeat": [1, 0.5], "max_tokens": 600, "packs_per_step": 2}
+    plans = [make_plan(index, **settings) for index in (narrow, whole)]
+    steps = [[plan.step(number) for number in range(plan.total_steps(2))] for plan in plans]
+    assert steps[0] == steps[1]
 
 
 def test_speakers_of_two_corpora_are_two_even_under_one_name():
