@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 import torch
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
+from plan import cpu_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HubertConfig
 
@@ -228,11 +229,6 @@ def private_bytes() -> int:
     """Memory that this process shares with no other (Linux)."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
-
-
-def cpu_model() -> str:
-    """Name of the processor (Linux)."""
-    return Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,24 @@ REQUIRED = {
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line. Raises InputError naming every required flag that is missing."""
+    """The command line, checked; paths absolute. Raises InputError naming every required flag that is missing."""
+    args = _flags().parse_args(argv)
+    _refuse_missing(args)
+    _refuse_contradictions(args)
+    args.val_speakers = args.val_speakers or ("0" if args.val_manifest else "0.02")
+    _check_numbers(args)
+    for name in (*REQUIRED, "audio_root", "val_manifest", "reuse", "noise", "room_responses"):
+        if getattr(args, name) is not None:
+            setattr(args, name, getattr(args, name).absolute())
+    args.screening = load_screening(args.screening)
+    args.columns = parse_columns(args.columns)
+    args.slice = parse_slice(args.slice) if args.slice else None
+    args.val_audio_root = args.audio_root or (args.val_manifest and folder_of(args.val_manifest))
+    args.audio_root = args.audio_root or folder_of(args.manifest)
+    return args
+
+
+def _flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.shard",
         description=(
@@ -148,37 +165,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="say what was detected, one row as it will be trained, hours, size and time (with --audio-tokenizer and "
         "--hubert: from an encode of 3 clips); write nothing",
     )
-    args = parser.parse_args(argv)
+    return parser
 
+
+def _refuse_missing(args: argparse.Namespace) -> None:
     required = ["manifest", "model"] if args.validate_only or args.dry_run else list(REQUIRED)
     missing = [f"--{name.replace('_', '-')}" for name in required if getattr(args, name) is None]
     if missing:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in required)
         raise InputError("command line", f"no {', '.join(missing)}", flags, f"Add what is missing.\n{EXAMPLE}")
-    if args.val_manifest and args.val_speakers:
-        raise InputError(
-            "command line", "--val-manifest and --val-speakers", "one of them", "Leave out --val-speakers."
-        )
-    if args.executor == "ray" and args.device == "cuda":
-        raise InputError(
-            "command line",
-            "--executor ray and --device cuda",
-            "one of them",
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    pairs = (
+        ("val_manifest", args.val_manifest, "val_speakers", args.val_speakers, "Leave out --val-speakers."),
+        ("slice", args.slice, "finalize", args.finalize, "Run --finalize after the slices."),
+        (
+            "executor ray",
+            args.executor == "ray",
+            "device cuda",
+            args.device == "cuda",
             "GPUs work under the local executor: on many machines run a --slice on each.",
-        )
-    args.val_speakers = args.val_speakers or ("0" if args.val_manifest else "0.02")
-    _check_numbers(args)
-    for name in (*REQUIRED, "audio_root", "val_manifest", "reuse", "noise", "room_responses"):
-        if getattr(args, name) is not None:
-            setattr(args, name, getattr(args, name).absolute())
-    args.screening = load_screening(args.screening)
-    args.columns = parse_columns(args.columns)
-    args.slice = parse_slice(args.slice) if args.slice else None
-    if args.slice and args.finalize:
-        raise InputError("command line", "--slice and --finalize", "one of them", "Run --finalize after the slices.")
-    args.val_audio_root = args.audio_root or (args.val_manifest and folder_of(args.val_manifest))
-    args.audio_root = args.audio_root or folder_of(args.manifest)
-    return args
+        ),
+    )
+    for one, has_one, other, has_other, action in pairs:
+        if has_one and has_other:
+            found = f"--{one} and --{other}".replace("_", "-")
+            raise InputError("command line", found, "one of them", action)
 
 
 def folder_of(manifest: Path) -> Path:
