@@ -6,14 +6,11 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 
 from engine.forward import LossModel
-from engine.lora import add_lora
-from engine.losses import codebook_weights, weigh
 from engine.model import load_base
 from engine.plan import Pack, Sample
-from engine.recipe import Lora, Loss
 from tests.fixtures.corpus import write_random_corpus
 from tests.fixtures.model import build_model
-from tests.fixtures.steps import open_reader
+from tests.fixtures.steps import adapted_model, loss_and_gradients, open_reader
 
 SHAPES = {
     "fast forward outside layers 0 and 2": {},
@@ -39,26 +36,6 @@ def shape(request, tmp_path_factory):
     return model, write_random_corpus(folder / "corpus", model, **codes).folder
 
 
-def adapted_model(model_folder, num_checkpointed_layers=0, dropout=0.0):
-    torch.manual_seed(0)
-    lora = Lora(rank=8, alpha=16, dropout=dropout)
-    model = LossModel(add_lora(load_base(model_folder, torch.float32), lora), num_checkpointed_layers)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return model
-
-
-def loss_and_gradients(model, batch):
-    sums = model(batch)
-    weigh(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    return sums, gradients
-
-
 SAMPLES = tuple(
     Sample(target=target, dialogue=-1, references=references, num_tokens=0)
     for target, references in [(1, (0,)), (4, ()), (2, (3, 0)), (5, (1,)), (7, (6,))]
@@ -78,8 +55,12 @@ def assert_same(found, expected):
 def test_packed_equals_boson_for_losses_answers_and_every_gradient(shape):
     model_folder, corpus_folder = shape
     model = adapted_model(model_folder)
-    boson = loss_and_gradients(model, open_reader(corpus_folder, model_folder, "boson")[Pack(SAMPLES)].batch)
-    packed = loss_and_gradients(model, open_reader(corpus_folder, model_folder, "packed")[Pack(SAMPLES)].batch)
+    boson, packed = (
+        loss_and_gradients(
+            model, open_reader(corpus_folder, model_folder, forward)[Pack(SAMPLES)].batch, len(SAMPLES)
+        )
+        for forward in ("boson", "packed")
+    )
     assert_same(packed, boson)
     silent = {name for name, gradient in boson[1].items() if gradient.norm() == 0}
     assert not silent, "these have no gradient, so the comparison proves nothing for them"
@@ -109,7 +90,7 @@ def test_recomputed_layers_give_the_same_gradients_dropout_included(shape):
     for layers in (0, 3):
         model = adapted_model(model_folder, num_checkpointed_layers=layers, dropout=0.3)
         torch.manual_seed(11)
-        results.append(loss_and_gradients(model, batch))
+        results.append(loss_and_gradients(model, batch, len(SAMPLES)))
     assert_same(results[1], results[0])
 
 

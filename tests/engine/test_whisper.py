@@ -9,15 +9,12 @@ import torch
 import torch.distributed as dist
 
 from engine import zero
-from engine.forward import LossModel
 from engine.loader import WaitClock
 from engine.loop import train_step
-from engine.lora import add_lora, find_targets
-from engine.losses import codebook_weights, weigh
+from engine.lora import find_targets
 from engine.metrics import sum_over_ranks
 from engine.model import load_base, load_config, load_tokenizer
 from engine.plan import packs_of_rank
-from engine.recipe import Lora, Loss
 from engine.sample import build_sample, collate, make_collator
 from engine.setup import build_engine
 from engine.stream import lay_out
@@ -25,7 +22,7 @@ from preprocess.errors import InputError
 from preprocess.shards import Clip
 from tests.fixtures.corpus import write_clips
 from tests.fixtures.model import build_model
-from tests.fixtures.steps import make_job
+from tests.fixtures.steps import adapted_model, loss_and_gradients, make_job
 
 SYSTEM_TEXT = "Generate audio following instruction."
 
@@ -55,30 +52,11 @@ def samples(folder, conditioning, references=REFERENCES):
     return [build_sample(tokenizer, config, SYSTEM_TEXT, r, "five six", TARGET, conditioning) for r in references]
 
 
-def adapted(folder):
-    torch.manual_seed(0)
-    model = LossModel(add_lora(load_base(folder, torch.float32), Lora(rank=8, alpha=16, dropout=0.0), "both"))
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return model
-
-
-def loss_and_gradients(model, batch):
-    sums = model(batch)
-    weigh(sums, 9, 100, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    model.zero_grad()
-    return sums, gradients
-
-
 @pytest.mark.parametrize("conditioning", ["whisper", "both"])
 def test_packed_equals_bosons_collator_and_forward(tower_folder, conditioning):
-    model, config = adapted(tower_folder), load_config(tower_folder)
-    theirs = loss_and_gradients(model, collate(samples(tower_folder, conditioning), config))
-    ours = loss_and_gradients(model, lay_out(samples(tower_folder, conditioning), config))
+    model, config = adapted_model(tower_folder, "both"), load_config(tower_folder)
+    theirs = loss_and_gradients(model, collate(samples(tower_folder, conditioning), config), 3)
+    ours = loss_and_gradients(model, lay_out(samples(tower_folder, conditioning), config), 3)
     for found, expected in zip(ours[0], theirs[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for name, gradient in theirs[1].items():
@@ -87,11 +65,11 @@ def test_packed_equals_bosons_collator_and_forward(tower_folder, conditioning):
 
 
 def test_without_a_waveform_in_the_pack_the_projector_has_gradients_of_zero(tower_folder):
-    model, config = adapted(tower_folder), load_config(tower_folder)
+    model, config = adapted_model(tower_folder, "both"), load_config(tower_folder)
     unheard = [[], []]
     with torch.no_grad():
         theirs = model(collate(samples(tower_folder, "both", unheard), config))
-    sums, gradients = loss_and_gradients(model, lay_out(samples(tower_folder, "both", unheard), config))
+    sums, gradients = loss_and_gradients(model, lay_out(samples(tower_folder, "both", unheard), config), 3)
     torch.testing.assert_close(sums.audio, theirs.audio, rtol=1e-5, atol=1e-5)
     projector = [gradient for name, gradient in gradients.items() if "audio_encoder_proj" in name]
     assert len(projector) == 2
@@ -99,7 +77,7 @@ def test_without_a_waveform_in_the_pack_the_projector_has_gradients_of_zero(towe
 
 
 def test_the_target_is_predicted_from_what_is_heard(tower_folder):
-    model, config = adapted(tower_folder), load_config(tower_folder)
+    model, config = adapted_model(tower_folder, "both"), load_config(tower_folder)
     other = Clip("short", {}, SHORT.codes, clip("other", 0.93, 5).flac)
     with torch.no_grad():
         losses = [
