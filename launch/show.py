@@ -2,6 +2,7 @@
 
 python -m launch.show shards/                                     a table of the clips
 python -m launch.show shards/ KEY --model BASE --image key.png    one clip, and a training sample of it
+python -m launch.show shards/ KEY --audio key.wav --audio-tokenizer CODEC --hubert HUBERT    its codes, to hear
 """
 
 import argparse
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from preprocess.shards import Clip, Corpus
 
 EXAMPLE = "python -m launch.show shards/ salma_000-4ff6fc31ff38 --model higgs-audio-v2-generation-3B-base"
+EXAMPLE_AUDIO = "python -m launch.show shards/ KEY --audio key.wav --audio-tokenizer CODEC --hubert HUBERT"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,7 +30,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("key", metavar="KEY", nargs="?", help="a clip's key, or the beginning of one")
     parser.add_argument("--model", metavar="FOLDER", type=Path, help="base model: its tokenizer and config are read")
     parser.add_argument("--image", metavar="PNG", type=Path, help="the sample's codes as a picture")
-    parser.add_argument("--audio", metavar="FILE", type=Path, help="the clip's 16 kHz waveform as a FLAC file")
+    parser.add_argument(
+        "--audio",
+        metavar="FILE",
+        type=Path,
+        help="the clip's 16 kHz waveform as a FLAC file; with --audio-tokenizer and --hubert its codes, decoded to a "
+        "WAV file, and those of its reference beside it (FILE_reference.wav): what the model is trained on",
+    )
+    parser.add_argument("--audio-tokenizer", metavar="FOLDER", type=Path, help="the codec of the corpus, for --audio")
+    parser.add_argument("--hubert", metavar="FOLDER", type=Path, help="the HuBERT that the codec is built on")
     parser.add_argument("--lines", metavar="N", type=int, default=50, help="clips in the table (50; 0 for all)")
     arguments = parser.parse_args(argv)
     needs = [name for name in ("model", "image", "audio") if getattr(arguments, name) and not arguments.key]
@@ -37,6 +47,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("command line", found, "a clip, and the model that sees it", f"For example: {EXAMPLE}")
     if arguments.image and not arguments.model:
         raise InputError("command line", "--image without --model", "the model that sees it", f"Example: {EXAMPLE}")
+    decodes = {name: getattr(arguments, name) for name in ("audio", "audio_tokenizer", "hubert")}
+    if (arguments.audio_tokenizer or arguments.hubert) and None in decodes.values():
+        missing = " and ".join(f"--{name.replace('_', '-')}" for name, value in decodes.items() if value is None)
+        expected = "all of --audio, --audio-tokenizer and --hubert, to decode codes"
+        raise InputError("command line", f"no {missing}", expected, f"Add it to hear the codes:\n{EXAMPLE_AUDIO}")
     return arguments
 
 
@@ -149,10 +164,37 @@ def _save_image(sample, config, path: Path) -> None:
     write_atomically(path, data.getvalue())
 
 
+def save_audio(corpus: "Corpus", row: int, clip: "Clip", arguments: argparse.Namespace) -> None:
+    """Write the stored waveform; with the codec, the decoded codes of the clip and of its sample's references.
+
+    Raises InputError where there is neither waveform nor codec.
+    """
+    if arguments.audio_tokenizer:
+        from launch.decoded import write_decoded
+
+        _, references, _ = choose_references(corpus, row)
+        clips = [reference for _, reference in references]
+        paths = write_decoded(corpus, clip, clips, arguments.audio_tokenizer, arguments.hubert, arguments.audio)
+        for path, of in zip(paths, [clip, *clips], strict=True):
+            print(f"{path}: the codes of {of.key}, decoded")
+        return
+    from preprocess.shards import write_atomically
+
+    if clip.flac is None:
+        raise InputError(
+            clip.key,
+            "no waveform",
+            "a corpus with waveforms, or the codec",
+            f"Hear its codes: {EXAMPLE_AUDIO}",
+        )
+    write_atomically(arguments.audio, clip.flac)
+    print(f"{arguments.audio}: the clip at 16 kHz")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Show; write the files that were asked for."""
     arguments = parse_arguments(argv)
-    from preprocess.shards import Corpus, write_atomically
+    from preprocess.shards import Corpus
 
     corpus = Corpus(arguments.shards)
     if not arguments.key:
@@ -167,11 +209,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {name}: {value}")
     if arguments.model:
         show_sample(corpus, row, arguments.model, arguments.image)
-    if arguments.audio and clip.flac is None:
-        raise InputError(clip.key, "no waveform", "a corpus with waveforms", "Encode with --waveforms flac.")
     if arguments.audio:
-        write_atomically(arguments.audio, clip.flac)
-        print(f"{arguments.audio}: the clip at 16 kHz")
+        save_audio(corpus, row, clip, arguments)
     return 0
 
 

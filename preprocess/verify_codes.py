@@ -11,7 +11,7 @@ from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 from tqdm import tqdm
 
 from preprocess.audio import probe
-from preprocess.codec import hubert_from, load_codec
+from preprocess.codec import CodecFacts, hubert_from, load_codec
 from preprocess.errors import InputError
 from preprocess.recording import Recording
 from preprocess.shards import Clip, Corpus
@@ -30,15 +30,7 @@ def verify_codes(
     are nan where no clip was compared. Raises InputError for another codec, and without `audio_root` where the
     corpus names its sources by relative paths.
     """
-    _, facts = load_codec(codec, hubert)
-    recorded = corpus.info["codec"]["fingerprint"]
-    if facts.fingerprint != recorded:
-        raise InputError(
-            str(codec),
-            f"a codec with fingerprint {facts.fingerprint[:12]}",
-            f"{recorded[:12]}, as corpus.json says",
-            "Name the codec and the HuBERT that the corpus was made with.",
-        )
+    _, facts = load_codec_of(corpus, codec, hubert)
     clips = [corpus.clip(row) for row in choose(corpus, num_clips)]
     sources = [_source(clip, audio_root) for clip in clips]
     torch.set_num_threads(1)  # as the workers that encoded
@@ -63,6 +55,20 @@ def verify_codes(
             found = f"{same.size - same.sum()} of {same.size} codes that differ"
             problems.append(InputError(where, found, f"those of Boson's encode of {source}", _AGAIN))
     return equal / total if total else np.full(facts.num_codebooks, np.nan), problems
+
+
+def load_codec_of(corpus: Corpus, codec: Path, hubert: Path) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
+    """As preprocess.codec.load_codec. Raises InputError for another codec than the corpus was made with."""
+    tokenizer, facts = load_codec(codec, hubert)
+    recorded = corpus.info["codec"]["fingerprint"]
+    if facts.fingerprint != recorded:
+        raise InputError(
+            str(codec),
+            f"a codec with fingerprint {facts.fingerprint[:12]}",
+            f"{recorded[:12]}, as corpus.json says",
+            "Name the codec and the HuBERT that the corpus was made with.",
+        )
+    return tokenizer, facts
 
 
 def choose(corpus: Corpus, num_clips: int) -> Sequence[int]:

@@ -1,13 +1,20 @@
 """Showing a corpus: the clips, and one training sample as the model sees it."""
 
 import io
+import json
 import re
+import shutil
 
+import numpy as np
 import pytest
 import soundfile
+import torch
+from boson_multimodal.audio_processing.higgs_audio_tokenizer import load_higgs_audio_tokenizer
 
 from engine.sample import IGNORE_INDEX, build_sample
+from launch.decoded import decode_codes
 from launch.show import choose_references, find_row, main
+from preprocess.codec import hubert_from, load_codec
 from preprocess.errors import InputError
 from preprocess.shards import Corpus
 from tests.preprocess.helpers import assert_parts
@@ -61,3 +68,48 @@ def test_a_key_that_is_not_one_clip_is_refused(corpus):
     with pytest.raises(InputError) as caught:
         main([str(corpus.folder), "000"])
     assert_parts(caught.value, "command line", "KEY without --model", "a clip, and the model", "launch.show")
+
+
+def test_the_codes_of_target_and_reference_are_heard_as_boson_decodes_them(
+    corpus, codec_folder, hubert_folder, tmp_path, capsys
+):
+    """Boson's own loader and `decode`, with none of our faster paths, and its serve engine's way to call it."""
+    row, out = 5, tmp_path / "x.wav"
+    codec = ["--audio-tokenizer", str(codec_folder), "--hubert", str(hubert_folder)]
+    assert main([str(corpus.folder), corpus.clip(row).key, "--audio", str(out), *codec]) == 0
+    _, ((_, reference),), _ = choose_references(corpus, row)
+    said = capsys.readouterr().out
+    with hubert_from(hubert_folder):
+        boson = load_higgs_audio_tokenizer(str(codec_folder), device="cpu")
+    tokenizer, facts = load_codec(codec_folder, hubert_folder)
+    for path, clip in ((out, corpus.clip(row)), (tmp_path / "x_reference.wav", reference)):
+        assert f"{path}: the codes of {clip.key}, decoded" in said
+        expected = boson.decode(torch.from_numpy(clip.codes.astype(np.int64)).unsqueeze(0))[0, 0]
+        np.testing.assert_array_equal(decode_codes(tokenizer, clip.codes), expected)
+        samples, rate_hz = soundfile.read(path)
+        assert rate_hz == facts.sample_rate_hz == boson.sample_rate
+        np.testing.assert_allclose(samples, expected, atol=1 / 32768)
+        assert np.ptp(samples) > 0.001
+    assert sorted(tmp_path.iterdir()) == [out, tmp_path / "x_reference.wav"]
+
+
+def test_codes_are_not_decoded_without_the_corpus_s_own_codec(corpus, codec_folder, hubert_folder, tmp_path):
+    key, out = corpus.clip(0).key, tmp_path / "x.wav"
+    with pytest.raises(InputError) as caught:
+        main([str(corpus.folder), key, "--audio", str(out), "--audio-tokenizer", str(codec_folder)])
+    assert_parts(caught.value, "command line", "no --hubert", "to decode codes", "launch.show shards/ KEY --audio")
+    other = shutil.copytree(corpus.folder, tmp_path / "other")
+    info = json.loads((other / "corpus.json").read_text())
+    info["codec"]["fingerprint"] = "0123456789abcdef"
+    (other / "corpus.json").write_text(json.dumps(info))
+    codec = ["--audio-tokenizer", str(codec_folder), "--hubert", str(hubert_folder)]
+    with pytest.raises(InputError) as caught:
+        main([str(other), key, "--audio", str(out), *codec])
+    assert_parts(caught.value, str(codec_folder), "fingerprint", "0123456789ab", "the corpus was made with")
+    assert not out.exists()
+
+
+def test_a_corpus_without_waveforms_is_heard_by_its_codes(random_corpus, tmp_path):
+    with pytest.raises(InputError) as caught:
+        main([str(random_corpus.folder), random_corpus.clip(0).key, "--audio", str(tmp_path / "x.flac")])
+    assert_parts(caught.value, random_corpus.clip(0).key, "no waveform", "or the codec", "--audio-tokenizer CODEC")
