@@ -10,6 +10,9 @@ from preprocess.audio import Audio
 
 _RATE_HZ = 16000
 _SPEECH_FROM = 0.5  # silero's own threshold
+_WINDOW_SAMPLES = 512
+# Silence that it hears first: without, it misses the beginning, and of a word of half a second all of it.
+_LEAD_WINDOWS = 16
 
 
 @functools.cache
@@ -21,8 +24,9 @@ def _model() -> torch.jit.ScriptModule:
 
 def speech_share(audio: Audio) -> float:
     """The share of 32 ms windows in which silero-vad hears speech, 0 to 1. The same samples give the same share."""
-    waveform = torch.from_numpy(soxr.resample(audio.waveform, audio.sample_rate_hz, _RATE_HZ).astype(np.float32))
+    waveform = soxr.resample(audio.waveform, audio.sample_rate_hz, _RATE_HZ).astype(np.float32)
+    heard = torch.from_numpy(np.pad(waveform, (_LEAD_WINDOWS * _WINDOW_SAMPLES, 0)))
     # The profiling executor of TorchScript compiles after a few calls, and rounds otherwise from then on.
     with torch.inference_mode(), torch.jit.optimized_execution(False):
-        probability = _model().audio_forward(waveform, _RATE_HZ)  # [1, windows]; forgets earlier clips
-    return round((probability > _SPEECH_FROM).float().mean().item(), 4)
+        probability = _model().audio_forward(heard, _RATE_HZ)  # [1, windows]; forgets earlier clips
+    return round((probability[:, _LEAD_WINDOWS:] > _SPEECH_FROM).float().mean().item(), 4)
