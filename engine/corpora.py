@@ -25,7 +25,7 @@ _SHARED = (
 
 # Of the index, training reads these columns, and in types that take less memory: planning a million clips then fits
 # into 500 MB. A member that does not fit is refused by Arrow as the index is read.
-_NOT_READ = {"duration_sec", "language", "reason", *QUALITY}
+_NOT_READ = {"duration_sec", "language", "reason", "speaker_similarity", *QUALITY}
 _NUMBERED = {"shard", "speaker", "split"}
 
 

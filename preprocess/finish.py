@@ -14,9 +14,11 @@ from preprocess.errors import InputError, Rejected
 from preprocess.make_shard import ShardReport
 from preprocess.manifest import Manifest
 from preprocess.same_audio import Doubles, same_audio
+from preprocess.screening import Screening
 from preprocess.shards import FAILURES_FILE, write_atomically, write_corpus
 from preprocess.speech_facts import speech_facts
 from preprocess.split import held_out_speakers
+from preprocess.voice import other_voices
 
 # Why a clip of a finished shard serves no row: by whether it is a target.
 _LOST = {True: "reference_lost", False: "target_lost"}
@@ -55,20 +57,22 @@ def finish(
     assert rows.keys() | lost.keys() == table.clips.keys()
     assert not rows.keys() & lost.keys()
 
+    copies = {key for key, clip in table.clips.items() if clip.derived_from}
+    originals = {key: row for key, row in rows.items() if key not in copies}
     rejected_rows = manifest.rejected + table.rejected
     doubles = same_audio(rows, table.clips)
+    strangers = other_voices(originals, table.clips, Screening(**settings["settings"]["screening"]))
+    unusable = lost | strangers
     written = []
     for use in table.uses:
-        error = _why_lost(manifest, table, use, lost, doubles)
+        error = _why_lost(manifest, table, use, unusable, doubles)
         if error:
             rejected_rows.append((use.line, error))
         else:
             written.append(use)
     lines = [use.line for use in written] + [line for line, _ in rejected_rows]
     assert len(set(lines)) == len(lines) == manifest.num_rows, "a manifest row twice, or in no account"
-    copies = {key for key, clip in table.clips.items() if clip.derived_from}
-    originals = {key: row for key, row in rows.items() if key not in copies}
-    _mark_usable(originals, table, written, doubles)
+    _mark_usable(originals, table, written, doubles, strangers)
     validation = _validation_clips(originals, table, written, settings["settings"])
     for key, row in originals.items():
         row["split"] = "val" if key in validation else "train"
@@ -84,7 +88,7 @@ def finish(
             "at least one utterance",
             f"The first problem: {rejected_rows[0][1]} All of them: {out / FAILURES_FILE}",
         )
-    outcome = _outcome(originals, copies, reports, written, rejected_rows, lost)
+    outcome = _outcome(originals, copies, reports, written, rejected_rows, lost, strangers)
     shards = [_shard_facts(report) for report in reports if report.rows]
     write_corpus(
         out,
@@ -131,7 +135,9 @@ def _references(table: ClipTable, use: Use) -> list[str]:
     return [reference["key"] for reference in table.clips[use.key].dialogues[use.position]["references"]]
 
 
-def _mark_usable(rows: dict[str, dict], table: ClipTable, written: list[Use], doubles: Doubles) -> None:
+def _mark_usable(
+    rows: dict[str, dict], table: ClipTable, written: list[Use], doubles: Doubles, strangers: dict[str, Rejected]
+) -> None:
     """Keep the dialogues that are whole; a clip that no row needs any more is not used."""
     targets = {use.key for use in table.uses}
     needed = {use.key for use in written} | {key for use in written for key in _references(table, use)}
@@ -141,7 +147,11 @@ def _mark_usable(rows: dict[str, dict], table: ClipTable, written: list[Use], do
         row["draws_reference"] &= key not in doubles
         if key not in needed:
             row["use"] = False
-            row["reason"] = doubles[key][0] if key in doubles else _LOST[key in targets]
+            row["reason"] = _LOST[key in targets]
+            if key in doubles:
+                row["reason"] = doubles[key][0]
+            elif key in strangers:
+                row["reason"] = strangers[key].reason
 
 
 def _follow_original(row: dict, original: dict | None) -> None:
@@ -185,6 +195,7 @@ def _outcome(
     written: list[Use],
     rejected_rows: list[tuple[int, Rejected]],
     lost: dict[str, Rejected],
+    strangers: dict[str, Rejected],
 ) -> Outcome:
     """rows: those of recordings. copies: keys of the noisy ones, which count as nothing but copies."""
     status = Counter(error.status for _, error in rejected_rows)
@@ -195,6 +206,9 @@ def _outcome(
         for key, seconds in sorted(report.lost_sec.items()):
             if key not in copies:
                 lost_hours[report.rejected[key].reason] += seconds / 3600
+    for key, error in sorted(strangers.items()):
+        if rows[key]["reason"] == error.reason:
+            lost_hours[error.reason] += rows[key]["duration_sec"] / 3600
     speakers = {split: {r["speaker"] for r in rows.values() if r["split"] == split} for split in ("train", "val")}
     return Outcome(
         rows={"written": len(written), **{name: status[name] for name in ("merged", "screened", "failed")}},

@@ -27,6 +27,7 @@ _PLOTS = (
     ("code_entropy_bits", "Code entropy", "bits a codebook"),
     ("silence_share", "Silence", "of the clip"),
     ("speech_share", "Speech (silero-vad)", "of the clip"),
+    ("speaker_similarity", "Voice, to the speaker's others", "similarity"),
 )
 
 

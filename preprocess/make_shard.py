@@ -27,6 +27,7 @@ from preprocess.read_ahead import read_ahead
 from preprocess.reuse import EarlierCorpus, Reused, open_earlier, sound_facts
 from preprocess.screening import claims_arabic, screen
 from preprocess.shards import QUALITY, Clip, sha256_file, write_atomically, write_shard
+from preprocess.voice import voice_of
 from preprocess.voice_activity import speech_share
 
 FRAGMENTS_FOLDER = "fragments"
@@ -36,7 +37,8 @@ FRAGMENTS_FOLDER = "fragments"
 class ShardReport:
     """What became of a shard's clips: index rows (all columns but split, use, reason) or why there is none.
 
-    Rows also hold what is decided by once all shards are made: source_sha256 and num_digits.
+    Rows also hold what is decided by once all shards are made: source_sha256, num_digits and, where the screening
+    asks for it, the voice.
 
     `lost_sec` is the decoded length of screened clips. A shard of which no clip is left has no tar: 0 bytes.
     `num_reused` clips were not encoded; a kept shard no longer knows.
@@ -67,6 +69,7 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
             reused = audio if isinstance(audio, Reused) else None
             progress(duration_sec)
             quality = _screened_figures(spec, plan, audio)
+            voice = _voice(spec, plan, audio)
             if plan.disturbance and not reused:
                 audio = disturb(audio, plan.disturbance, spec.noise, spec.room_responses)
                 waveform = at_codec_rate(audio.waveform, audio.sample_rate_hz, facts.sample_rate_hz)
@@ -87,7 +90,7 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
         num_reused += reused is not None
         clips.append(Clip(plan.key, meta, codes, flac))
         lengths = {"frames": codes.shape[1], "waveform_samples": flac_samples(flac) if flac else 0}
-        extra[plan.key] = {**lengths, **_index_columns(spec.model, plan, meta)}
+        extra[plan.key] = {**lengths, **_index_columns(spec.model, plan, meta), **voice}
     clips.sort(key=lambda clip: clip.key)
     assert len(clips) + len(rejected) == len(spec.clips)
     path = spec.out / f"{spec.name}.tar"
@@ -160,6 +163,13 @@ def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) ->
             figures["speech_share"] = speech_share(plan.recording.decode() if isinstance(audio, Reused) else audio)
         screen(spec.screening, figures, where)
     return figures
+
+
+def _voice(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) -> dict[str, str | None]:
+    """What tells whose voice a clip is in, where the screening asks for it; a noisy copy is judged by its clip."""
+    if spec.screening.min_speaker_similarity is None or plan.disturbance:
+        return {}
+    return {"voice": voice_of(plan.recording.decode() if isinstance(audio, Reused) else audio)}
 
 
 def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> dict:

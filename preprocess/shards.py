@@ -91,6 +91,7 @@ INDEX_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
     + [(name, pa.float32()) for name in QUALITY]
+    + [("speaker_similarity", pa.float32())]  # preprocess.voice; null where it was not measured
 )
 
 

@@ -102,7 +102,7 @@ LIST = [
     ("96khz.wav", at_rate(96000), "used", None, None),
     ("two_hours.wav", two_hours, "screened", "too_long", "7200.00 s of audio"),
     ("silence.wav", silence, "screened", "too_quiet", "an RMS level of -120.0 dBFS"),
-    ("short.wav", a_twentieth_of_a_second, "screened", "too_short", "0.05 s of audio"),
+    ("short.wav", a_twentieth_of_a_second, "screened", "too_short", "0.050 s of audio"),
 ]
 
 

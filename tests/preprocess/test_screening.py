@@ -119,7 +119,7 @@ def test_every_filter_of_the_arabic_recipe_is_on_and_its_drops_are_counted(scree
     assert corpus.info["rows"] == {"written": 1, "merged": 0, "screened": len(ROWS) - 1, "failed": 0}
     assert set(corpus.info["lost_hours"]) == {row[3] for row in ROWS if row[3]}
     chosen = corpus.info["settings"]["screening"]
-    assert None not in chosen.values()
+    assert [name for name, value in chosen.items() if value is None] == ["min_speaker_similarity"]
     assert chosen["min_bandwidth_hz"] == 5000
 
 
@@ -169,10 +169,13 @@ def test_a_wrong_recipe_says_everything_that_is_wrong(tmp_path):
     with pytest.raises(InputError) as caught:
         load_screening(path)
     assert_parts(caught.value, str(path), "nearest: min_bandwidth_hz", "preprocess/screening.py", "Correct")
-    path.write_text("min_rms_dbfs: -5\nmax_rms_dbfs: -50\nwarn_share: 20\nall_arabic: true")
+    path.write_text(
+        "min_rms_dbfs: -5\nmax_rms_dbfs: -50\nwarn_share: 20\nmin_speaker_similarity: 75\nall_arabic: true"
+    )
     with pytest.raises(InputError) as caught:
         load_screening(path)
-    assert_parts(caught.value, str(path), "min_rms_dbfs=-5.0; warn_share=20.0; all_arabic=True", "0 to 1", "Correct")
+    found = "min_rms_dbfs=-5.0; warn_share=20.0; min_speaker_similarity=75.0; all_arabic=True"
+    assert_parts(caught.value, str(path), found, "0 to 1", "Correct")
     path.write_text("max_peak: loud")
     with pytest.raises(InputError, match="max_peak: found"):
         load_screening(path)

@@ -1,0 +1,220 @@
+"""What screening, silero-vad and Resemblyzer make of human speech: Debian's prompts of five voices, and espeak-ng's.
+
+    apt-get install asterisk-core-sounds-{en,es,fr,it,ru}-g722 asterisk-core-sounds-{en,es,fr,it,ru}, and ffmpeg
+    python bench/human_speech.py [--prompts FOLDER] [--out FILE]
+
+Which prompts the recipes drop, how figures spread, how alike a voice's clips are and how unlike another's, how many
+strangers among a speaker's clips are found, and what the two networks cost in processor time and memory. --prompts
+keeps the decoded WAV files for the next run.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import describe_machine
+from tqdm import tqdm
+
+from preprocess.audio import decode
+from preprocess.errors import Rejected
+from preprocess.layout import normalise_text
+from preprocess.quality import audio_figures, text_figures
+from preprocess.screening import Screening, load_screening, screen
+from preprocess.speech_facts import length_warning
+from preprocess.voice import speaker_similarities, voice_of
+from preprocess.voice_activity import speech_share
+from tests.fixtures.asterisk import INSTALL, prompts, write_corpus
+from tests.fixtures.speech import arabic_corpus
+
+ROOT = Path(__file__).parents[1]
+THRESHOLDS = (0.65, 0.7, 0.75, 0.8)
+LENGTHS_SEC = (0.0, 0.5, 0.8, 1.2, 2.0, 4.0, 1e9)
+DRAWS = 20  # of a group of clips, a pair of voices
+FIGURES = ("duration_sec", "rms_dbfs", "silence_share", "bandwidth_hz", "letters_per_sec", "speech_share")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=Path, help="where the WAV files are, or are to be kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "human_speech.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        human = arguments.prompts or Path(temporary) / "prompts"
+        if not (human / "corpus.jsonl").is_file():
+            chosen = prompts()
+            if not chosen:
+                raise SystemExit(f"no prompts: {INSTALL}")
+            write_corpus(human, chosen)
+        (espeak := Path(temporary) / "espeak").mkdir()
+        arabic_corpus(espeak, voices=6, sentences=20)
+        clips, costs = measure(read(human) + read(espeak))
+    spoken = [clip for clip in clips if "_" in clip["speaker"]]
+    result = {
+        **describe_machine(torch.device("cpu")),
+        "clips": Counter(clip["speaker"] for clip in clips),
+        "costs": costs,
+        "screening": {
+            "default": screened(spoken, Screening()),
+            "arabic, letters apart": screened(spoken, load_screening(ROOT / "launch/recipes/screening_arabic.yaml")),
+        },
+        "pace": pace(spoken),
+        "figures_1_50_99": figures(clips),
+        "speech_share_by_length": by_length(spoken),
+        "similarity": similarity(clips),
+        "strangers_found": strangers([clip for clip in spoken if clip["voice"]]),
+    }
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def read(folder: Path) -> list[dict]:
+    rows = map(json.loads, (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{**row, "path": folder / row["audio"]} for row in rows]
+
+
+def measure(rows: list[dict]) -> tuple[list[dict], dict]:
+    """The rows with their figures and voices; processor seconds and memory of the networks."""
+    spent, resident = Counter(), {"start": resident_mb()}
+    first = decode(rows[0]["path"])
+    for name, use in (("silero-vad", speech_share), ("Resemblyzer", voice_of)):
+        use(first)
+        resident[name] = resident_mb() - sum(resident.values())
+    clips = []
+    for row in tqdm(rows, desc="clips"):
+        audio = decode(row["path"])
+        clip = {**row, "duration_sec": audio.duration_sec}
+
+        def timed(name: str, work, audio=audio):
+            began = time.process_time()
+            found = work(audio)
+            spent[name] += time.process_time() - began
+            return found
+
+        clip |= timed("figures", audio_figures)
+        silence_sec = clip["leading_silence_sec"] + clip["trailing_silence_sec"]
+        clip |= text_figures(normalise_text(row["text"]), audio.duration_sec - silence_sec)
+        clip["speech_share"] = timed("silero-vad", speech_share)
+        clip["voice"] = timed("Resemblyzer", voice_of)
+        clips.append(clip)
+    audio_sec = sum(clip["duration_sec"] for clip in clips)
+    per_clip = {name: round(1000 * sec / len(clips), 2) for name, sec in spent.items()}
+    per_sec = {name: round(1000 * sec / audio_sec, 2) for name, sec in spent.items()}
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return clips, {
+        "audio_sec": round(audio_sec),
+        "processor_ms_a_clip": per_clip,
+        "processor_ms_a_second_of_audio": per_sec,
+        "resident_mb": {name: round(value) for name, value in resident.items()} | {"peak": round(peak_mb)},
+    }
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def screened(clips: list[dict], recipe: Screening) -> dict:
+    """How many prompts the recipe drops, by reason, with examples."""
+    dropped = defaultdict(list)
+    for clip in clips:
+        known = {name: value for name, value in clip.items() if name != "arabic_share"}
+        try:
+            screen(recipe, known, "")
+        except Rejected as error:
+            dropped[error.reason].append(f"{clip['audio']}: {clip['text'][:40]!r}: {error.found}")
+    counts = {reason: len(found) for reason, found in dropped.items()}
+    return {"of": len(clips), "dropped": counts, "examples": {reason: found[:8] for reason, found in dropped.items()}}
+
+
+def pace(clips: list[dict]) -> dict:
+    """Median seconds a letter of each voice, and the prompts that generation would have warned of by it."""
+    result = {}
+    for speaker, own in grouped(clips):
+        facts = {"sec_per_letter": float(np.median([1 / clip["letters_per_sec"] for clip in own]))}
+        warned = [clip for clip in own if length_warning(facts, clip["text"], clip["duration_sec"])]
+        texts = [f"{clip['text'][:50]} ({clip['duration_sec']:.1f} s)" for clip in warned]
+        result[speaker] = {**facts, "warned": len(warned), "of": len(own), "examples": texts[:6]}
+    return result
+
+
+def grouped(clips: list[dict]) -> list[tuple[str, list[dict]]]:
+    speakers = sorted({clip["speaker"] for clip in clips})
+    return [(speaker, [clip for clip in clips if clip["speaker"] == speaker]) for speaker in speakers]
+
+
+def figures(clips: list[dict]) -> dict:
+    return {
+        speaker: {
+            name: np.percentile([clip[name] for clip in own], [1, 50, 99]).round(3).tolist() for name in FIGURES
+        }
+        for speaker, own in grouped(clips)
+    }
+
+
+def by_length(clips: list[dict]) -> dict:
+    """Share of prompts in which silero-vad hears speech in less than 0.3, and the least, by length."""
+    result = {}
+    for low, high in itertools.pairwise(LENGTHS_SEC):
+        shares = [clip["speech_share"] for clip in clips if low <= clip["duration_sec"] < high]
+        below = sum(share < 0.3 for share in shares)
+        result[f"from {low:g} s"] = {"clips": len(shares), "below 0.3": below, "least": min(shares)}
+    return result
+
+
+def similarity(clips: list[dict]) -> dict:
+    """How alike: [min, 1 %, 5 %, median, 99 %] to the speaker's others; of another's clips, put among them alone."""
+    result = {}
+    voices = grouped([clip for clip in clips if clip["voice"]])
+    for speaker, own in voices:
+        rows = {str(n): {**clip, "speaker": speaker} for n, clip in enumerate(own)}
+        found = {"clips": len(own), "own": spread(speaker_similarities(rows, 0.0).values())}
+        for other, theirs in voices:
+            if other != speaker:
+                alone = [
+                    speaker_similarities({**rows, "x": {**clip, "speaker": speaker}}, 0.0)["x"]
+                    for clip in theirs[:60]
+                ]
+                found[other] = spread(alone)
+        result[speaker] = found
+    return result
+
+
+def spread(values) -> list[float]:
+    return np.percentile(list(values), [0, 1, 5, 50, 99]).round(3).tolist()
+
+
+def strangers(clips: list[dict]) -> dict:
+    """Share of a speaker's own clips that are dropped, and of strangers among them that are: drawn many times.
+
+    A pair of English and Spanish is left out: one woman speaks both.
+    """
+    rng, result = np.random.default_rng(0), {}
+    for number, strange in ((5, 1), (10, 1), (20, 0), (20, 1), (20, 4), (20, 8)):
+        for threshold in THRESHOLDS:
+            dropped, seen = Counter(), Counter()
+            for speaker, own in grouped(clips):
+                for other, theirs in grouped(clips):
+                    if other == speaker or {speaker[:2], other[:2]} == {"en", "es"}:
+                        continue
+                    sex = "same sex" if speaker.split("_")[2] == other.split("_")[2] else "other sex"
+                    for _ in range(DRAWS):
+                        drawn = [("own", clip) for clip in rng.choice(own, number - strange, replace=False)]
+                        drawn += [(sex, clip) for clip in rng.choice(theirs, strange, replace=False)]
+                        rows = {str(n): {**clip, "speaker": speaker} for n, (_, clip) in enumerate(drawn)}
+                        for key, value in speaker_similarities(rows, threshold).items():
+                            seen[drawn[int(key)][0]] += 1
+                            dropped[drawn[int(key)][0]] += value < threshold
+            shares = {who: round(dropped[who] / seen[who], 4) for who in seen}
+            result[f"{strange} of {number}, threshold {threshold}"] = shares
+    return result
+
+
+if __name__ == "__main__":
+    main()
