@@ -62,14 +62,19 @@ def show_corpus(corpus: "Corpus", num_lines: int) -> None:
     print(f"{corpus.folder}: {index.num_rows} clips, {sum(index.column('duration_sec').to_pylist()) / 3600:.3f} h")
     print(f"codec: {codec['num_codebooks']} codebooks of {codec['codebook_size']}, {codec['frame_rate_hz']} frames/s")
     print(f"system text: {info['layout']['system_text']!r}; normaliser {info['layout']['normaliser_version']}")
-    names = ["key", "duration_sec", "speaker", "split", "use", "reason"]
+    names = ["key", "duration_sec", "speaker", "split", "use", "reason", "speaker_similarity"]
     shown = index.num_rows if num_lines == 0 else min(num_lines, index.num_rows)
     for row, entry in enumerate(index.select(names).slice(0, shown).to_pylist()):
-        use = "used" if entry["use"] else f"not used: {entry['reason']}"
-        text = corpus.clip(row).meta["text"]
-        print(f"{entry['key']}  {entry['duration_sec']:6.2f} s  {entry['speaker']}  {entry['split']}  {use}  {text}")
+        said = [entry["speaker"], entry["split"], use_of(entry), corpus.clip(row).meta["text"]]
+        print(f"{entry['key']}  {entry['duration_sec']:6.2f} s  {'  '.join(said)}")
     if shown < index.num_rows:
         print(f"... and {index.num_rows - shown} more (--lines 0 shows all)")
+
+
+def use_of(entry: dict) -> str:
+    """Whether an index row is trained on, and why it is not; with the similarity of its voice where that decided."""
+    voice = "" if entry["speaker_similarity"] is None else f" (voice {entry['speaker_similarity']:.2f})"
+    return f"used{voice}" if entry["use"] else f"not used: {entry['reason']}{voice}"
 
 
 def find_row(corpus: "Corpus", key: str) -> int:
@@ -203,7 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     row = find_row(corpus, arguments.key)
     clip = corpus.clip(row, waveform=bool(arguments.audio))
     entry = corpus.index.slice(row, 1).to_pylist()[0]
-    print(f"{clip.key}: {entry['duration_sec']:.2f} s of {entry['speaker']}, {entry['split']}, {entry['shard']}")
+    about = [f"{entry['duration_sec']:.2f} s of {entry['speaker']}", entry["split"], entry["shard"], use_of(entry)]
+    print(f"{clip.key}: {', '.join(about)}")
     for name, value in sorted(clip.meta.items()):
         if value not in (None, []):
             print(f"  {name}: {value}")

@@ -25,10 +25,10 @@ from preprocess.planning import ShardSpec
 from preprocess.quality import audio_figures, code_entropy_bits, text_figures
 from preprocess.read_ahead import read_ahead
 from preprocess.reuse import EarlierCorpus, Reused, open_earlier, sound_facts
-from preprocess.screening import claims_arabic, screen
+from preprocess.screening import Screening, claims_arabic, screen
 from preprocess.shards import QUALITY, Clip, sha256_file, write_atomically, write_shard
-from preprocess.voice import voice_of
-from preprocess.voice_activity import speech_share
+from preprocess.voice import load_encoder, voice_of
+from preprocess.voice_activity import load_detector, speech_share
 
 FRAGMENTS_FOLDER = "fragments"
 
@@ -143,6 +143,14 @@ def clip_in_work(spec: ShardSpec) -> ClipPlan | None:
     path = _clip_path(spec)
     key = path.read_text() if path.is_file() else None
     return next((plan for plan in spec.clips if plan.key == key), None)
+
+
+def load_screening_networks(screening: Screening) -> None:
+    """Load what the screening listens with, for workers that are forked from here to share."""
+    if screening.min_speech_share is not None:
+        load_detector()
+    if screening.min_speaker_similarity is not None:
+        load_encoder()
 
 
 def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) -> dict[str, float]:

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess.failure_budget import refuse_many_failures
     from preprocess.finish import finish
     from preprocess.html_report import write_report
+    from preprocess.make_shard import load_screening_networks
     from preprocess.manifest import read_manifest
     from preprocess.noisy import add_noisy_references
     from preprocess.planning import plan_shards, probe_clips
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         refuse_many_failures(stage, failed, num_seen, args.max_failure_share)
     # What workers on the CPU share with this process. A process that has used a GPU can't be forked.
     _, codec = load_codec(args.audio_tokenizer, args.hubert, way if way.device == "cpu" else BOSONS)
+    load_screening_networks(args.screening)
     check_codec_fits(base, args.audio_tokenizer, codec)
     settings = corpus_settings(args, manifest, base, codec)
     if args.reuse:

@@ -28,9 +28,11 @@ _MAX_ROUNDS = 5
 
 
 @functools.cache
-def _encoder() -> "VoiceEncoder":
-    from resemblyzer import VoiceEncoder
+def load_encoder() -> "VoiceEncoder":
+    """Resemblyzer's network; loaded once a process, so a forked worker finds its parent's."""
+    from resemblyzer import VoiceEncoder, audio
 
+    _ = audio.librosa.feature.melspectrogram  # librosa imports its parts on first use
     return VoiceEncoder("cpu", verbose=False)
 
 
@@ -47,7 +49,7 @@ def voice_of(audio: Audio) -> str | None:
     speech = preprocess_wav(audio.waveform, audio.sample_rate_hz)
     if len(speech) < _SHORTEST_SEC * _RATE_HZ:
         return None
-    embedding = _encoder().embed_utterance(speech)
+    embedding = load_encoder().embed_utterance(speech)
     return base64.b64encode(np.round(embedding * (255 / embedding.max())).astype(np.uint8).tobytes()).decode()
 
 

@@ -16,7 +16,8 @@ _LEAD_WINDOWS = 16
 
 
 @functools.cache
-def _model() -> torch.jit.ScriptModule:
+def load_detector() -> torch.jit.ScriptModule:
+    """silero-vad; loaded once a process, so a forked worker finds its parent's."""
     from silero_vad import load_silero_vad  # sets torch's threads to 1 as it is imported
 
     return load_silero_vad()
@@ -28,5 +29,5 @@ def speech_share(audio: Audio) -> float:
     heard = torch.from_numpy(np.pad(waveform, (_LEAD_WINDOWS * _WINDOW_SAMPLES, 0)))
     # The profiling executor of TorchScript compiles after a few calls, and rounds otherwise from then on.
     with torch.inference_mode(), torch.jit.optimized_execution(False):
-        probability = _model().audio_forward(heard, _RATE_HZ)  # [1, windows]; forgets earlier clips
+        probability = load_detector().audio_forward(heard, _RATE_HZ)  # [1, windows]; forgets earlier clips
     return round((probability[:, _LEAD_WINDOWS:] > _SPEECH_FROM).float().mean().item(), 4)

@@ -2,10 +2,12 @@
 
 import base64
 import json
+import re
 
 import numpy as np
 import pytest
 
+from launch import show
 from preprocess.audio import Audio, decode
 from preprocess.shards import Corpus
 from preprocess.voice import speaker_similarities, voice_of
@@ -76,6 +78,14 @@ def test_a_clip_of_someone_else_is_dropped_and_told_with_its_similarity(out, rec
     assert corpus.info["clips"] == {"written": 12, "screened": 0, "failed": 0}
     assert corpus.info["lost_hours"] == {"other_voice": pytest.approx(stranger["duration_sec"] / 3600, abs=1e-5)}
     assert len(corpus.info["shards"]) > 2, "her clips lie in several shards"
+
+
+def test_show_tells_it_of_a_clip(out, tmp_path, capsys):
+    stranger = by_source(Corpus(out))["stranger.wav"]
+    assert show.main([str(out), stranger["key"], "--audio", str(tmp_path / "x.flac")]) == 0
+    assert f"not used: other_voice (voice {stranger['speaker_similarity']:.2f})" in capsys.readouterr().out
+    assert show.main([str(out)]) == 0
+    assert len(re.findall(r"  used \(voice 0\.\d\d\)  ", capsys.readouterr().out)) == 10
 
 
 def test_the_report_shows_similarities_and_what_was_dropped(out):
