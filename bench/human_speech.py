@@ -11,7 +11,7 @@ keeps the decoded WAV files for the next run.
 import argparse
 import itertools
 import json
-import resource
+import multiprocessing
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -22,9 +22,11 @@ import torch
 from machine import describe_machine
 from tqdm import tqdm
 
-from preprocess.audio import decode
+from preprocess.audio import Audio, decode
+from preprocess.codec import at_codec_rate
 from preprocess.errors import Rejected
 from preprocess.layout import normalise_text
+from preprocess.make_shard import load_screening_networks
 from preprocess.quality import audio_figures, text_figures
 from preprocess.screening import Screening, load_screening, screen
 from preprocess.speech_facts import length_warning
@@ -82,12 +84,8 @@ def read(folder: Path) -> list[dict]:
 
 def measure(rows: list[dict]) -> tuple[list[dict], dict]:
     """The rows with their figures and voices; processor seconds and memory of the networks."""
-    spent, resident = Counter(), {"start": resident_mb()}
-    first = decode(rows[0]["path"])
-    for name, use in (("silero-vad", speech_share), ("Resemblyzer", voice_of)):
-        use(first)
-        resident[name] = resident_mb() - sum(resident.values())
-    clips = []
+    spent, clips = Counter(), []
+    of_a_worker_mb = worker_memory_mb(decode(rows[0]["path"].parent / "demo-congrats.wav"))
     for row in tqdm(rows, desc="clips"):
         audio = decode(row["path"])
         clip = {**row, "duration_sec": audio.duration_sec}
@@ -107,17 +105,38 @@ def measure(rows: list[dict]) -> tuple[list[dict], dict]:
     audio_sec = sum(clip["duration_sec"] for clip in clips)
     per_clip = {name: round(1000 * sec / len(clips), 2) for name, sec in spent.items()}
     per_sec = {name: round(1000 * sec / audio_sec, 2) for name, sec in spent.items()}
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return clips, {
         "audio_sec": round(audio_sec),
         "processor_ms_a_clip": per_clip,
         "processor_ms_a_second_of_audio": per_sec,
-        "resident_mb": {name: round(value) for name, value in resident.items()} | {"peak": round(peak_mb)},
+        "private_mb_of_a_worker": of_a_worker_mb,
     }
 
 
-def resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+def worker_memory_mb(audio: Audio) -> dict[str, int]:
+    """Memory of its own that each network adds to a process forked after both are loaded, over half a minute."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    at_codec_rate(audio.waveform, audio.sample_rate_hz, 24000)  # loads what a worker needs anyway
+    load_screening_networks(Screening(min_speech_share=0.3, min_speaker_similarity=0.75))
+
+    def work() -> None:
+        before, gained = private_mb(), {}
+        for name, use in (("silero-vad", speech_share), ("Resemblyzer", voice_of)):
+            use(audio)
+            gained[name] = round(private_mb() - before - sum(gained.values()))
+        theirs.send(gained)
+
+    process = context.Process(target=work)
+    process.start()
+    gained = ours.recv()
+    process.join()
+    return gained
+
+
+def private_mb() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def screened(clips: list[dict], recipe: Screening) -> dict:
@@ -169,20 +188,21 @@ def by_length(clips: list[dict]) -> dict:
 
 
 def similarity(clips: list[dict]) -> dict:
-    """How alike: [min, 1 %, 5 %, median, 99 %] to the speaker's others; of another's clips, put among them alone."""
+    """How alike: [min, 1 %, 5 %, median, 99 %] of a speaker's clips to one another, and of the clips of the
+    other speaker who is most like this one, put among them one at a time.
+    """
     result = {}
     voices = grouped([clip for clip in clips if clip["voice"]])
     for speaker, own in voices:
-        rows = {str(n): {**clip, "speaker": speaker} for n, clip in enumerate(own)}
-        found = {"clips": len(own), "own": spread(speaker_similarities(rows, 0.0).values())}
-        for other, theirs in voices:
-            if other != speaker:
-                alone = [
-                    speaker_similarities({**rows, "x": {**clip, "speaker": speaker}}, 0.0)["x"]
-                    for clip in theirs[:60]
-                ]
-                found[other] = spread(alone)
-        result[speaker] = found
+        rows = {str(n): clip for n, clip in enumerate(own)}
+
+        def alone(clip: dict, rows=rows, speaker=speaker) -> float:
+            return speaker_similarities({**rows, "x": {**clip, "speaker": speaker}}, 0.0)["x"]
+
+        others = {other: spread(alone(clip) for clip in theirs[:60]) for other, theirs in voices if other != speaker}
+        nearest = max(others, key=lambda other: others[other][3])
+        own_spread = spread(speaker_similarities(rows, 0.0).values())
+        result[speaker] = {"clips": len(own), "own": own_spread, "nearest": nearest, "of nearest": others[nearest]}
     return result
 
 
