@@ -18,15 +18,20 @@ NUM_PROMPTS = 60
 
 
 @pytest.fixture(scope="module")
-def chosen():
-    """60 prompts, every so many of the two languages in the order of their names, and the longest of all."""
+def found():
+    """All English and Spanish prompts."""
     found = [prompt for prompt in prompts() if prompt[1]["language"] in ("en", "es")]
-    languages = {row["language"] for _, row in found}
-    if languages != {"en", "es"} or not shutil.which("ffmpeg"):
+    if {row["language"] for _, row in found} != {"en", "es"} or not shutil.which("ffmpeg"):
         pytest.skip(f"no human speech here: {INSTALL}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def chosen(found):
+    """60 of them, every so many in the order of their names, and the longest."""
     longest = max(found, key=lambda prompt: prompt[0].stat().st_size)
-    found.remove(longest)
-    return [*found[:: len(found) // (NUM_PROMPTS - 1)][: NUM_PROMPTS - 1], longest]
+    others = [prompt for prompt in found if prompt is not longest]
+    return [*others[:: len(others) // (NUM_PROMPTS - 1)][: NUM_PROMPTS - 1], longest]
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +91,11 @@ def test_figures_of_human_speech_are_plausible(corpus):
     assert corpus.info["speech"]["reference_sec"][0] >= 0.5
 
 
-def test_speech_is_heard_in_prompts_however_short(folder, chosen):
-    """Silero-vad hears it in most of each; in a letter that is spoken alone it may hear none."""
-    shares = {}
-    for source, row in chosen:
-        if "letters" not in source.parts:
-            shares[row["audio"]] = speech_share(decode(folder / row["audio"]))
+def test_speech_is_heard_in_the_shortest_words(tmp_path, found):
+    """Silero-vad hears it in each that is more than one letter; cold, it misses "at"."""
+    words = [prompt for prompt in found if "letters" not in prompt[0].parts and prompt[0].stat().st_size > 4000]
+    words = sorted(words, key=lambda prompt: prompt[0].stat().st_size)[:150]
+    write_corpus(tmp_path, words)
+    shares = {row["audio"]: speech_share(decode(tmp_path / row["audio"])) for _, row in words}
     assert min(shares.values()) > 0.3, sorted(shares.items(), key=lambda item: item[1])[:3]
-    assert np.median(list(shares.values())) > 0.85
+    assert np.median(list(shares.values())) > 0.8
