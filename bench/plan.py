@@ -92,6 +92,7 @@ def write_index(path: Path, num_clips: int) -> None:
         "shard": pa.array([f"shard-{number // 2000:06d}.tar" for number in range(num_clips)]),
         "frames": pa.array((duration_sec * FRAME_RATE_HZ).astype(np.int32)),
         "text_tokens": pa.array((duration_sec * 5).astype(np.int32)),
+        "system_tokens": pa.nulls(num_clips, pa.int32()),
         "duration_sec": pa.array(duration_sec),
         "speaker": pa.array([f"speaker{s:04d}" for s in speaker]),
         "language": pa.array(["ar"] * num_clips),
@@ -133,7 +134,10 @@ def measure(folder: Path, max_tokens: int) -> dict:
     samples_per_step = epoch.num_samples
     at_random = np.random.default_rng(1).permutation(len(tokens))
     speakers = (
-        index.column("speaker").combine_chunks().dictionary_encode().indices.to_numpy()[epoch.target[epoch.order]]
+        index.column("speaker")
+        .combine_chunks()
+        .dictionary_encode()
+        .indices.to_numpy()[epoch.target[epoch.sample[epoch.order]]]
     )
     # The baselines pack the samples in a random order, as the plan does.
     waiting = tokens[np.random.default_rng(2).permutation(len(tokens))]

@@ -15,12 +15,13 @@ from preprocess.errors import InputError
 from preprocess.shards import CORPUS_FILE, INDEX_SCHEMA, QUALITY, Clip, Corpus
 from preprocess.storage import Cache
 
-# What samples are read with: a model can be trained on but one of each.
+# What samples are read with: a model can be trained on but one of each. One that is not there differs from all.
 _SHARED = (
     ("codec", "fingerprint"),
     ("text_tokenizer", "fingerprint"),
     ("layout", "system_text"),
     ("layout", "normaliser_version"),
+    ("layout", "keep_system"),
 )
 
 # Of the index, training reads these columns, and in types that take less memory: planning a million clips then fits
@@ -73,7 +74,8 @@ class Corpora:
 
     def _refuse_difference(self, corpus: Corpus) -> None:
         first = self.corpora[0]
-        facts = [(f"{group}.{name}", corpus.info[group][name], first.info[group][name]) for group, name in _SHARED]
+        infos = corpus.info, first.info
+        facts = [(f"{group}.{name}", *(info[group].get(name) for info in infos)) for group, name in _SHARED]
         different = [(name, found, expected) for name, found, expected in facts if found != expected]
         if different:
             raise InputError(

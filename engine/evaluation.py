@@ -12,7 +12,7 @@ from engine.forward import to_device
 from engine.loader import PackReader, load_packs
 from engine.losses import LossSums
 from engine.metrics import loss_metrics, sum_over_ranks
-from engine.plan import LayoutCost, Pack, Sample
+from engine.plan import Pack, Sample
 
 
 def evaluate(
@@ -20,7 +20,6 @@ def evaluate(
     reader: PackReader,
     packs: Sequence[Pack],
     swapped: Sequence[Pack],
-    cost: LayoutCost,
     num_workers: int,
 ) -> dict[str, float]:
     """Losses and accuracies over `packs`, the same on every rank; rank r of W computes packs r, r+W, ...
@@ -31,13 +30,13 @@ def evaluate(
     """
     sums = _sum_losses(engine, reader, packs, num_workers)
     samples = _samples(packs)
-    audio_count = _audio_count(reader, samples)
-    metrics = loss_metrics(sums, len(samples), len(samples) * cost.text_labels, audio_count)
+    num_trained, text_count = (sum(getattr(s, name) for s in samples) for name in ("num_trained", "text_labels"))
+    metrics = loss_metrics(sums, num_trained, text_count, _audio_count(samples))
     if swapped:
         # Samples that keep their reference cancel out.
         difference = _sum_losses(engine, reader, swapped, num_workers).audio - sums.audio
         changed = [new for old, new in zip(samples, _samples(swapped), strict=True) if new != old]
-        metrics["conditioning_gain"] = float(difference.mean()) / _audio_count(reader, changed)
+        metrics["conditioning_gain"] = float(difference.mean()) / _audio_count(changed)
     return metrics
 
 
@@ -77,7 +76,5 @@ def _samples(packs: Sequence[Pack]) -> list[Sample]:
     return [sample for pack in packs for sample in pack.samples]
 
 
-def _audio_count(reader: PackReader, samples: Sequence[Sample]) -> int:
-    """Labelled positions of each codebook: the targets' frames and the end of each stream."""
-    frames = reader.corpus.index.column("frames")
-    return len(samples) + sum(int(frames[sample.target].as_py()) for sample in samples)
+def _audio_count(samples: Sequence[Sample]) -> int:
+    return sum(sample.audio_labels for sample in samples)

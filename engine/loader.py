@@ -16,6 +16,7 @@ from engine.sample import build_sample, collate
 from engine.stop import ignore_signals
 from engine.stream import Stream, lay_out, map_tensors
 from preprocess.errors import InputError
+from preprocess.layout import canonical_dialogue
 
 
 @dataclass
@@ -52,15 +53,13 @@ class PackReader(Dataset):
             target = self.corpus.clip(planned.target)
             references = [self.corpus.clip(row, waveform=hears) for row in planned.references]
             if planned.dialogue < 0:
-                target_text = target.meta["text_normalised"]
-                reference_texts = [clip.meta["text_normalised"] for clip in references]
-            else:  # a dialogue that names its references has its own texts
+                transcripts = [(clip.key, clip.meta["text_normalised"]) for clip in references]
+                own = target.meta.get("system_text")
+                dialogue = canonical_dialogue(target.meta["text_normalised"], transcripts, own)
+            else:  # it has texts of its own
                 dialogue = target.meta["dialogues"][planned.dialogue]
-                target_text = dialogue["text"]
-                reference_texts = [reference["text"] for reference in dialogue["references"]]
-            pairs = list(zip(reference_texts, references, strict=True))
-            texts = self.system_text, pairs, target_text
-            samples.append(build_sample(self.tokenizer, self.config, *texts, target, self.conditioning))
+            prompt = self.system_text, dialogue
+            samples.append(build_sample(self.tokenizer, self.config, *prompt, target, references, self.conditioning))
             keys.append(target.key)
         if self.forward == "boson":
             return LoadedPack(collate(samples, self.config), keys)

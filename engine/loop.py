@@ -164,7 +164,7 @@ def _watch_balance(log: RunLog, step: int, before: balance.Masters, now: balance
 def _validate(engine: DeepSpeedEngine, job: Job, log: RunLog, step: int) -> float:
     """The audio loss on the validation split, logged with all the rest of it."""
     workers = job.recipe.batch.loader_workers
-    metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, job.plan.cost, workers)
+    metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, workers)
     log.write(step, metrics, "validation")
     print_rank0(f"validation after step {step}: {_short(metrics)}")
     if metrics.get("conditioning_gain", 1) <= 0 and step > job.recipe.optimizer.warmup_steps:

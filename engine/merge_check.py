@@ -16,7 +16,7 @@ from engine.merging import DTYPES, read_header, weight_files
 from engine.model import load_base, load_config, load_tokenizer
 from engine.sample import build_sample, collate
 from engine.whisper import has_audio_tower
-from preprocess.layout import DEFAULT_SYSTEM_TEXT
+from preprocess.layout import DEFAULT_SYSTEM_TEXT, canonical_dialogue
 from preprocess.shards import Clip
 
 # fp32 logits of one model computed by two orders of additions: measured below 2e-6 of their norm.
@@ -94,9 +94,9 @@ def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
         load_tokenizer(base),
         config,
         DEFAULT_SYSTEM_TEXT,
-        [("one two", reference)],
-        "three",
+        canonical_dialogue("three", [(reference.key, "one two")]),
         target,
+        [reference],
         conditioning="both" if has_audio_tower(config) else "codes",
     )
     return collate([sample], config)

@@ -34,17 +34,18 @@ def sum_over_ranks(sums: LossSums) -> LossSums:
     return LossSums(*(part.view(value.shape) for part, value in zip(parts, sums, strict=True)))
 
 
-def loss_metrics(sums: LossSums, num_samples: int, text_count: int, audio_count: int) -> dict[str, float]:
+def loss_metrics(sums: LossSums, num_starts: int, text_count: int, audio_count: int) -> dict[str, float]:
     """Losses in nats a labelled position and accuracies, from sums over all ranks.
 
-    text_count: labelled text positions; audio_count: labelled positions of each codebook. `start` is the accuracy
-    at <|audio_out_bos|>, `stop` that at the other text labels (<|audio_eos|> and <|eot_id|>).
+    num_starts: trained audios; text_count: labelled text positions; audio_count: labelled positions of each codebook.
+    `start` is the accuracy at <|audio_out_bos|>, `stop` that at the other text labels: <|audio_eos|> and <|eot_id|>,
+    and the words of trained turns where conversations are kept as written.
     """
     audio = (sums.audio / audio_count).tolist()
     metrics = {"loss_text": float(sums.text) / text_count, "loss_audio": sum(audio) / len(audio)}
     metrics |= {f"loss_audio_{codebook}": value for codebook, value in enumerate(audio)}
-    metrics["accuracy_start"] = float(sums.start_correct) / num_samples
-    metrics["accuracy_stop"] = float(sums.text_correct - sums.start_correct) / max(1, text_count - num_samples)
+    metrics["accuracy_start"] = float(sums.start_correct) / num_starts
+    metrics["accuracy_stop"] = float(sums.text_correct - sums.start_correct) / max(1, text_count - num_starts)
     metrics["accuracy_audio"] = float(sums.audio_correct.sum()) / (audio_count * len(audio))
     return metrics
 
@@ -56,7 +57,7 @@ def step_metrics(sums: LossSums, step: Step, loss: Loss) -> dict[str, float]:
     metrics = {"loss": float(total)}
     if loss.consistency_weight > 0:
         metrics["loss_consistency"] = float(sums.consistency) / max(1, step.num_contrasted)
-    return metrics | loss_metrics(sums, step.num_samples, step.text_count, step.audio_count)
+    return metrics | loss_metrics(sums, step.audio_count - step.audio_frames, step.text_count, step.audio_count)
 
 
 class RunLog:

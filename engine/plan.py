@@ -22,7 +22,8 @@ _EPOCHS_KEPT = 2
 class Sample:
     """A target and its references, as rows of the index. `dialogue` numbers the target's `dialogues`, -1 = drawn.
 
-    speaker: a number that samples of one speaker share; those of clips without a speaker share one.
+    speaker: a number that samples of one speaker share; those of clips without a speaker share one. text_labels:
+    labelled text positions; num_trained, trained_frames: the audios that are trained, and their frames.
     """
 
     target: int
@@ -30,6 +31,14 @@ class Sample:
     references: tuple[int, ...]
     num_tokens: int
     speaker: int = 0
+    text_labels: int = 0
+    num_trained: int = 0
+    trained_frames: int = 0
+
+    @property
+    def audio_labels(self) -> int:
+        """Labelled positions of each codebook: the trained frames and the end of each stream."""
+        return self.num_trained + self.trained_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +66,8 @@ class Step:
     num_samples: int
     num_tokens: int
     text_count: int  # labelled text positions
-    audio_count: int  # labelled positions of each codebook: the targets' frames and their end-of-stream codes
-    audio_frames: int  # frames of the targets
+    audio_count: int  # labelled positions of each codebook: the trained frames and their end-of-stream codes
+    audio_frames: int  # frames of the audios that are trained
 
     @property
     def num_contrasted(self) -> int:
@@ -83,17 +92,20 @@ def packs_of_rank(packs_per_step: int, rank: int, world_size: int) -> range:
 class EpochPlan:
     """One epoch as global steps of `packs_per_step` packs. Flat arrays: small, and cheap to send to workers.
 
-    A sample is a number below N: `target`, `dialogue`, `tokens`, `left_out` are [N]; its references are
+    A sample is a number below N: `sample` (its number in the Split), `tokens`, `left_out` are [N]; its references are
     `reference[reference_offsets[n] : reference_offsets[n + 1]]`. One that the epoch takes several times is as many
     samples here. Pack p holds the samples `order[pack_offsets[p] : pack_offsets[p + 1]]`. Samples dropped as too
     long are not in `order`.
     """
 
     packs_per_step: int
-    text_labels: int  # labelled text positions a sample
-    target: np.ndarray
-    dialogue: np.ndarray
+    sample: np.ndarray
     tokens: np.ndarray
+    target: np.ndarray  # as dialogue, text_labels, num_trained and trained_frames an array of the Split
+    dialogue: np.ndarray
+    text_labels: np.ndarray
+    num_trained: np.ndarray
+    trained_frames: np.ndarray
     speaker: np.ndarray  # [rows of the index]
     reference: np.ndarray
     reference_offsets: np.ndarray
@@ -101,7 +113,6 @@ class EpochPlan:
     order: np.ndarray
     pack_offsets: np.ndarray
     num_tokens: np.ndarray  # [num_steps]
-    audio_frames: np.ndarray  # [num_steps] frames of the targets
     dropped: tuple[tuple[str, int], ...]  # (name, tokens) of the samples longer than max_tokens
 
     @property
@@ -123,15 +134,14 @@ class EpochPlan:
             raise IndexError(f"step {number} of {self.num_steps}")
         first = number * self.packs_per_step
         packs = [self.pack(p) for p in range(first, first + self.packs_per_step)]
-        num_samples = sum(len(pack.samples) for pack in packs)
-        audio_frames = int(self.audio_frames[number])
+        samples = [sample for pack in packs for sample in pack.samples]
         return Step(
             packs=packs,
-            num_samples=num_samples,
+            num_samples=len(samples),
             num_tokens=int(self.num_tokens[number]),
-            text_count=num_samples * self.text_labels,
-            audio_count=num_samples + audio_frames,
-            audio_frames=audio_frames,
+            text_count=sum(sample.text_labels for sample in samples),
+            audio_count=sum(sample.audio_labels for sample in samples),
+            audio_frames=sum(sample.trained_frames for sample in samples),
         )
 
     def pack(self, number: int) -> Pack:
@@ -141,9 +151,18 @@ class EpochPlan:
 
     def _sample(self, n: int) -> Sample:
         begin, end = self.reference_offsets[n : n + 2]
-        references = tuple(self.reference[begin:end].tolist())
-        target = int(self.target[n])
-        return Sample(target, int(self.dialogue[n]), references, int(self.tokens[n]), int(self.speaker[target]))
+        number = self.sample[n]
+        target = int(self.target[number])
+        return Sample(
+            target,
+            int(self.dialogue[number]),
+            references=tuple(self.reference[begin:end].tolist()),
+            num_tokens=int(self.tokens[n]),
+            speaker=int(self.speaker[target]),
+            text_labels=int(self.text_labels[number]),
+            num_trained=int(self.num_trained[number]),
+            trained_frames=int(self.trained_frames[number]),
+        )
 
 
 class Plan:
@@ -219,10 +238,11 @@ class Plan:
         `speakers_per_step` the mean of distinct speakers, where all clips without a speaker count as one.
         """
         plan = self.epoch(epoch)
-        named = plan.dialogue[plan.order] >= 0
+        sample, target = plan.sample[plan.order], plan.target[plan.sample[plan.order]]
+        named = plan.dialogue[sample] >= 0
         with_reference = np.diff(plan.reference_offsets)[plan.order] > 0
         step = np.repeat(np.arange(plan.num_steps), plan.num_samples)
-        speaker = self._samples.speaker[plan.target[plan.order]]
+        speaker = self._samples.speaker[target]
         speakers_of_steps = np.unique(step * (int(self._samples.speaker.max()) + 1) + speaker)
         return {
             "epoch": epoch,
@@ -231,7 +251,7 @@ class Plan:
             "packs_per_step": self.packs_per_step,
             "max_tokens": self.max_tokens,
             "samples": len(plan.order),
-            "targets": len(np.unique(plan.target[plan.order])),
+            "targets": len(np.unique(target)),
             "drawn": int((~named & with_reference).sum()),
             "without_reference": int((~named & ~with_reference & ~plan.left_out[plan.order]).sum()),
             "reference_left_out": int(plan.left_out[plan.order].sum()),
@@ -245,7 +265,7 @@ class Plan:
         }
 
     def _corpora(self, plan: EpochPlan) -> list[dict]:
-        count, corpus = self._samples.num_corpora, self._samples.corpus[plan.target[plan.order]]
+        count, corpus = self._samples.num_corpora, self._samples.corpus[plan.target[plan.sample[plan.order]]]
         samples = np.bincount(corpus, minlength=count).tolist()
         tokens = np.bincount(corpus, plan.tokens[plan.order], minlength=count).astype(int).tolist()
         names = ("repeat", "samples", "tokens")
@@ -273,10 +293,13 @@ class Plan:
         steps = pack_offsets[: -1 : self.packs_per_step]
         return EpochPlan(
             packs_per_step=self.packs_per_step,
-            text_labels=self.cost.text_labels,
-            target=samples.target[draw.sample],
-            dialogue=samples.dialogue[draw.sample],
+            sample=draw.sample,
             tokens=tokens,
+            target=samples.target,
+            dialogue=samples.dialogue,
+            text_labels=samples.text_labels,
+            num_trained=samples.num_trained,
+            trained_frames=samples.trained_frames,
             speaker=samples.speaker,
             reference=draw.reference,
             reference_offsets=draw.reference_offsets,
@@ -284,7 +307,6 @@ class Plan:
             order=order,
             pack_offsets=pack_offsets,
             num_tokens=np.add.reduceat(tokens[order], steps, dtype=np.int64),
-            audio_frames=np.add.reduceat(samples.frames[draw.sample[order]], steps, dtype=np.int64),
             dropped=tuple((samples.name(draw.sample[n]), int(tokens[n])) for n in dropped),
         )
 

@@ -1,4 +1,4 @@
-"""Where the references of a sample come from: named by a dialogue, or drawn from the other clips of the speaker."""
+"""Where the references of a sample come from: its dialogue, or drawn from the other clips of the speaker."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,11 +7,12 @@ import pyarrow.compute as pc
 from preprocess.errors import InputError
 
 
-class NamedReferences:
-    """The dialogues of the index rows `rows` as flat arrays: D samples that name R references.
+class Dialogues:
+    """The dialogues of the index rows `rows` as flat arrays: D samples with A audios.
 
-    target, dialogue, text_tokens, num_references [D]; reference (row), reference_sample (below D),
-    reference_text_tokens [R]. corpus: [rows of the index], where names are looked up.
+    target, dialogue, stream_tokens, text_labels [D]; audio (row), audio_sample (below D), spoken, trained [A]. Of the
+    audios, those besides a target's own are references: reference (row) [R], num_references [D].
+    corpus: [rows of the index], where names are looked up.
     Raises InputError for names that the target's corpus does not have.
     """
 
@@ -21,20 +22,25 @@ class NamedReferences:
         self.target = rows[parent]
         dialogues = pc.list_flatten(lists)
         self.dialogue = pc.struct_field(dialogues, "position").to_numpy()
-        self.text_tokens = pc.struct_field(dialogues, "text_tokens").to_numpy()
-        references = pc.struct_field(dialogues, "references")
-        self.reference_sample = pc.list_parent_indices(references).to_numpy()
-        self.num_references = np.bincount(self.reference_sample, minlength=len(parent))
-        references = pc.list_flatten(references)
-        self.reference_text_tokens = pc.struct_field(references, "text_tokens").to_numpy()
-        names = pc.struct_field(references, "key")
-        self.reference = rows_of_keys(index, corpus, names, corpus[self.target[self.reference_sample]])
-        if (self.reference < 0).any():
-            self._refuse_missing(index, names, np.flatnonzero(self.reference < 0))
+        self.stream_tokens = pc.struct_field(dialogues, "stream_tokens").to_numpy()
+        self.text_labels = pc.struct_field(dialogues, "text_labels").to_numpy()
+        audios = pc.struct_field(dialogues, "audios")
+        self.audio_sample = pc.list_parent_indices(audios).to_numpy()
+        audios = pc.list_flatten(audios)
+        self.spoken, self.trained = (
+            pc.struct_field(audios, name).to_numpy(zero_copy_only=False) for name in ("spoken", "trained")
+        )
+        names = pc.struct_field(audios, "key")
+        self.audio = rows_of_keys(index, corpus, names, corpus[self.target[self.audio_sample]])
+        if (self.audio < 0).any():
+            self._refuse_missing(index, names, np.flatnonzero(self.audio < 0))
+        others = self.audio != self.target[self.audio_sample]
+        self.reference = self.audio[others]
+        self.num_references = np.bincount(self.audio_sample[others], minlength=len(parent))
 
     def _refuse_missing(self, index: pa.Table, names: pa.Array, missing: np.ndarray) -> None:
         shown = missing[:5]
-        targets = index.column("key").take(pa.array(self.target[self.reference_sample[shown]])).to_pylist()
+        targets = index.column("key").take(pa.array(self.target[self.audio_sample[shown]])).to_pylist()
         pairs = zip(names.take(pa.array(shown)).to_pylist(), targets, strict=True)
         raise InputError(
             "index: dialogues",

@@ -4,7 +4,7 @@ What comes out is what the serve engine would build for the same conversation, f
 with labels. Nothing here knows a token id or a shape: they come from the tokenizer and the model's config.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from engine.plan import LayoutCost
 from engine.whisper import feature_extractor, waveform_chunks, whisper_processor
 from preprocess.errors import InputError
-from preprocess.layout import voice_cloning_dialogue
+from preprocess.layout import read_dialogue, voice_cloning_dialogue
 from preprocess.shards import Clip
 
 IGNORE_INDEX = -100
@@ -26,30 +26,24 @@ def build_sample(
     tokenizer: PreTrainedTokenizerBase,
     config: HiggsAudioConfig,
     system_text: str,
-    references: Sequence[tuple[str, Clip]],
-    target_text: str,
+    stored: Mapping,
     target: Clip,
+    references: Sequence[Clip],
     conditioning: str = "codes",
 ) -> ChatMLDatasetSample:
-    """The sample that trains `target`: token ids, text labels and codes of every audio, in Boson's own form.
+    """The sample that a dialogue of `target` is: token ids, labels and codes of every audio, in Boson's own form.
 
-    references: (transcript, clip) pairs, shown as `conditioning` says (engine.whisper). Texts are normalised
-    already. In the result `input_ids` and `label_ids` are int64 [text tokens], with one <|AUDIO|> a chunk of a
-    waveform, all of them first, and one <|AUDIO_OUT|> an audio; `audio_ids_concat` is int64 [codebooks, frames] of
-    all audios side by side, a waveform's being empty. Labels stand in the target's turn alone. Raises InputError
-    naming the clip.
+    stored: the dialogue as preprocess.layout.read_dialogue takes it. references: the clips of its other audios, shown
+    as `conditioning` says (engine.whisper). In the result `input_ids` and `label_ids` are int64 [text tokens], with
+    one <|AUDIO|> a chunk of a waveform, all of them first, and one <|AUDIO_OUT|> an audio; `audio_ids_concat` is
+    int64 [codebooks, frames] of all audios side by side, a waveform's being empty. Labels stand in the target's turn
+    alone. Raises InputError naming the clip.
     """
     waveforms = []
     if conditioning != "codes":
-        waveforms = [(clip.key, chunk) for _, clip in references for chunk in waveform_chunks(clip, config)]
-    dialogue = voice_cloning_dialogue(
-        system_text,
-        [(text, clip.key) for text, clip in references],
-        target_text,
-        target.key,
-        heard=[key for key, _ in waveforms],
-        spoken=conditioning != "whisper",
-    )
+        waveforms = [(clip.key, chunk) for clip in references for chunk in waveform_chunks(clip, config)]
+    heard, spoken = [key for key, _ in waveforms], conditioning != "whisper"
+    dialogue = read_dialogue(stored, target.key, system_text, heard=heard, spoken=spoken)
     input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, tokenizer)
     if input_ids is None:
         raise InputError(
@@ -58,7 +52,7 @@ def build_sample(
             "texts its tokenizer can encode",
             "Correct the row in the manifest and run preprocess.shard again.",
         )
-    clips = {clip.key: clip for clip in [*(clip for _, clip in references), target]}
+    clips = {clip.key: clip for clip in [*references, target]}
     codes = [clips[audio.audio_url].codes for audio in audios]
     codes[: len(waveforms)] = [target.codes[:, :0]] * len(waveforms)
     num_placeholders = [input_ids.count(token) for token in (config.audio_in_token_idx, config.audio_out_token_idx)]
@@ -131,21 +125,23 @@ def layout_cost(
     """
     shows_codes, hears = conditioning != "whisper", conditioning != "codes"
 
-    def text_stream(num_references: int) -> tuple[list[int], list[int]]:
+    def text_stream(num_references: int, spoken: bool = True) -> tuple[list[int], list[int]]:
         references = [("", "reference")] * num_references
-        dialogue = voice_cloning_dialogue(system_text, references, "", "target", spoken=shows_codes)
+        dialogue = voice_cloning_dialogue("", references, "", "target", spoken=spoken)
         input_ids, label_ids, _, _ = prepare_chatml_sample(dialogue, tokenizer)
         return input_ids, label_ids
 
     alone, labels = text_stream(0)
-    with_reference, _ = text_stream(1)
+    with_codes, with_reference = len(text_stream(1)[0]) - 1, len(text_stream(1, shows_codes)[0]) - shows_codes
     num_labels = sum(label not in (IGNORE_INDEX, config.audio_out_token_idx) for label in labels)
     return LayoutCost(
         tokens_base=len(alone) - 1,
-        tokens_per_reference=len(with_reference) - len(alone) - shows_codes,  # without the placeholder of the codes
+        tokens_per_reference=with_reference - len(alone),
         columns_extra=2 + config.audio_num_codebooks - 1,
         text_labels=num_labels,
+        system_tokens=len(tokenizer.encode(system_text, add_special_tokens=False)),
         shows_codes=shows_codes,
+        tokens_of_shown_codes=with_codes - with_reference,
         heard_chunk_samples=feature_extractor(config).n_samples if hears else 0,
         hop_samples=feature_extractor(config).hop_length if hears else 0,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.references import DrawnReferences, NamedReferences, families
+from engine.references import Dialogues, DrawnReferences, families
 
 
 class Purpose(IntEnum):
@@ -30,15 +30,18 @@ class LayoutCost:
     """What a sample costs besides its texts and frames, measured on the layout that training uses.
 
     Length of a sample in tokens (text-stream tokens without audio placeholders, and audio columns):
-    tokens_base + text + frames + columns_extra of the target, and for each reference
+    tokens_base + system text + text + frames + columns_extra of the target, and for each reference
     tokens_per_reference + text, + frames + columns_extra where its codes are shown, + what hearing it takes.
+    Of a dialogue the index has the text-stream tokens with codes shown; its spoken audios add frames + columns_extra.
     """
 
     tokens_base: int  # text-stream tokens of a sample with empty texts and no reference
     tokens_per_reference: int  # text-stream tokens that a reference adds, its text empty
     columns_extra: int  # audio columns beyond the frames, an audio: 2 + codebooks - 1
-    text_labels: int  # labelled text positions a sample
+    text_labels: int  # labelled text positions a sample with drawn references
+    system_tokens: int = 0  # of the corpus's system text
     shows_codes: bool = True  # of references
+    tokens_of_shown_codes: int = 0  # text-stream tokens that a reference has more where its codes are shown
     heard_chunk_samples: int = 0  # of a reference's waveform that an audio tower hears at once; 0 = none is heard
     hop_samples: int = 0  # of the tower's mel frames
 
@@ -78,7 +81,7 @@ class Draw:
 
 
 class Split:
-    """N samples of the split `name`: first those whose references are drawn, then those whose dialogue names them.
+    """N samples of the split `name`: first those whose references are drawn, then the dialogues, which name theirs.
 
     index: table of preprocess.shards.INDEX_SCHEMA, or that of engine.corpora, of one corpus or several. Of the clips
     with `use`, each that `draws_reference` is a target with references from the same speaker's other clips of the
@@ -86,7 +89,9 @@ class Split:
     in whatever split of its corpus they lie. references_per_sample: how many are drawn, fewer where the speaker has
     fewer other clips.
     `target`, int32 [N], is a row of the index; `dialogue`, int32 [N], the position of a dialogue
-    in the clip's own list, or -1. `corpus` and `speaker`, int32 [rows], are numbers of each row of the index.
+    in the clip's own list, or -1. `text_labels` [N] counts labelled text positions; `num_trained` and
+    `trained_frames` [N] the audios that are trained, and their frames.
+    `corpus` and `speaker`, int32 [rows], are numbers of each row of the index.
     Raises InputError for named references that the index does not have.
     """
 
@@ -100,7 +105,7 @@ class Split:
         self.num_corpora = int(self.corpus.max(initial=0)) + 1
         self.speaker, num_speakers = _number_speakers(index, self.corpus, self.num_corpora)
         self.keys, self.seed = index.column("key"), seed
-        named = NamedReferences(index, self.corpus, np.flatnonzero(usable))
+        named = Dialogues(index, self.corpus, np.flatnonzero(usable))
         candidates = np.flatnonzero(usable & (self.speaker < num_speakers)).astype(np.int32)
         rng = random_numbers(seed, Purpose.REFERENCES)
         self._drawn = DrawnReferences(self.speaker, families(index, self.corpus), candidates, drawing, rng)
@@ -108,16 +113,22 @@ class Split:
 
         self.target = np.concatenate([drawing, named.target], dtype=np.int32)
         self.dialogue = np.concatenate([np.full_like(drawing, -1), named.dialogue], dtype=np.int32)
-        self.frames = frames[self.target]
         columns = frames + np.int32(cost.columns_extra)
         heard = index.column("waveform_samples").to_numpy() if cost.heard_chunk_samples else frames
         beside_text = cost.reference_tokens(frames, heard)
         self._reference_tokens = text_tokens + beside_text
-        # Lengths with the named references; what drawn ones add is known once they are drawn.
-        target_text_tokens = np.concatenate([text_tokens[drawing], named.text_tokens])
-        self._tokens = target_text_tokens + columns[self.target] + np.int32(cost.tokens_base)
-        named_tokens = named.reference_text_tokens + beside_text[named.reference]
-        np.add.at(self._tokens, len(drawing) + named.reference_sample, named_tokens)
+        # Lengths of dialogues are whole; what drawn references add is known once they are drawn.
+        system_tokens = index.column("system_tokens").fill_null(cost.system_tokens).to_numpy()[drawing]
+        drawing_tokens = text_tokens[drawing] + system_tokens + columns[drawing] + np.int32(cost.tokens_base)
+        shown = beside_text - np.int32(cost.tokens_per_reference + cost.tokens_of_shown_codes)
+        audio_tokens = np.where(named.trained, columns[named.audio], np.where(named.spoken, shown[named.audio], 0))
+        named_tokens = named.stream_tokens + _sums(named, audio_tokens)
+        self._tokens = np.concatenate([drawing_tokens, named_tokens], dtype=np.int32)
+        labels = np.full_like(drawing, cost.text_labels), named.text_labels
+        self.text_labels = np.concatenate(labels, dtype=np.int32)
+        self.num_trained = np.concatenate([np.ones_like(drawing), _sums(named, named.trained)], dtype=np.int32)
+        trained_frames = frames[drawing], _sums(named, frames[named.audio] * named.trained)
+        self.trained_frames = np.concatenate(trained_frames, dtype=np.int32)
         self._named = named.reference.astype(np.int32)
         self._first_named = np.cumsum(named.num_references) - named.num_references
 
@@ -184,6 +195,11 @@ class Split:
             before[mine] = np.floor(times * epoch + share)
             after[mine] = np.floor(times * (epoch + 1) + share)
         return before, after - before
+
+
+def _sums(named: Dialogues, values: np.ndarray) -> np.ndarray:
+    """int64 [D]: the sum over the audios of each dialogue."""
+    return np.bincount(named.audio_sample, values, minlength=len(named.target)).astype(np.int64)
 
 
 def _number_speakers(index: pa.Table, corpus: np.ndarray, num_corpora: int) -> tuple[np.ndarray, int]:

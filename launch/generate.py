@@ -40,6 +40,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reference", metavar="FILE", type=Path, help="a recording of the voice, 3 to 30 seconds")
     parser.add_argument("--reference-text", metavar="TEXT", help="what the recording says")
     parser.add_argument("--text", metavar="TEXT", help="what to say")
+    parser.add_argument(
+        "--system-text",
+        metavar="TEXT",
+        help="what the prompt opens with (default: that of the corpus; another where rows kept their own)",
+    )
     parser.add_argument("--out", metavar="WAV", type=Path, help="the WAV file to write")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="limit (default: from the text's length)")
     parser.add_argument("--temperature", type=float, default=0.3, help="of sampling (default: 0.3)")
@@ -151,6 +156,22 @@ def _refuse_text(engine: "HiggsAudioServeEngine", text: str) -> None:
         )
 
 
+def choose_layout(engine: "HiggsAudioServeEngine", layout: dict, system_text: str | None) -> dict:
+    """The layout of training, with `system_text` in it where that is given. Raises InputError for special tokens."""
+    from preprocess.layout import foreign_token
+
+    if system_text is None:
+        if layout.get("keep_system"):
+            print(f"rows of the corpus had system texts of their own; this prompt has {layout['system_text']!r}")
+        return layout
+    special = foreign_token(system_text, engine.tokenizer.all_special_tokens)
+    if special:
+        raise InputError("--system-text", f"the special token {special}", "words alone", "Remove it from the text.")
+    if system_text != layout["system_text"] and not layout.get("keep_system"):
+        print(f"warning: the model was trained with the system text {layout['system_text']!r} alone")
+    return {**layout, "system_text": system_text}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Speak once and say what came out."""
     arguments = parse_arguments(argv)
@@ -164,12 +185,13 @@ def main(argv: list[str] | None = None) -> int:
 
     facts = read_facts(arguments.model)
     engine = load_engine(arguments.model, arguments.audio_tokenizer, arguments.hubert, arguments.device)
+    layout = choose_layout(engine, facts["layout"], arguments.system_text)
     trained_with = facts.get("codec_fingerprint")
     if trained_with not in (None, load_codec(arguments.audio_tokenizer, arguments.hubert)[1].fingerprint):
         print(f"warning: trained on codes of another codec (fingerprint {trained_with[:12]}): speech may be noise")
     response = clone(
         engine,
-        facts["layout"],
+        layout,
         [(arguments.reference_text, arguments.reference)],
         arguments.text,
         max_new_tokens=arguments.max_new_tokens,

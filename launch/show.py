@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocess.errors import InputError, exit_on_input_error
+from preprocess.layout import canonical_dialogue
 
 if TYPE_CHECKING:
     from preprocess.shards import Clip, Corpus
@@ -94,21 +95,24 @@ def find_row(corpus: "Corpus", key: str) -> int:
     return found[0]
 
 
-def choose_references(corpus: "Corpus", row: int) -> tuple[str, list[tuple[str, "Clip"]], str]:
-    """(text, [(transcript, clip)], how they were chosen) of a sample that trains the clip.
+def choose_dialogue(corpus: "Corpus", row: int) -> tuple[dict, list["Clip"], str]:
+    """(dialogue as stored, the clips of its references, how they were chosen) of a sample that trains the clip.
 
     The first dialogue that names its references; else the first clip that could be drawn, where there is one.
     """
     target, entry = corpus.clip(row), corpus.index.slice(row, 1).to_pylist()[0]
     if not entry["draws_reference"] and entry["dialogues"]:
-        dialogue = target.meta["dialogues"][entry["dialogues"][0]["position"]]
-        named = [(r["text"], corpus.clip(find_row(corpus, r["key"]))) for r in dialogue["references"]]
-        return dialogue["text"], named, "named by its row"
+        first = entry["dialogues"][0]
+        keys = dict.fromkeys(audio["key"] for audio in first["audios"] if audio["key"] != target.key)
+        named = [corpus.clip(find_row(corpus, key)) for key in keys]
+        return target.meta["dialogues"][first["position"]], named, "named by its row"
     about = corpus.index.select(["speaker", "split", "use"]).to_pylist()
     same = [n for n, other in enumerate(about) if n != row and other == {name: entry[name] for name in other}]
     drawn = [corpus.clip(n) for n in same[:1]]
     how = f"one of {len(same)} that may be drawn" if same else "none: no other clip of this voice in its split"
-    return target.meta["text_normalised"], [(clip.meta["text_normalised"], clip) for clip in drawn], how
+    transcripts = [(clip.key, clip.meta["text_normalised"]) for clip in drawn]
+    dialogue = canonical_dialogue(target.meta["text_normalised"], transcripts, target.meta.get("system_text"))
+    return dialogue, drawn, how
 
 
 def show_sample(corpus: "Corpus", row: int, model: Path, image: Path | None) -> None:
@@ -118,11 +122,11 @@ def show_sample(corpus: "Corpus", row: int, model: Path, image: Path | None) -> 
 
     config, tokenizer = load_config(model), load_tokenizer(model)
     target = corpus.clip(row)
-    text, references, how = choose_references(corpus, row)
+    dialogue, references, how = choose_dialogue(corpus, row)
     system_text = corpus.info["layout"]["system_text"]
-    sample = build_sample(tokenizer, config, system_text, references, text, target)
+    sample = build_sample(tokenizer, config, system_text, dialogue, target, references)
     print(f"reference: {how}\n  place  trained  token")
-    place, audios = 0, [*(clip for _, clip in references), target]
+    place, audios = 0, [*references, target]
     extra = config.audio_num_codebooks + 1  # BOS, EOS and the delay
     for token, label in zip(sample.input_ids.tolist(), sample.label_ids.tolist(), strict=True):
         mark = " " if label == IGNORE_INDEX else "*"
@@ -177,10 +181,9 @@ def save_audio(corpus: "Corpus", row: int, clip: "Clip", arguments: argparse.Nam
     if arguments.audio_tokenizer:
         from launch.decoded import write_decoded
 
-        _, references, _ = choose_references(corpus, row)
-        clips = [reference for _, reference in references]
-        paths = write_decoded(corpus, clip, clips, arguments.audio_tokenizer, arguments.hubert, arguments.audio)
-        for path, of in zip(paths, [clip, *clips], strict=True):
+        _, references, _ = choose_dialogue(corpus, row)
+        paths = write_decoded(corpus, clip, references, arguments.audio_tokenizer, arguments.hubert, arguments.audio)
+        for path, of in zip(paths, [clip, *references], strict=True):
             print(f"{path}: the codes of {of.key}, decoded")
         return
     from preprocess.shards import write_atomically

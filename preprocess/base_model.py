@@ -5,12 +5,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from boson_multimodal.data_types import ChatMLSample
+from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from preprocess.codec import CodecFacts
 from preprocess.errors import InputError
+from preprocess.layout import audios_of, foreign_token
 
+_IGNORE_INDEX = -100
 _MODEL_HELP = (
     "Download the base model (`hf download bosonai/higgs-audio-v2-generation-3B-base --local-dir BASE`) "
     "and name it with --model."
@@ -33,6 +37,13 @@ class BaseModel:
     def num_tokens(self, text: str) -> int:
         """Tokens of a normalised text inside a turn."""
         return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def dialogue_tokens(self, dialogue: ChatMLSample) -> tuple[int, int]:
+        """(tokens, labelled tokens) of a dialogue, its audios not counted: each has one token that stands for it."""
+        input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, self.tokenizer)
+        assert input_ids is not None, "Boson refuses a dialogue that the manifest's checks let through"
+        num_trained = sum(audio.trained for audio in audios_of(dialogue))
+        return len(input_ids) - len(audios), sum(label != _IGNORE_INDEX for label in label_ids) - num_trained
 
 
 @functools.cache
@@ -60,7 +71,7 @@ def read_base_model(folder: Path) -> BaseModel:
 
 def check_system_text(base: BaseModel, text: str) -> None:
     """Raise InputError for a special token in the system text: it would change the structure of every prompt."""
-    special = next((token for token in base.special_tokens if token in text), None)
+    special = foreign_token(text, base.special_tokens)
     if special:
         raise InputError("--system-text", f"the special token {special}", "words alone", "Remove it from the text.")
 

@@ -13,8 +13,11 @@ _SHAPE = (
 )
 
 
-def from_chatml(line: int, where: str, record: dict) -> Row:
-    """The Row that a conversation is. Raises Rejected where it is none."""
+def from_chatml(line: int, where: str, record: dict, keep_system: bool = False) -> Row:
+    """The Row that a conversation is. Raises Rejected where it is none.
+
+    keep_system: its system turn must be one text.
+    """
     messages = record["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise malformed(where, f"messages = {json.dumps(messages, ensure_ascii=False)[:60]}", "a list of turns")
@@ -32,8 +35,10 @@ def from_chatml(line: int, where: str, record: dict) -> Row:
         raise malformed(where, f"audios = {json.dumps(audios, ensure_ascii=False)[:60]}", "a list of paths")
     attached = iter(audios)
     turns = [(message.get("role"), list(_parts(where, message.get("content"), attached))) for message in messages]
+    system_text = None
     if turns and turns[0][0] == "system":
-        turns = turns[1:]
+        (_, system), *turns = turns
+        system_text = _system_text(where, system, keep_system)
     shape = [(role, [kind for kind, _ in parts]) for role, parts in turns]
     if shape == [("user", ["text", "audio", "text"]), ("assistant", ["text", "audio"])]:
         (_, ((_, reference_text), (_, reference_audio), _)), (_, ((_, text), (_, audio))) = turns
@@ -53,7 +58,21 @@ def from_chatml(line: int, where: str, record: dict) -> Row:
     misc = record.get("misc") if isinstance(record.get("misc"), dict) else {}
     about = {name: record.get(name) or misc.get(name) for name in ("speaker", "language", "id")}
     about = {name: None if value is None else str(value) for name, value in about.items()}
-    return Row(line, audio, text, references=tuple(references), **about)
+    return Row(line, audio, text, references=tuple(references), system_text=system_text, **about)
+
+
+def _system_text(where: str, parts: list[tuple[str, str | Recording]], keep: bool) -> str | None:
+    """What a system turn says; None where it says nothing. Raises Rejected where more than a text is to be kept."""
+    if keep and [kind for kind, _ in parts] != ["text"]:
+        raise Rejected(
+            "failed",
+            "system_turn",
+            where,
+            f"a system turn of {', '.join(kind for kind, _ in parts) or 'nothing'}",
+            "one text, since --keep-system keeps it",
+            "Write it as one text, or leave out --keep-system.",
+        )
+    return " ".join(text for kind, text in parts if kind == "text") or None
 
 
 def _parts(where: str, content: object, attached: Iterator[object]) -> Iterator[tuple[str, str | Recording]]:

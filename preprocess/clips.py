@@ -6,13 +6,14 @@ rows may give the same audio other words.
 """
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocess.errors import InputError, Rejected
-from preprocess.layout import normalise_text
+from preprocess.layout import canonical_dialogue, normalise_text
 from preprocess.manifest import Manifest
 from preprocess.recording import Recording
 from preprocess.rows import Row
@@ -34,8 +35,9 @@ class Disturbance:
 
 @dataclass
 class ClipPlan:
-    """A clip before it is encoded. `dialogues` are [{"text", "references": [{"key", "text"}]}], normalised.
+    """A clip before it is encoded. `dialogues` are in the form of preprocess.layout.read_dialogue, normalised.
 
+    system_text: what the row with the drawn reference has in place of --system-text, "" where it has none.
     derived_from: the key of the clip that this one is a copy of, made noisy as `disturbance` says.
     """
 
@@ -47,6 +49,7 @@ class ClipPlan:
     language: str | None = None
     id: str | None = None
     draws_reference: bool = False
+    system_text: str = ""
     dialogues: list[dict] = field(default_factory=list)
     part: tuple = ()  # the fields of its Recording after the path
     derived_from: str | None = None
@@ -171,7 +174,7 @@ class _Builder:
         if first is not row:
             raise self._again(where, clip, row, first)
         self._describe(clip, row.text, row.speaker, row)
-        clip.draws_reference = True
+        clip.draws_reference, clip.system_text = True, row.system_text or ""
         self.uses.append(Use(row.line, clip.key))
 
     def _again(self, where: str, clip: ClipPlan, row: Row, first: Row) -> Rejected:
@@ -193,6 +196,15 @@ class _Builder:
                 f"{row.audio} with speaker {row.speaker}, but {first.speaker} in {earlier}",
                 "one speaker for one recording",
                 "Keep the right one of the two rows.",
+            )
+        if row.system_text != first.system_text:
+            return Rejected(
+                "screened",
+                "other_system_text",
+                where,
+                f"{row.audio} with another system text than in {earlier}",
+                "one system text for a recording whose reference is drawn",
+                "Keep one of the two rows, or name a reference in each.",
             )
         return self._merged(where, clip, earlier)
 
@@ -229,11 +241,9 @@ class _Builder:
                 "reference_text, or a row of its own for the reference",
                 "Fill in reference_text.",
             )
-        dialogue = {
-            "text": normalise_text(row.text),
-            "references": [{"key": clip.key, "text": normalise_text(text or clip.text)} for clip, text in references],
-        }
-        identity = (target.key, dialogue["text"], *((r["key"], r["text"]) for r in dialogue["references"]))
+        transcripts = [(clip.key, normalise_text(text or clip.text)) for clip, text in references]
+        dialogue = canonical_dialogue(normalise_text(row.text), transcripts, row.system_text)
+        identity = (target.key, json.dumps(dialogue, sort_keys=True))
         first = self.first_dialogue.setdefault(identity, row)
         if first is not row:
             raise self._merged(where, target, self.manifest.where(first.line))

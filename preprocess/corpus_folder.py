@@ -51,6 +51,7 @@ def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseMode
             "name": args.layout,
             "system_text": args.system_text,
             "normaliser_version": NORMALISER_VERSION,
+            **({"keep_system": True} if args.keep_system else {}),
         },
         "waveforms": flac if args.waveforms == "flac" else {"format": "none", "sample_rate_hz": 0},
         "settings": {

@@ -12,7 +12,7 @@ from preprocess.base_model import BaseModel, check_codec_fits
 from preprocess.clips import ClipPlan, ClipTable, Use
 from preprocess.codec import encode, load_codec
 from preprocess.errors import Rejected
-from preprocess.layout import normalise_text, voice_cloning_dialogue
+from preprocess.layout import canonical_dialogue, normalise_text, read_dialogue
 from preprocess.make_shard import Clip
 from preprocess.precision import Way
 from preprocess.screening import screen
@@ -53,24 +53,23 @@ def _show_example(args: argparse.Namespace, base: BaseModel, table: ClipTable, h
     if use is None:
         return
     clip = table.clips[use.key]
-    text, references, how = _as_trained(table, use, clip)
-    dialogue = voice_cloning_dialogue(args.system_text, references, text, clip.source)
+    stored, how = _as_trained(table, use, clip)
+    dialogue = read_dialogue(stored, clip.key, args.system_text)
     input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, base.tokenizer)
     print(f"one row as it will be, {how}; trained: what stands in [[ ]]\n")
     print(marked_text(base.tokenizer, input_ids, label_ids))
-    print(f"\naudio: {', '.join(audio.audio_url for audio in audios)}")
+    print(f"\naudio: {', '.join(table.clips[audio.audio_url].source for audio in audios)}")
 
 
-def _as_trained(table: ClipTable, use: Use, clip: ClipPlan) -> tuple[str, list[tuple[str, str]], str]:
-    """(text, references, where they come from) of a row; of those that are drawn, the first that could be."""
+def _as_trained(table: ClipTable, use: Use, clip: ClipPlan) -> tuple[dict, str]:
+    """(dialogue as stored, where its references come from) of a row; of those that are drawn, the first possible."""
     if use.position is not None:
-        dialogue = clip.dialogues[use.position]
-        return dialogue["text"], [(r["text"], table.clips[r["key"]].source) for r in dialogue["references"]], "named"
+        return clip.dialogues[use.position], "named"
     same_voice = [other for other in table.clips.values() if other.speaker == clip.speaker]
     others = [other for other in same_voice if clip.key not in (other.key, other.derived_from)]
-    references = [(normalise_text(other.text), other.source) for other in others[:1]]
+    references = [(other.key, normalise_text(other.text)) for other in others[:1]]
     how = f"its reference one of {len(others)}" if others else "without reference: the only clip of its voice"
-    return normalise_text(clip.text), references, how
+    return canonical_dialogue(normalise_text(clip.text), references, clip.system_text), how
 
 
 def marked_text(tokenizer: PreTrainedTokenizerFast, input_ids: Sequence[int], label_ids: Sequence[int]) -> str:

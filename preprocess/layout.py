@@ -15,8 +15,8 @@ into corpus.json, from there into checkpoints and the merged folder, and generat
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from boson_multimodal.data_types import AudioContent, ChatMLSample, Message, TextContent
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 DEFAULT_SYSTEM_TEXT = "Generate audio following instruction."
 NORMALISER_VERSION = 2
+# Special tokens that Boson's own system texts hold: they mark words and change no turn.
+_SYSTEM_MARKUP = {
+    f"<|{name}_{end}|>" for name in ("scene_desc", "generation_instruction") for end in ("start", "end")
+}
 
 _PRESENTATION_FORMS = re.compile("[\ufb50-\ufdff\ufe70-\ufefe]")
 # Tatweel, bidirectional controls, and what has no width: soft hyphen, zero-width space and joiner, word joiner, byte
@@ -81,6 +85,11 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+def foreign_token(system_text: str, special_tokens: Iterable[str]) -> str | None:
+    """The first special token that may not stand in a system text, since it would change the prompt's structure."""
+    return next((token for token in special_tokens if token in system_text and token not in _SYSTEM_MARKUP), None)
+
+
 def voice_cloning_dialogue(
     system_text: str,
     references: Sequence[tuple[str, str]],
@@ -112,3 +121,49 @@ def voice_cloning_dialogue(
         return ChatMLSample(messages=messages)
     messages.append(Message(role="assistant", content=[AudioContent(audio_url=target_audio)]))
     return ChatMLSample(messages=messages, start_index=len(messages) - 1)
+
+
+class DialogueAudio(NamedTuple):
+    """An audio of a dialogue, by its clip's key: whether its codes stand there, in a turn of the assistant."""
+
+    key: str
+    spoken: bool
+    trained: bool
+
+
+def read_dialogue(
+    stored: Mapping, target: str, system_text: str, *, heard: Sequence[str] = (), spoken: bool = True
+) -> ChatMLSample:
+    """Boson's ChatMLSample of a dialogue as shards keep it; an `audio_url` is a clip's key.
+
+    stored: as `canonical_dialogue` makes it. target: the key of the clip that keeps it. system_text: that of the
+    corpus. heard, spoken: as `voice_cloning_dialogue` takes them.
+    """
+    references = [(reference["text"], reference["key"]) for reference in stored["references"]]
+    system_text = stored.get("system_text", system_text)
+    return voice_cloning_dialogue(system_text, references, stored["text"], target, heard=heard, spoken=spoken)
+
+
+def canonical_dialogue(text: str, references: Iterable[tuple[str, str]], system_text: str | None = None) -> dict:
+    """A dialogue as `read_dialogue` takes it, in the canonical layout. references: (key, transcript) pairs.
+
+    system_text: the row's own, where it has one. Texts are normalised already.
+    """
+    dialogue = {"text": text, "references": [{"key": key, "text": words} for key, words in references]}
+    return dialogue | ({"system_text": system_text} if system_text else {})
+
+
+def audios_of(dialogue: ChatMLSample) -> list[DialogueAudio]:
+    """Its audios in order."""
+    return [
+        DialogueAudio(part.audio_url, message.role == "assistant", _is_trained(dialogue, turn))
+        for turn, message in enumerate(dialogue.messages)
+        if isinstance(message.content, list)
+        for part in message.content
+        if isinstance(part, AudioContent)
+    ]
+
+
+def _is_trained(dialogue: ChatMLSample, turn: int) -> bool:
+    """Whether Boson's prepare_chatml_sample labels the turn."""
+    return dialogue.messages[turn].role == "assistant" and turn >= (dialogue.start_index or 0)

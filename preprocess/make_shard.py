@@ -19,7 +19,7 @@ from preprocess.clips import ClipPlan
 from preprocess.codec import at_codec_rate, encode, load_codec
 from preprocess.errors import Rejected, explain_write_errors
 from preprocess.executors import place_in_pool
-from preprocess.layout import normalise_text, num_digits
+from preprocess.layout import audios_of, normalise_text, num_digits, read_dialogue
 from preprocess.noisy import disturb
 from preprocess.planning import ShardSpec
 from preprocess.quality import audio_figures, code_entropy_bits, text_figures
@@ -90,7 +90,7 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
         num_reused += reused is not None
         clips.append(Clip(plan.key, meta, codes, flac))
         lengths = {"frames": codes.shape[1], "waveform_samples": flac_samples(flac) if flac else 0}
-        extra[plan.key] = {**lengths, **_index_columns(spec.model, plan, meta), **voice}
+        extra[plan.key] = {**lengths, **_index_columns(spec, plan, meta), **voice}
     clips.sort(key=lambda clip: clip.key)
     assert len(clips) + len(rejected) == len(spec.clips)
     path = spec.out / f"{spec.name}.tar"
@@ -192,32 +192,34 @@ def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> d
         "source_sha256": audio.sha256,
         "quality": quality,
         "dialogues": plan.dialogues,
+        **({"system_text": plan.system_text} if plan.system_text else {}),
         **sound_facts(plan),
     }
 
 
-def _index_columns(model: Path, plan: ClipPlan, meta: dict) -> dict:
-    num_tokens = read_base_model(model).num_tokens
-    dialogues = [
-        {
-            "position": position,
-            "text_tokens": num_tokens(dialogue["text"]),
-            "references": [{"key": r["key"], "text_tokens": num_tokens(r["text"])} for r in dialogue["references"]],
-        }
-        for position, dialogue in enumerate(plan.dialogues)
-    ]
+def _index_columns(spec: ShardSpec, plan: ClipPlan, meta: dict) -> dict:
+    num_tokens = read_base_model(spec.model).num_tokens
     return {
         "text_tokens": num_tokens(meta["text_normalised"]),
+        "system_tokens": num_tokens(plan.system_text) if plan.system_text else None,
         "duration_sec": meta["duration_sec"],
         "speaker": plan.speaker,
         "language": plan.language,
         "draws_reference": plan.draws_reference,
         "derived_from": plan.derived_from,
-        "dialogues": dialogues,
+        "dialogues": [_planned(spec, plan.key, *numbered) for numbered in enumerate(plan.dialogues)],
         **{name: meta["quality"].get(name) for name in QUALITY},
         "source_sha256": meta["source_sha256"],
         "num_digits": num_digits(meta["text_normalised"]),
     }
+
+
+def _planned(spec: ShardSpec, key: str, position: int, stored: dict) -> dict:
+    """What the index says of a dialogue of the clip `key`."""
+    dialogue = read_dialogue(stored, key, spec.system_text)
+    stream_tokens, text_labels = read_base_model(spec.model).dialogue_tokens(dialogue)
+    audios = [audio._asdict() for audio in audios_of(dialogue)]
+    return {"position": position, "stream_tokens": stream_tokens, "text_labels": text_labels, "audios": audios}
 
 
 def _fragment_path(spec: ShardSpec) -> Path:

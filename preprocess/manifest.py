@@ -13,13 +13,13 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preprocess import folder, ljspeech
 from preprocess.chatml import from_chatml
 from preprocess.errors import InputError, Rejected
-from preprocess.layout import normalise_text, num_letters
+from preprocess.layout import foreign_token, normalise_text, num_letters
 from preprocess.records import SUFFIXES, read_records
 from preprocess.rows import Row, few, from_columns, malformed, map_columns
 
@@ -38,6 +38,15 @@ class ManifestFile:
     unit: str = "line"
     rows_before: int = 0
     validation: bool = False
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What the prompt is made with, as far as rows depend on it."""
+
+    special_tokens: tuple[str, ...]
+    system_text: str
+    keep_system: bool
 
 
 @dataclass
@@ -68,6 +77,7 @@ class Manifest:
         for row in self.rows:
             audios = [(a._replace(path=Path(a.path).name) if a.row else a, text) for a, text in row.recordings]
             digest.update(repr((row.line, audios, row.text, row.speaker, row.language, row.id)).encode())
+            digest.update((row.system_text or "").encode())
         for line, error in self.rejected:
             digest.update(repr((line, error.record())).encode())
         return digest.hexdigest()
@@ -92,14 +102,17 @@ def read_manifest(
     system_text: str,
     columns: Mapping[str, str] | None = None,
     val_path: Path | None = None,
+    keep_system: bool = False,
 ) -> Manifest:
     """Read every row. columns: {field: column}, for fields that other columns are than their names say.
 
     path: a file, a folder, or a pattern (`data/train-*.parquet`). val_path: one more manifest, whose rows are the
-    validation split. Raises InputError where one of them as a whole can't be read, what a column is can't be told,
-    or no row can be used.
+    validation split. keep_system: ChatML rows keep the text of their system turn, where it is not `system_text`.
+    Raises InputError where one of them as a whole can't be read, what a column is can't be told, or no row can be
+    used.
     """
     manifest, columns = Manifest(path), dict(columns or {})
+    prompt = _Prompt(tuple(special_tokens), system_text, keep_system)
     seen = set()
     for given, validation in ((path, False), (val_path, True)):
         rows_before, rejected_before = len(manifest.rows), len(manifest.rejected)
@@ -114,7 +127,7 @@ def read_manifest(
                     chosen = {f: c for f, c in own.items() if c in record} | columns
                 else:
                     chosen = columns
-                _add(manifest, dialect, file.rows_before + number, record, chosen, (special_tokens, system_text))
+                _add(manifest, dialect, file.rows_before + number, record, chosen, prompt)
         if given and len(manifest.rows) == rows_before:
             raise _no_rows(given, manifest.rejected[rejected_before:])
     strangers = sorted(set(columns.values()) - seen)
@@ -132,8 +145,9 @@ def _last_line(manifest: Manifest) -> int:
     return max([row.line for row in manifest.rows[-1:]] + [line for line, _ in manifest.rejected[-1:]], default=0)
 
 
-def _add(manifest: Manifest, dialect: str, line: int, record: object, chosen: dict[str, str], words: tuple) -> None:
-    special_tokens, system_text = words
+def _add(
+    manifest: Manifest, dialect: str, line: int, record: object, chosen: dict[str, str], prompt: _Prompt
+) -> None:
     where = manifest.where(line)
     try:
         if isinstance(record, Rejected):
@@ -142,9 +156,11 @@ def _add(manifest: Manifest, dialect: str, line: int, record: object, chosen: di
             raise malformed(where, f"{type(record).__name__} {str(record)[:60]!r}")
         if "messages" in record:
             manifest.dialects["ChatML"] += 1
-            row = from_chatml(line, where, record)
-            system = [m.get("content") for m in record["messages"] if m.get("role") == "system"]
-            manifest.own_system_texts += system not in ([], [system_text])
+            row = from_chatml(line, where, record, prompt.keep_system)
+            has_own = row.system_text not in (None, prompt.system_text)
+            manifest.own_system_texts += has_own
+            if not (has_own and prompt.keep_system):
+                row = replace(row, system_text=None)
         else:
             manifest.dialects[dialect] += 1
             names = map_columns(tuple(map(str, record)), tuple(chosen.items()))
@@ -153,7 +169,8 @@ def _add(manifest: Manifest, dialect: str, line: int, record: object, chosen: di
             row = from_columns(line, where, record, names)
         _check_characters(where, row)
         for text in (row.text, *(text for _, text in row.references if text is not None)):
-            _check_text(where, text, special_tokens)
+            _check_text(where, text, prompt.special_tokens)
+        _check_system_text(where, row.system_text or "", prompt.special_tokens)
         manifest.rows.append(row)
     except Rejected as rejected:
         manifest.rejected.append((line, rejected))
@@ -223,6 +240,7 @@ def _check_characters(where: str, row: Row) -> None:
         row.speaker,
         row.language,
         row.id,
+        row.system_text,
         *(part for audio, text in row.recordings for part in (audio.path, text)),
     ]
     broken = next((value for value in named if value and _BROKEN.search(value)), None)
@@ -250,11 +268,21 @@ def _check_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
         )
     special = next((token for token in special_tokens if token in read), None)
     if special:
-        raise Rejected(
-            "failed",
-            "special_token",
-            where,
-            f"the special token {special} in the transcript",
-            "spoken words alone: a special token would change the prompt's structure",
-            "Remove it from the text.",
-        )
+        raise _special_token(where, special, "transcript")
+
+
+def _check_system_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
+    special = foreign_token(text, special_tokens)
+    if special:
+        raise _special_token(where, special, "system text")
+
+
+def _special_token(where: str, special: str, place: str) -> Rejected:
+    return Rejected(
+        "failed",
+        "special_token",
+        where,
+        f"the special token {special} in the {place}",
+        "spoken words alone: a special token would change the prompt's structure",
+        "Remove it from the text.",
+    )

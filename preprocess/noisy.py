@@ -44,6 +44,7 @@ def add_noisy_references(args: argparse.Namespace, table: ClipTable, headers: di
             clip,
             key=clip.key + KEY_SUFFIX,
             draws_reference=False,
+            system_text="",
             dialogues=[],
             derived_from=clip.key,
             disturbance=_choose(int.from_bytes(digest[8:16]), headers[clip.key].duration_sec, noises, responses),

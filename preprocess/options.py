@@ -114,6 +114,12 @@ def _flags() -> argparse.ArgumentParser:
         "--system-text", default=DEFAULT_SYSTEM_TEXT, metavar="TEXT", help="the system turn of every prompt"
     )
     parser.add_argument(
+        "--keep-system",
+        action="store_true",
+        help="a ChatML row's own system text, where it has one, in place of --system-text; launch.generate takes one "
+        "too",
+    )
+    parser.add_argument(
         "--layout", choices=["canonical"], default="canonical", help="how dialogues are laid out: as inference does"
     )
     parser.add_argument(

@@ -33,6 +33,7 @@ class ShardSpec:
     clips: tuple[ClipPlan, ...]
     out: Path
     model: Path
+    system_text: str
     codec: Path
     hubert: Path
     waveforms: str
@@ -104,6 +105,7 @@ def plan_shards(
             clips=tuple(shard),
             out=args.out,
             model=args.model,
+            system_text=args.system_text,
             codec=args.audio_tokenizer,
             hubert=args.hubert,
             waveforms=args.waveforms,

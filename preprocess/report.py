@@ -20,7 +20,7 @@ from preprocess.slices import Slice
 _SHOWN_PER_REASON = 5
 
 
-def show_manifest(manifest: Manifest, table: ClipTable) -> None:
+def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> None:
     """Dialects, clips, and whatever of the manifest is not used."""
     dialects = ", ".join(f"{count} rows of {name}" for name, count in sorted(manifest.dialects.items()))
     names = [file.path.name for file in manifest.files]
@@ -35,7 +35,8 @@ def show_manifest(manifest: Manifest, table: ClipTable) -> None:
     if table.rows_without_speaker:
         print(f"  {table.rows_without_speaker} rows name a reference and no speaker: each reference is a voice")
     if manifest.own_system_texts:
-        print(f"  {manifest.own_system_texts} rows have a system text of their own: --system-text replaces it")
+        what = "it is kept" if keep_system else "--system-text replaces it (--keep-system keeps it)"
+        print(f"  {manifest.own_system_texts} rows have a system text of their own: {what}")
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
     if manifest.ignored_columns:

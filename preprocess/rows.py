@@ -33,6 +33,7 @@ class Row:
     language: str | None = None
     id: str | None = None
     references: tuple[tuple[Recording, str | None], ...] = ()
+    system_text: str | None = None  # of its own, where that counts
 
     @property
     def recordings(self) -> list[tuple[Recording, str | None]]:

@@ -45,9 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     num_workers = args.workers or (num_cores if way.device == "cpu" else torch.cuda.device_count())
     base = read_base_model(args.model)
     check_system_text(base, args.system_text)
-    manifest = read_manifest(args.manifest, base.special_tokens, args.system_text, args.columns, args.val_manifest)
+    manifest = read_manifest(
+        args.manifest, base.special_tokens, args.system_text, args.columns, args.val_manifest, args.keep_system
+    )
     table = build_clips(manifest, args.audio_root, args.val_audio_root)
-    report.show_manifest(manifest, table)
+    report.show_manifest(manifest, table, args.keep_system)
     report.show_screening(args.screening)
     headers, rejected = probe_clips(table.clips.values(), num_cores)
     if args.validate_only:

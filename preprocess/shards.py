@@ -1,4 +1,4 @@
-"""Shard format 1, both sides: write a shard, build the index, read clips back, verify.
+"""Shard format 2, both sides: write a shard, build the index, read clips back, verify.
 
 A corpus folder holds
 
@@ -34,7 +34,7 @@ from preprocess.errors import InputError
 from preprocess.storage import Cache, LocalFolder, RemoteFolder, open_folder
 
 T = TypeVar("T")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CORPUS_FILE = "corpus.json"
 INDEX_FILE = "index.parquet"
 FAILURES_FILE = "failures.jsonl"
@@ -60,15 +60,25 @@ _CODES_HEADER = re.compile(
 )
 _TAR_BLOCK_BYTES = 512
 
-# One named reference of a dialogue, and one dialogue: a sample whose references the manifest names. `position`
-# is the dialogue's place in the clip's meta["dialogues"]; the index lacks dialogues whose reference was lost.
-_REFERENCE = pa.struct([("key", pa.string()), ("text_tokens", pa.int32())])
-_DIALOGUE = pa.struct([("position", pa.int32()), ("text_tokens", pa.int32()), ("references", pa.list_(_REFERENCE))])
+# A dialogue is a sample whose conversation the manifest gives, and all that a plan needs of it: its tokens besides
+# audio, the labelled ones among them, and its audios in order, that of the clip itself among them. `spoken`: in a
+# turn of the assistant, where its codes stand. `position` is the dialogue's place in the clip's meta["dialogues"]
+# (preprocess.layout.read_dialogue); the index lacks dialogues of which a clip was lost.
+_AUDIO = pa.struct([("key", pa.string()), ("spoken", pa.bool_()), ("trained", pa.bool_())])
+_DIALOGUE = pa.struct(
+    [
+        ("position", pa.int32()),
+        ("stream_tokens", pa.int32()),
+        ("text_labels", pa.int32()),
+        ("audios", pa.list_(_AUDIO)),
+    ]
+)
 
 # A clip is a target with a drawn reference where `draws_reference`, and once more a target for each of its
 # `dialogues`; a clip with neither is a reference only. `use` is false where a decision over the whole corpus
-# dropped the clip, and `reason` says which. `derived_from` is the key of the clip whose audio this one is a processed
-# copy of (noise added, say), null where it is none; an index written before that column reads as all null.
+# dropped the clip, and `reason` says which. `system_tokens` counts the system text that a row with a drawn reference
+# has of its own, null where it has that of corpus.json. `derived_from` is the key of the clip whose audio this one is
+# a processed copy of (noise added, say), null where it is none.
 INDEX_SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string())]
     + [
@@ -79,6 +89,7 @@ INDEX_SCHEMA = pa.schema(
     + [
         ("frames", pa.int32()),
         ("text_tokens", pa.int32()),
+        ("system_tokens", pa.int32()),
         ("waveform_samples", pa.int32()),  # of the 16 kHz waveform; 0 where there is none
         ("duration_sec", pa.float64()),
         ("speaker", pa.string()),
@@ -239,7 +250,7 @@ def read_info(storage: LocalFolder | RemoteFolder) -> dict:
             where,
             f"format_version {version}",
             str(FORMAT_VERSION),
-            "Read it with the release that wrote it, or run preprocess.shard again.",
+            "Read it with the release that wrote it, or run preprocess.shard again into a new folder.",
         )
     if "index" not in info:  # written before the index had its hash here: taken as it is found
         info["index"] = _describe_index(storage.read(INDEX_FILE) or b"")

@@ -25,6 +25,7 @@ from tests.fixtures.index import (
     dialogue_at,
     expected_samples,
     make_plan,
+    named_dialogue,
     random_rows,
     recording_of,
     row,
@@ -95,7 +96,8 @@ def test_references_are_distinct_of_the_same_speaker_and_another_recording(corpo
     for sample in all_samples(plan, epoch):
         corpus, target = rows[sample.target]
         if sample.dialogue >= 0:
-            named = [reference["key"] for reference in dialogue_at(target, sample.dialogue)["references"]]
+            named = [audio["key"] for audio in dialogue_at(target, sample.dialogue)["audios"]]
+            named = [key for key in named if key != target["key"]]
             assert [rows[number][1]["key"] for number in sample.references] == named
             assert all(rows[number][0] == corpus for number in sample.references)
             continue
@@ -133,8 +135,8 @@ def test_a_target_meets_every_other_clip_before_one_comes_again(seed, num_clips,
 
 def test_those_who_train_without_a_reference_are_others_each_epoch():
     rows = [row(f"clip{number:03d}", speaker=f"s{number % 20}") for number in range(400)]
-    dialogue = {"text_tokens": 5, "references": [{"key": "clip000", "text_tokens": 5}]}
-    rows += [row(f"named{number}", draws_reference=False, dialogues=[dialogue]) for number in range(50)]
+    keys = [f"named{number}" for number in range(50)]
+    rows += [row(key, draws_reference=False, dialogues=[named_dialogue(key, "clip000")]) for key in keys]
     plan = make_plan(rows, share_without_reference=0.25)
     without = [{s.target for s in all_samples(plan, epoch) if not s.references} for epoch in range(2)]
     assert [len(targets) for targets in without] == [100, 100]
@@ -173,13 +175,12 @@ def test_speakers_of_two_corpora_are_two_even_under_one_name():
 
 
 def test_names_are_looked_up_in_the_corpus_of_their_target():
-    dialogue = {"text_tokens": 5, "references": [{"key": "voice", "text_tokens": 5}]}
-    named = {"draws_reference": False, "dialogues": [dialogue]}
-    corpora = [[row("a", **named), row("voice")], [row("b", **named), row("voice")]]
+    named = [row(key, draws_reference=False, dialogues=[named_dialogue(key, "voice")]) for key in "ab"]
+    corpora = [[named[0], row("voice")], [named[1], row("voice")]]
     plan = make_plan(tables(corpora), packs_per_step=1)
     assert {s.target: s.references for s in all_samples(plan, 0) if s.dialogue >= 0} == {0: (1,), 2: (3,)}
     with pytest.raises(InputError, match=r"1 references to clips that are not there: voice \(named by b\)"):
-        make_plan(tables([corpora[0], [row("b", **named)]]))
+        make_plan(tables([corpora[0], [named[1]]]))
 
 
 def test_a_long_sample_of_several_corpora_is_named_with_its_corpus():

@@ -19,6 +19,7 @@ from engine.sample import build_sample, collate, make_collator
 from engine.setup import build_engine
 from engine.stream import lay_out
 from preprocess.errors import InputError
+from preprocess.layout import canonical_dialogue
 from preprocess.shards import Clip
 from tests.fixtures.corpus import write_clips
 from tests.fixtures.model import build_model
@@ -49,7 +50,12 @@ REFERENCES = [[("one two", SHORT)], [], [("three", LONG), ("four", SHORT)]]
 def samples(folder, conditioning, references=REFERENCES):
     """Built anew for each use: Boson's collator writes into them."""
     tokenizer, config = load_tokenizer(folder), load_config(folder)
-    return [build_sample(tokenizer, config, SYSTEM_TEXT, r, "five six", TARGET, conditioning) for r in references]
+    built = []
+    for pairs in references:
+        dialogue = canonical_dialogue("five six", [(c.key, text) for text, c in pairs])
+        clips = [c for _, c in pairs]
+        built.append(build_sample(tokenizer, config, SYSTEM_TEXT, dialogue, TARGET, clips, conditioning))
+    return built
 
 
 @pytest.mark.parametrize("conditioning", ["whisper", "both"])
@@ -105,10 +111,15 @@ def test_a_waveform_longer_than_the_tower_is_chunked_as_bosons_collator_chunks_i
 
 @pytest.fixture(scope="module")
 def heard_corpus(tmp_path_factory, tower_folder):
-    """Five clips of one speaker, with waveforms of lengths round those that the tower hears at once."""
-    clips = [clip(f"c{number}", sec, number) for number, sec in enumerate([0.5, 1.9999, 2.0, 2.3, 4.5])]
+    """Six clips of one speaker, with waveforms of lengths round those that the tower hears at once.
+
+    The last names its reference; it and another have a system text of their own.
+    """
+    clips = [clip(f"c{number}", sec, number) for number, sec in enumerate([0.5, 1.9999, 2.0, 2.3, 4.5, 0.6])]
     for number, written in enumerate(clips):
         written.meta.update(text=f"text {number}", text_normalised=f"text {number}", dialogues=[])
+    clips[5].meta["dialogues"] = [canonical_dialogue("said", [("c3", "so"), ("c0", "and so")], "Whisper.")]
+    clips[2].meta["system_text"] = "Whisper, far away."
     splits = {"c4": "val"}
     return write_clips(
         tmp_path_factory.mktemp("heard"), tower_folder, clips, codebook_size=1024, splits=splits
@@ -121,7 +132,7 @@ def test_the_plan_counts_what_the_stream_holds(one_rank, tower_folder, heard_cor
         lengths_of_all_packs, tower_folder, heard_corpus, tmp_path, conditioning
     )[0]
     assert planned == held
-    assert text_count == [3 * 4] * 2, "labels of the step that the plan knows"
+    assert text_count == [3 * 5] * 2, "labels of the step that the plan knows"
 
 
 def lengths_of_all_packs(model, data, out, conditioning):

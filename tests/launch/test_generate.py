@@ -14,11 +14,11 @@ from engine.merged import read_facts
 from engine.model import load_config, load_tokenizer
 from engine.recipe import Lora
 from engine.sample import build_sample, collate
-from launch.generate import LEARNT_TEXT, clone, default_max_new_tokens, load_engine, main
+from launch.generate import LEARNT_TEXT, choose_layout, clone, default_max_new_tokens, load_engine, main
 from launch.merge import merge
 from preprocess.codec import load_codec
 from preprocess.errors import InputError
-from preprocess.layout import DEFAULT_SYSTEM_TEXT, NORMALISER_VERSION
+from preprocess.layout import DEFAULT_SYSTEM_TEXT, NORMALISER_VERSION, canonical_dialogue
 from preprocess.shards import Clip
 from tests.fixtures.adapter import random_lora, save_checkpoint, teach_heads
 
@@ -58,9 +58,8 @@ def speaker(tmp_path_factory, model_folder, codec_folders):
     reference = Clip("reference", {}, reference_codes)
     target = Clip("target", {}, rng.integers(facts.codebook_size, size=(facts.num_codebooks, NUM_FRAMES)))
     config = load_config(model_folder)
-    sample = build_sample(
-        load_tokenizer(model_folder), config, SYSTEM_TEXT, [(REFERENCE_TEXT, reference)], TARGET_TEXT, target
-    )
+    dialogue = canonical_dialogue(TARGET_TEXT, [(reference.key, REFERENCE_TEXT)])
+    sample = build_sample(load_tokenizer(model_folder), config, SYSTEM_TEXT, dialogue, target, [reference])
     batch = collate([sample], config)
     lora = Lora(mode="full", rank=4, alpha=8, train_whole=["audio_head", "text_head"])
     model = random_lora(model_folder, lora)
@@ -192,6 +191,32 @@ def test_codec_of_another_shape_is_refused(other_model_folder, codec_folders):
     assert caught.value.found == "a codec of 8 codebooks x 1024"
     assert caught.value.expected == f"4 x 64, as {other_model_folder} has them"
     assert caught.value.action == "Name the codec that the corpus was encoded with."
+
+
+def test_another_system_text_opens_the_prompt_and_is_warned_of(speaker, speaking_engine, capsys):
+    own = {**speaker.layout, "keep_system": True}
+    assert choose_layout(speaking_engine, speaker.layout, None) == speaker.layout
+    assert capsys.readouterr().out == ""
+    assert choose_layout(speaking_engine, own, None) == own
+    assert f"of their own; this prompt has {SYSTEM_TEXT!r}" in capsys.readouterr().out
+    assert choose_layout(speaking_engine, own, "Whisper.") == {**own, "system_text": "Whisper."}
+    assert capsys.readouterr().out == ""
+    assert choose_layout(speaking_engine, speaker.layout, "Whisper.")["system_text"] == "Whisper."
+    assert f"trained with the system text {SYSTEM_TEXT!r} alone" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"--system-text: found the special token <\|eot_id\|>"):
+        choose_layout(speaking_engine, own, "Whisper.<|eot_id|>")
+
+
+def test_the_command_speaks_with_the_system_text_that_it_is_given(speaker, codec_folders, tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def clone_reached(engine, layout, *pairs_and_text, **settings):
+        raise Reached(layout["system_text"])
+
+    monkeypatch.setattr("launch.generate.clone", clone_reached)
+    with pytest.raises(Reached, match="Whisper"):
+        main(command(speaker, codec_folders, tmp_path, **{"--system-text": "Whisper."}))
 
 
 def test_broken_facts_are_refused_and_a_base_model_has_the_default_layout(

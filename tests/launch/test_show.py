@@ -13,7 +13,7 @@ from boson_multimodal.audio_processing.higgs_audio_tokenizer import load_higgs_a
 
 from engine.sample import IGNORE_INDEX, build_sample
 from launch.decoded import decode_codes
-from launch.show import choose_references, find_row, main
+from launch.show import choose_dialogue, find_row, main
 from preprocess.codec import hubert_from, load_codec
 from preprocess.errors import InputError
 from preprocess.shards import Corpus
@@ -43,18 +43,18 @@ def test_a_sample_is_shown_as_the_model_is_trained_on_it(corpus, model_folder, t
     flags = ["--model", str(model_folder), "--image", str(image), "--audio", str(audio)]
     assert main([str(corpus.folder), key, *flags]) == 0
     said = capsys.readouterr().out
-    text, references, _ = choose_references(corpus, 5)
-    assert references[0][1].meta["speaker"] == corpus.clip(5).meta["speaker"]
-    assert references[0][1].key != key
+    dialogue, references, _ = choose_dialogue(corpus, 5)
+    assert references[0].meta["speaker"] == corpus.clip(5).meta["speaker"]
+    assert references[0].key != key
     tokenizer, config = load_tokenizer(model_folder), load_config(model_folder)
     system_text = corpus.info["layout"]["system_text"]
-    sample = build_sample(tokenizer, config, system_text, references, text, corpus.clip(5))
+    sample = build_sample(tokenizer, config, system_text, dialogue, corpus.clip(5), references)
     shown = re.findall(r"^ +\d+ +(\*?) +(\d+) ('.*'|\".*\"|audio columns.*)$", said, flags=re.MULTILINE)
     assert [bool(mark) for mark, *_ in shown] == (sample.label_ids != IGNORE_INDEX).tolist()
     texts = [(int(number), token) for _, number, token in shown if not token.startswith("audio columns")]
     text_ids = sample.input_ids[sample.input_ids != config.audio_out_token_idx].tolist()
     assert texts == [(token, repr(tokenizer.decode([token]))) for token in text_ids]
-    total = len(text_ids) + sum(clip.codes.shape[1] + 9 for clip in (references[0][1], corpus.clip(5)))
+    total = len(text_ids) + sum(clip.codes.shape[1] + 9 for clip in (references[0], corpus.clip(5)))
     assert f"{total} tokens; trained: *" in said
     assert image.read_bytes().startswith(b"\x89PNG")
     assert audio.read_bytes() == corpus.clip(5, waveform=True).flac
@@ -77,7 +77,7 @@ def test_the_codes_of_target_and_reference_are_heard_as_boson_decodes_them(
     row, out = 5, tmp_path / "x.wav"
     codec = ["--audio-tokenizer", str(codec_folder), "--hubert", str(hubert_folder)]
     assert main([str(corpus.folder), corpus.clip(row).key, "--audio", str(out), *codec]) == 0
-    _, ((_, reference),), _ = choose_references(corpus, row)
+    _, ((_, reference),), _ = choose_dialogue(corpus, row)
     said = capsys.readouterr().out
     with hubert_from(hubert_folder):
         boson = load_higgs_audio_tokenizer(str(codec_folder), device="cpu")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from preprocess.layout import read_dialogue
 from preprocess.shards import Corpus
 from tests.fixtures.model import build_model
 from tests.preprocess.helpers import assert_parts, failures, refused, row_failure, shard, write_jsonl
@@ -126,7 +127,7 @@ def test_a_clip_that_only_a_lost_reference_needed_is_out_of_use(bad):
     (dialogue,) = kept["dialogues"]
     assert dialogue["position"] == 1
     whole = corpus.clip(sources["target_2.wav"]).meta["dialogues"][1]
-    assert dialogue["references"][0]["key"] == whole["references"][0]["key"]
+    assert dialogue["audios"][0]["key"] == whole["references"][0]["key"]
     reference = index[sources["own_reference.wav"]]
     assert (reference["use"], reference["draws_reference"], reference["dialogues"]) == (True, False, [])
     assert kept["speaker"] == reference["speaker"]
@@ -134,6 +135,7 @@ def test_a_clip_that_only_a_lost_reference_needed_is_out_of_use(bad):
 
 
 def test_token_counts_are_those_of_the_normalised_texts(bad, model_folder):
+    from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
@@ -141,9 +143,15 @@ def test_token_counts_are_those_of_the_normalised_texts(bad, model_folder):
     for row, entry in enumerate(corpus.index.to_pylist()):
         meta = corpus.clip(row).meta
         assert entry["text_tokens"] == len(tokenizer.encode(meta["text_normalised"], add_special_tokens=False)) > 0
-        for dialogue in entry["dialogues"]:
-            texts = meta["dialogues"][dialogue["position"]]
-            assert dialogue["text_tokens"] == len(tokenizer.encode(texts["text"], add_special_tokens=False))
+        for planned in entry["dialogues"]:
+            stored = meta["dialogues"][planned["position"]]
+            dialogue = read_dialogue(stored, entry["key"], corpus.info["layout"]["system_text"])
+            ids, labels, audios, _ = prepare_chatml_sample(dialogue, tokenizer)
+            assert planned["stream_tokens"] == len(ids) - len(audios)
+            assert planned["text_labels"] == 3 == sum(label != -100 for label in labels) - 1
+            assert [audio["key"] for audio in planned["audios"]] == [audio.audio_url for audio in audios]
+            assert [audio["trained"] for audio in planned["audios"]] == [False] * (len(audios) - 1) + [True]
+            assert all(audio["spoken"] for audio in planned["audios"])
 
 
 def test_validate_only_names_every_problem_and_encodes_nothing(bad, model_folder, capsys, tmp_path):

@@ -102,6 +102,44 @@ def test_the_speaker_may_stand_in_misc(tmp_path):
     assert row.speaker == "omar"
 
 
+def kept(path):
+    """The manifest read with --keep-system, for a tokenizer that has Boson's marks of a scene."""
+    special = ["<|eot_id|>", "<|scene_desc_start|>", "<|scene_desc_end|>"]
+    return read_manifest(path, special, DEFAULT_SYSTEM_TEXT, keep_system=True)
+
+
+def with_system(content):
+    row = voice_cloning_row()
+    row["messages"][0]["content"] = content
+    return row
+
+
+def test_a_row_keeps_its_system_text_where_that_is_asked_for(tmp_path):
+    scene = "Whisper.\n\n<|scene_desc_start|>\nA quiet room.\n<|scene_desc_end|>"
+    texts = ["Be a voice.", [{"type": "text", "text": scene}], DEFAULT_SYSTEM_TEXT, ""]
+    rows = [with_system(content) for content in texts] + [canonical_row()]
+    manifest = kept(write_jsonl(tmp_path / "m.jsonl", rows))
+    assert [row.system_text for row in manifest.rows] == ["Be a voice.", scene, None, None, None]
+    assert manifest.own_system_texts == 2
+    without = read(tmp_path / "m.jsonl")
+    assert {row.system_text for row in without.rows} == {None}
+    assert without.sha256 != manifest.sha256, "another folder: its prompts are others"
+
+
+def test_a_system_turn_that_can_t_be_kept_is_refused_by_line(tmp_path):
+    part = {"type": "text", "text": "Be a voice."}
+    voice = {"type": "audio", "audio_url": "voice.wav"}
+    rows = [with_system([part, part]), with_system([part, voice]), with_system("Speak.<|eot_id|>"), canonical_row()]
+    path = write_jsonl(tmp_path / "m.jsonl", rows)
+    errors = [error for _, error in kept(path).rejected]
+    assert [(error.status, error.reason) for error in errors] == [("failed", "system_turn")] * 2 + [
+        ("failed", "special_token")
+    ]
+    assert_parts(errors[1].record(), "m.jsonl line 2", "text, audio", "one text", "leave out --keep-system")
+    assert_parts(errors[2].record(), "m.jsonl line 3", "<|eot_id|> in the system text", "words alone", "Remove it")
+    assert len(read(path).rows) == 4, "without the flag it is replaced"
+
+
 def test_canonical_chatml_rows_with_two_references_and_with_none(tmp_path):
     rows = [canonical_row(2), {**canonical_row(0), "speaker": "huda"}]
     manifest = read(write_jsonl(tmp_path / "m.jsonl", rows))
