@@ -19,6 +19,7 @@ from preprocess.storage import Cache
 _SHARED = (
     ("codec", "fingerprint"),
     ("text_tokenizer", "fingerprint"),
+    ("layout", "name"),
     ("layout", "system_text"),
     ("layout", "normaliser_version"),
     ("layout", "keep_system"),

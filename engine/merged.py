@@ -1,7 +1,7 @@
 """The merged folder besides its weights: the base's other files, and voice_training.json, both sides of it.
 
 voice_training.json
-    layout                                  system text and normaliser version: generation applies the same;
+    layout                                  its name, system text and normaliser version: generation applies the same;
                                             keep_system where rows had system texts of their own
     speech                                  what the corpus sounds like: generation warns by it
     step, adapter_sha256                    the checkpoint

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from engine.plan import LayoutCost
 from engine.whisper import feature_extractor, waveform_chunks, whisper_processor
 from preprocess.errors import InputError
-from preprocess.layout import read_dialogue, voice_cloning_dialogue
+from preprocess.layout import audios_of, read_dialogue, voice_cloning_dialogue
 from preprocess.shards import Clip
 
 IGNORE_INDEX = -100
@@ -35,9 +35,9 @@ def build_sample(
 
     stored: the dialogue as preprocess.layout.read_dialogue takes it. references: the clips of its other audios, shown
     as `conditioning` says (engine.whisper). In the result `input_ids` and `label_ids` are int64 [text tokens], with
-    one <|AUDIO|> a chunk of a waveform, all of them first, and one <|AUDIO_OUT|> an audio; `audio_ids_concat` is
-    int64 [codebooks, frames] of all audios side by side, a waveform's being empty. Labels stand in the target's turn
-    alone. Raises InputError naming the clip.
+    one <|AUDIO|> a chunk of a waveform, all of them first, or an audio that nothing hears, and one <|AUDIO_OUT|> an
+    audio of the assistant; `audio_ids_concat` is int64 [codebooks, frames] of all audios side by side, a waveform's
+    being empty. Labels stand in the turns that the dialogue trains. Raises InputError naming the clip.
     """
     waveforms = []
     if conditioning != "codes":
@@ -56,11 +56,12 @@ def build_sample(
     codes = [clips[audio.audio_url].codes for audio in audios]
     codes[: len(waveforms)] = [target.codes[:, :0]] * len(waveforms)
     num_placeholders = [input_ids.count(token) for token in (config.audio_in_token_idx, config.audio_out_token_idx)]
-    if num_placeholders != [len(waveforms), len(codes) - len(waveforms)]:
+    num_spoken = sum(audio.spoken for audio in audios_of(dialogue))
+    if num_placeholders != [len(codes) - num_spoken, num_spoken]:
         raise InputError(
             f"clip {target.key}",
-            f"{num_placeholders[0]} <|AUDIO|> tokens for {len(waveforms)} waveforms and {num_placeholders[1]} "
-            f"<|AUDIO_OUT|> tokens for {len(codes) - len(waveforms)} audios",
+            f"{num_placeholders[0]} <|AUDIO|> tokens for {len(codes) - num_spoken} audios of the user and "
+            f"{num_placeholders[1]} <|AUDIO_OUT|> tokens for {num_spoken} of the assistant",
             "one for each",
             "A transcript spells a special token: correct it in the manifest and run preprocess.shard again.",
         )
@@ -86,6 +87,13 @@ def build_sample(
         audio_sample_rate=torch.tensor(sample_rates_hz),
         audio_speaker_indices=torch.zeros(0),
     )
+
+
+def spoken_audios(sample: ChatMLDatasetSample, config: HiggsAudioConfig) -> list[int]:
+    """Which audio of a sample each <|AUDIO_OUT|> stands for, counted as Boson's collator does: <|AUDIO|> too."""
+    is_spoken = sample.input_ids == config.audio_out_token_idx
+    is_audio = is_spoken | (sample.input_ids == config.audio_in_token_idx)
+    return is_spoken[is_audio].nonzero().squeeze(1).tolist()
 
 
 def make_collator(config: HiggsAudioConfig) -> HiggsAudioSampleCollator:

@@ -23,9 +23,9 @@ from engine.plan import Pack, Plan
 from engine.plan import describe as describe_plan
 from engine.recipe import Recipe, load_recipe, recipe_dict, save_recipe
 from engine.sample import layout_cost
-from engine.whisper import refuse_unheard
+from engine.whisper import has_audio_tower, refuse_unheard
 from preprocess.errors import InputError
-from preprocess.layout import normalise_text, tokenizer_fingerprint
+from preprocess.layout import AS_WRITTEN, normalise_text, tokenizer_fingerprint
 from preprocess.shards import CORPUS_FILE
 from preprocess.storage import Cache
 
@@ -75,6 +75,7 @@ def prepare(
     _refuse_other_number_of_repeats(chosen, data)
     _refuse_other_number_of_weights(chosen, reader)
     refuse_unheard(chosen.conditioning, reader.config, corpora)
+    _refuse_as_written(chosen, reader)
 
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text, chosen.conditioning)
     settings = {"cost": cost, "max_tokens": chosen.batch.max_tokens, "seed": chosen.run.seed}
@@ -169,8 +170,9 @@ def announce(job: Job, progress: Progress) -> None:
         print_rank0("The corpus has no validation split: `best` will be the last checkpoint.")
     elif not job.swapped_validation and job.recipe.run.evaluate_conditioning:
         print_rank0(
-            "The conditioning gain is not measured: it needs two validation speakers with drawn references. Hold out "
-            "more voices (preprocess.shard --val-speakers) to see whether the model listens to the reference."
+            "The conditioning gain is not measured: it needs two validation speakers with drawn references, and rows "
+            "that name theirs keep them. Hold out more voices (preprocess.shard --val-speakers) to see whether the "
+            "model listens to the reference."
         )
     if dist.get_rank() == 0:
         job.out.mkdir(parents=True, exist_ok=True)
@@ -205,6 +207,24 @@ def _refuse_other_encoding(reader: PackReader) -> None:
             "Give --model the base that preprocess.shard was given, or run preprocess.shard again with this one.",
         )
     normalise_text("", corpora.info["layout"]["normaliser_version"])  # refuses a version that it does not know
+
+
+def _refuse_as_written(recipe: Recipe, reader: PackReader) -> None:
+    """Conversations as they are written say neither whose voice an audio is nor how a tower would hear it."""
+    if reader.corpus.info["layout"].get("name") != AS_WRITTEN:
+        return
+    refused = {
+        f"conditioning={recipe.conditioning}": recipe.conditioning != "codes",
+        f"loss.consistency_weight={recipe.loss.consistency_weight}": recipe.loss.consistency_weight > 0,
+        f"a base with an audio tower ({reader.model_folder})": has_audio_tower(reader.config),
+    }
+    if any(refused.values()):
+        raise InputError(
+            f"a corpus of --layout {AS_WRITTEN}",
+            ", ".join(what for what, is_refused in refused.items() if is_refused),
+            "conditioning=codes, loss.consistency_weight=0, a base without an audio tower",
+            "Change it, or run preprocess.shard with --layout canonical into a new folder.",
+        )
 
 
 def _refuse_other_number_of_weights(recipe: Recipe, reader: PackReader) -> None:

@@ -15,7 +15,7 @@ from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from boson_multimodal.model.higgs_audio.utils import build_delay_pattern_mask
 
-from engine.sample import IGNORE_INDEX
+from engine.sample import IGNORE_INDEX, spoken_audios
 from engine.split import tower_outputs
 from engine.whisper import feature_extractor, has_audio_tower
 
@@ -80,15 +80,17 @@ def lay_out(
         trained = sample.label_ids[is_audio] != IGNORE_INDEX
         repeats = torch.ones_like(sample.input_ids)
         lengths = []
-        for number, is_trained in enumerate(trained.tolist()):
-            codes = sample.get_audio_codes(len(waveforms) + number)
+        for number, is_trained in zip(spoken_audios(sample, config), trained.tolist(), strict=True):
+            codes = sample.get_audio_codes(number)
             audio, audio_labels = _delayed(codes, is_trained, config)
             columns.append(audio)
             column_labels.append(audio_labels)
             lengths.append(audio.shape[1])
             voice.append(torch.full((audio.shape[1],), 2 * place + is_trained))
         repeats[is_audio] = torch.tensor(lengths)
-        repeats[is_heard] = torch.tensor([tower_outputs(len(w), hop_length) for w in waveforms], dtype=torch.int64)
+        # What nothing hears takes no place: Boson's merge leaves a hole there that attention and positions pass over.
+        num_outputs = [tower_outputs(len(waveform), hop_length) for waveform in waveforms] or [0]
+        repeats[is_heard] = torch.tensor(num_outputs, dtype=torch.int64)
         tokens.append(sample.input_ids.repeat_interleave(repeats))
         labels.append(sample.label_ids.masked_fill(is_audio, IGNORE_INDEX).repeat_interleave(repeats))
 

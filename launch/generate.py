@@ -158,8 +158,10 @@ def _refuse_text(engine: "HiggsAudioServeEngine", text: str) -> None:
 
 def choose_layout(engine: "HiggsAudioServeEngine", layout: dict, system_text: str | None) -> dict:
     """The layout of training, with `system_text` in it where that is given. Raises InputError for special tokens."""
-    from preprocess.layout import foreign_token
+    from preprocess.layout import AS_WRITTEN, foreign_token
 
+    if layout.get("name") == AS_WRITTEN:
+        print("warning: the model was trained on conversations as their rows have them, and this prompt is canonical")
     if system_text is None:
         if layout.get("keep_system"):
             print(f"rows of the corpus had system texts of their own; this prompt has {layout['system_text']!r}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocess.errors import InputError, exit_on_input_error
-from preprocess.layout import canonical_dialogue
+from preprocess.layout import audios_of, canonical_dialogue, read_dialogue
 
 if TYPE_CHECKING:
     from preprocess.shards import Clip, Corpus
@@ -62,7 +62,10 @@ def show_corpus(corpus: "Corpus", num_lines: int) -> None:
     codec = info["codec"]
     print(f"{corpus.folder}: {index.num_rows} clips, {sum(index.column('duration_sec').to_pylist()) / 3600:.3f} h")
     print(f"codec: {codec['num_codebooks']} codebooks of {codec['codebook_size']}, {codec['frame_rate_hz']} frames/s")
-    print(f"system text: {info['layout']['system_text']!r}; normaliser {info['layout']['normaliser_version']}")
+    layout, own = info["layout"], ""
+    if layout.get("keep_system"):
+        own = " (rows may have their own)"
+    print(f"system text: {layout['system_text']!r}{own}; normaliser {layout['normaliser_version']}")
     names = ["key", "duration_sec", "speaker", "split", "use", "reason", "speaker_similarity"]
     shown = index.num_rows if num_lines == 0 else min(num_lines, index.num_rows)
     for row, entry in enumerate(index.select(names).slice(0, shown).to_pylist()):
@@ -126,23 +129,27 @@ def show_sample(corpus: "Corpus", row: int, model: Path, image: Path | None) -> 
     system_text = corpus.info["layout"]["system_text"]
     sample = build_sample(tokenizer, config, system_text, dialogue, target, references)
     print(f"reference: {how}\n  place  trained  token")
-    place, audios = 0, [*references, target]
+    clips = {clip.key: clip for clip in [*references, target]}
+    place, audios = 0, [clips[audio.key] for audio in audios_of(read_dialogue(dialogue, target.key, system_text))]
     extra = config.audio_num_codebooks + 1  # BOS, EOS and the delay
     for token, label in zip(sample.input_ids.tolist(), sample.label_ids.tolist(), strict=True):
         mark = " " if label == IGNORE_INDEX else "*"
+        if token == config.audio_in_token_idx:
+            print(f"{place:7d}          audio that the base does not hear: {audios.pop(0).key}")
+            continue
         if token != config.audio_out_token_idx:
             print(f"{place:7d}     {mark}    {token:7d} {tokenizer.decode([token])!r}")
             place += 1
             continue
         clip = audios.pop(0)
         columns = clip.codes.shape[1] + extra
-        what = "target" if clip is target else "reference"
+        what = "reference" if label == IGNORE_INDEX else "target"
         print(f"{place:7d}     {mark}    {columns} audio columns: {what} {clip.key}, {clip.codes.shape[1]} frames")
         place += columns
     print(f"{place} tokens; trained: *")
     if image:
         _save_image(sample, config, image)
-        print(f"{image}: codes of {len(references) + 1} audios, codebook by column")
+        print(f"{image}: codes of the audios, codebook by column")
 
 
 def _save_image(sample, config, path: Path) -> None:
@@ -150,12 +157,13 @@ def _save_image(sample, config, path: Path) -> None:
     import torch
     from matplotlib.figure import Figure
 
-    from engine.sample import IGNORE_INDEX
+    from engine.sample import IGNORE_INDEX, spoken_audios
     from engine.stream import lay_out
     from preprocess.shards import write_atomically
 
     labels = sample.label_ids[sample.input_ids == config.audio_out_token_idx]
-    lengths = [sample.get_audio_codes(n).shape[1] + config.audio_num_codebooks + 1 for n in range(len(labels))]
+    spoken = [sample.get_audio_codes(number) for number in spoken_audios(sample, config)]
+    lengths = [codes.shape[1] + config.audio_num_codebooks + 1 for codes in spoken]
     columns = lay_out([sample], config).audio_columns
     figure = Figure(figsize=(min(3 + columns.shape[1] / 30, 60), 3), layout="constrained")
     axes = figure.add_subplot()

@@ -1,8 +1,8 @@
 """Rows become clips and dialogues: a clip is encoded once, however many rows use its audio.
 
 A row without a reference makes its clip a target whose reference is drawn in training. A row that names its
-reference makes a dialogue of the target clip; reference and target texts stand in the dialogue, because other
-rows may give the same audio other words.
+reference, or whose conversation is kept as written, makes a dialogue of the target clip; the texts stand in the
+dialogue, because other rows may give the same audio other words.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocess.errors import InputError, Rejected
-from preprocess.layout import canonical_dialogue, normalise_text
+from preprocess.layout import canonical_dialogue, normalise_text, reference_keys, written_dialogue
 from preprocess.manifest import Manifest
 from preprocess.recording import Recording
 from preprocess.rows import Row
@@ -111,8 +111,8 @@ class _Builder:
         self.named_by: dict[bool, dict[str, int]] = {False: {}, True: {}}  # key -> first row, of each split
 
     def build(self) -> ClipTable:
-        drawn = [row for row in self.manifest.rows if not row.references]
-        named = [row for row in self.manifest.rows if row.references]
+        named = [row for row in self.manifest.rows if row.references or row.turns]
+        drawn = [row for row in self.manifest.rows if not (row.references or row.turns)]
         # A row that is about a clip itself knows its words and speaker better than one that names it as reference.
         for add, rows in ((self._add_drawn, drawn), (self._add_named, named)):
             for row in rows:
@@ -122,7 +122,7 @@ class _Builder:
                     self.rejected.append((row.line, rejected))
         without_speaker = sum(row.speaker is None for row in named)
         used = {use.key for use in self.uses}
-        used |= {r["key"] for clip in self.clips.values() for d in clip.dialogues for r in d["references"]}
+        used |= {k for clip in self.clips.values() for d in clip.dialogues for k in reference_keys(d, clip.key)}
         self._check_splits()
         clips = {key: self.clips[key] for key in sorted(used)}
         has_validation = any(file.validation for file in self.manifest.files)
@@ -231,6 +231,21 @@ class _Builder:
                 "a reference that is another recording: else the answer stands in the prompt",
                 "Name another recording of the same voice.",
             )
+        dialogue = self._written(row) if row.turns else self._canonical(where, row, references)
+        identity = (target.key, json.dumps(dialogue, sort_keys=True))
+        first = self.first_dialogue.setdefault(identity, row)
+        if first is not row:
+            raise self._merged(where, target, self.manifest.where(first.line))
+        # Rows that share a reference share its voice, even where no row names the speaker.
+        shown = references[0][0] if references else target
+        voice = row.speaker or shown.speaker or target.speaker or f"unnamed-{shown.key}"
+        self._describe(target, row.text, voice, row)
+        for clip, text in references:
+            self._describe(clip, text or clip.text, voice)
+        self.uses.append(Use(row.line, target.key, len(target.dialogues)))
+        target.dialogues.append(dialogue)
+
+    def _canonical(self, where: str, row: Row, references: list[tuple[ClipPlan, str | None]]) -> dict:
         unknown = next((clip for clip, text in references if not (text or clip.text)), None)
         if unknown:
             raise Rejected(
@@ -242,15 +257,14 @@ class _Builder:
                 "Fill in reference_text.",
             )
         transcripts = [(clip.key, normalise_text(text or clip.text)) for clip, text in references]
-        dialogue = canonical_dialogue(normalise_text(row.text), transcripts, row.system_text)
-        identity = (target.key, json.dumps(dialogue, sort_keys=True))
-        first = self.first_dialogue.setdefault(identity, row)
-        if first is not row:
-            raise self._merged(where, target, self.manifest.where(first.line))
-        # Rows that share a reference share its voice, even where no row names the speaker.
-        voice = row.speaker or references[0][0].speaker or target.speaker or f"unnamed-{references[0][0].key}"
-        self._describe(target, row.text, voice, row)
-        for clip, text in references:
-            self._describe(clip, text or clip.text, voice)
-        self.uses.append(Use(row.line, target.key, len(target.dialogues)))
-        target.dialogues.append(dialogue)
+        return canonical_dialogue(normalise_text(row.text), transcripts, row.system_text)
+
+    def _written(self, row: Row) -> dict:
+        """The row's turns; the system text stays as it is, as --system-text does."""
+        system, *turns = row.turns
+        read = [(role, [(k, normalise_text(c) if k == "text" else c) for k, c in parts]) for role, parts in turns]
+        keyed = [
+            (role, [(kind, self._clip(part, row).key if kind == "audio" else part) for kind, part in parts])
+            for role, parts in (system, *read)
+        ]
+        return written_dialogue(keyed, row.start_index)

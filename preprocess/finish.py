@@ -11,6 +11,7 @@ from pathlib import Path
 
 from preprocess.clips import ClipTable, Use
 from preprocess.errors import InputError, Rejected
+from preprocess.layout import reference_keys
 from preprocess.make_shard import ShardReport
 from preprocess.manifest import Manifest
 from preprocess.same_audio import Doubles, same_audio
@@ -129,10 +130,10 @@ def _why_lost(
 
 
 def _references(table: ClipTable, use: Use) -> list[str]:
-    """Keys of the references that a row names."""
+    """Keys of the clips that a row names besides its target."""
     if use.position is None:
         return []
-    return [reference["key"] for reference in table.clips[use.key].dialogues[use.position]["references"]]
+    return reference_keys(table.clips[use.key].dialogues[use.position], use.key)
 
 
 def _mark_usable(

@@ -1,6 +1,7 @@
-"""The one layout a dialogue has in training and at inference, and the text normaliser both apply.
+"""The layout a dialogue has in training and at inference, and the text normaliser both apply.
 
-Boson's serve engine clones a voice from this conversation, and the model is trained on nothing else:
+Boson's serve engine clones a voice from this conversation, and the model is trained on nothing else, unless the rows
+of the corpus are conversations kept as written:
 
     system     the system text
     user       transcript of the reference      } once for each
@@ -8,8 +9,9 @@ Boson's serve engine clones a voice from this conversation, and the model is tra
     user       text to speak
     assistant  audio of the target              (training only: the turn that is trained)
 
-What changes the prompt is part of the model, so the system text and the normaliser's version are written
-into corpus.json, from there into checkpoints and the merged folder, and generation applies the same ones.
+What changes the prompt is part of the model, so the layout's name, the system text (and whether rows had their own)
+and the normaliser's version are written into corpus.json, from there into checkpoints and the merged folder, and
+generation applies the same ones.
 """
 
 import hashlib
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SYSTEM_TEXT = "Generate audio following instruction."
 NORMALISER_VERSION = 2
+CANONICAL, AS_WRITTEN = "canonical", "as-written"  # corpus.json: layout.name
 # Special tokens that Boson's own system texts hold: they mark words and change no turn.
 _SYSTEM_MARKUP = {
     f"<|{name}_{end}|>" for name in ("scene_desc", "generation_instruction") for end in ("start", "end")
@@ -136,9 +139,12 @@ def read_dialogue(
 ) -> ChatMLSample:
     """Boson's ChatMLSample of a dialogue as shards keep it; an `audio_url` is a clip's key.
 
-    stored: as `canonical_dialogue` makes it. target: the key of the clip that keeps it. system_text: that of the
-    corpus. heard, spoken: as `voice_cloning_dialogue` takes them.
+    stored: as `canonical_dialogue` or `written_dialogue` makes it. target: the key of the clip that keeps it.
+    system_text: that of the corpus. heard, spoken: as `voice_cloning_dialogue` takes them.
     """
+    if "messages" in stored:
+        turns = [Message(turn["role"], [_part(part) for part in turn["content"]]) for turn in stored["messages"]]
+        return ChatMLSample(messages=turns, start_index=stored["start_index"])
     references = [(reference["text"], reference["key"]) for reference in stored["references"]]
     system_text = stored.get("system_text", system_text)
     return voice_cloning_dialogue(system_text, references, stored["text"], target, heard=heard, spoken=spoken)
@@ -151,6 +157,29 @@ def canonical_dialogue(text: str, references: Iterable[tuple[str, str]], system_
     """
     dialogue = {"text": text, "references": [{"key": key, "text": words} for key, words in references]}
     return dialogue | ({"system_text": system_text} if system_text else {})
+
+
+def written_dialogue(turns: Iterable[tuple[str, Iterable[tuple[str, str]]]], start_index: int) -> dict:
+    """A dialogue as `read_dialogue` takes it, as its row has it.
+
+    turns: (role, parts), a part ("text", words) or ("audio", a clip's key). start_index: the first that is trained.
+    """
+    names = {"text": "text", "audio": "audio_url"}
+    messages = [
+        {"role": role, "content": [{"type": kind, names[kind]: content} for kind, content in parts]}
+        for role, parts in turns
+    ]
+    return {"messages": messages, "start_index": start_index}
+
+
+def _part(stored: Mapping) -> TextContent | AudioContent:
+    is_text = stored["type"] == "text"
+    return TextContent(text=stored["text"]) if is_text else AudioContent(audio_url=stored["audio_url"])
+
+
+def reference_keys(stored: Mapping, target: str) -> list[str]:
+    """Keys of the clips of a stored dialogue besides its target."""
+    return [audio.key for audio in audios_of(read_dialogue(stored, target, "")) if audio.key != target]
 
 
 def audios_of(dialogue: ChatMLSample) -> list[DialogueAudio]:

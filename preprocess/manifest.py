@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preprocess import folder, ljspeech
-from preprocess.chatml import from_chatml
+from preprocess.chatml import Prompt, from_chatml
 from preprocess.errors import InputError, Rejected
 from preprocess.layout import foreign_token, normalise_text, num_letters
 from preprocess.records import SUFFIXES, read_records
-from preprocess.rows import Row, few, from_columns, malformed, map_columns
+from preprocess.rows import Row, Turn, few, from_columns, malformed, map_columns
 
 _METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Hugging Face names the parts of a split train-00000-of-00003.parquet.
@@ -38,15 +38,6 @@ class ManifestFile:
     unit: str = "line"
     rows_before: int = 0
     validation: bool = False
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """What the prompt is made with, as far as rows depend on it."""
-
-    special_tokens: tuple[str, ...]
-    system_text: str
-    keep_system: bool
 
 
 @dataclass
@@ -78,6 +69,7 @@ class Manifest:
             audios = [(a._replace(path=Path(a.path).name) if a.row else a, text) for a, text in row.recordings]
             digest.update(repr((row.line, audios, row.text, row.speaker, row.language, row.id)).encode())
             digest.update((row.system_text or "").encode())
+            digest.update(repr((row.turns, row.start_index) if row.turns else "").encode())
         for line, error in self.rejected:
             digest.update(repr((line, error.record())).encode())
         return digest.hexdigest()
@@ -103,16 +95,17 @@ def read_manifest(
     columns: Mapping[str, str] | None = None,
     val_path: Path | None = None,
     keep_system: bool = False,
+    as_written: bool = False,
 ) -> Manifest:
     """Read every row. columns: {field: column}, for fields that other columns are than their names say.
 
     path: a file, a folder, or a pattern (`data/train-*.parquet`). val_path: one more manifest, whose rows are the
     validation split. keep_system: ChatML rows keep the text of their system turn, where it is not `system_text`.
-    Raises InputError where one of them as a whole can't be read, what a column is can't be told, or no row can be
-    used.
+    as_written: they keep their turns. Raises InputError where one of them as a whole can't be read, what a column is
+    can't be told, no row can be used, or a row has no turns to keep.
     """
     manifest, columns = Manifest(path), dict(columns or {})
-    prompt = _Prompt(tuple(special_tokens), system_text, keep_system)
+    prompt = Prompt(tuple(special_tokens), system_text, keep_system, as_written)
     seen = set()
     for given, validation in ((path, False), (val_path, True)):
         rows_before, rejected_before = len(manifest.rows), len(manifest.rejected)
@@ -145,9 +138,7 @@ def _last_line(manifest: Manifest) -> int:
     return max([row.line for row in manifest.rows[-1:]] + [line for line, _ in manifest.rejected[-1:]], default=0)
 
 
-def _add(
-    manifest: Manifest, dialect: str, line: int, record: object, chosen: dict[str, str], prompt: _Prompt
-) -> None:
+def _add(manifest: Manifest, dialect: str, line: int, record: object, chosen: dict[str, str], prompt: Prompt) -> None:
     where = manifest.where(line)
     try:
         if isinstance(record, Rejected):
@@ -156,11 +147,18 @@ def _add(
             raise malformed(where, f"{type(record).__name__} {str(record)[:60]!r}")
         if "messages" in record:
             manifest.dialects["ChatML"] += 1
-            row = from_chatml(line, where, record, prompt.keep_system)
+            row = from_chatml(line, where, record, prompt)
             has_own = row.system_text not in (None, prompt.system_text)
             manifest.own_system_texts += has_own
             if not (has_own and prompt.keep_system):
                 row = replace(row, system_text=None)
+        elif prompt.as_written:
+            raise InputError(
+                "--layout as-written",
+                f"{where}: a row without messages",
+                "ChatML alone: rows of columns, folders and LJSpeech are written in no layout",
+                "Use --layout canonical, or leave this file out.",
+            )
         else:
             manifest.dialects[dialect] += 1
             names = map_columns(tuple(map(str, record)), tuple(chosen.items()))
@@ -168,9 +166,10 @@ def _add(
             manifest.ignored_columns.update(str(name) for name in record if name not in names.values())
             row = from_columns(line, where, record, names)
         _check_characters(where, row)
-        for text in (row.text, *(text for _, text in row.references if text is not None)):
-            _check_text(where, text, prompt.special_tokens)
-        _check_system_text(where, row.system_text or "", prompt.special_tokens)
+        for text in (row.text, *(text for _, text in row.references)):
+            if text or not (row.turns or text is None):
+                _check_text(where, text, prompt.special_tokens)
+        _check_words(where, row, prompt.special_tokens)
         manifest.rows.append(row)
     except Rejected as rejected:
         manifest.rejected.append((line, rejected))
@@ -241,6 +240,7 @@ def _check_characters(where: str, row: Row) -> None:
         row.language,
         row.id,
         row.system_text,
+        *(text for turn in row.turns for text in _texts(turn)),
         *(part for audio, text in row.recordings for part in (audio.path, text)),
     ]
     broken = next((value for value in named if value and _BROKEN.search(value)), None)
@@ -266,23 +266,30 @@ def _check_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
             "the words that are spoken",
             "Transcribe the audio, or remove the row.",
         )
-    special = next((token for token in special_tokens if token in read), None)
+    _refuse_special(where, "transcript", next((token for token in special_tokens if token in read), None))
+
+
+def _check_words(where: str, row: Row, special_tokens: tuple[str, ...]) -> None:
+    """Raise Rejected for a special token in the system text that a row has of its own, or in turns that it keeps."""
+    system, *turns = row.turns or [("system", [("text", row.system_text or "")])]
+    for text in _texts(system):
+        _refuse_special(where, "system text", foreign_token(text, special_tokens))
+    for text in (text for turn in turns for text in _texts(turn)):
+        read = normalise_text(text)
+        _refuse_special(where, "text", next((token for token in special_tokens if token in read), None))
+
+
+def _texts(turn: Turn) -> list[str]:
+    return [content for kind, content in turn[1] if kind == "text"]
+
+
+def _refuse_special(where: str, place: str, special: str | None) -> None:
     if special:
-        raise _special_token(where, special, "transcript")
-
-
-def _check_system_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
-    special = foreign_token(text, special_tokens)
-    if special:
-        raise _special_token(where, special, "system text")
-
-
-def _special_token(where: str, special: str, place: str) -> Rejected:
-    return Rejected(
-        "failed",
-        "special_token",
-        where,
-        f"the special token {special} in the {place}",
-        "spoken words alone: a special token would change the prompt's structure",
-        "Remove it from the text.",
-    )
+        raise Rejected(
+            "failed",
+            "special_token",
+            where,
+            f"the special token {special} in the {place}",
+            "spoken words alone: a special token would change the prompt's structure",
+            "Remove it from the text.",
+        )

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from preprocess.errors import InputError
-from preprocess.layout import DEFAULT_SYSTEM_TEXT
+from preprocess.layout import AS_WRITTEN, CANONICAL, DEFAULT_SYSTEM_TEXT
 from preprocess.rows import parse_columns
 from preprocess.screening import load_screening
 from preprocess.slices import parse_slice
@@ -120,7 +120,10 @@ def _flags() -> argparse.ArgumentParser:
         "too",
     )
     parser.add_argument(
-        "--layout", choices=["canonical"], default="canonical", help="how dialogues are laid out: as inference does"
+        "--layout",
+        choices=[CANONICAL, AS_WRITTEN],
+        default=CANONICAL,
+        help="how dialogues are laid out: as inference clones a voice (canonical), or as ChatML rows are written",
     )
     parser.add_argument(
         "--waveforms", choices=["flac", "none"], default="flac", help="store 16 kHz waveforms in the shards (flac)"
@@ -185,6 +188,13 @@ def _refuse_missing(args: argparse.Namespace) -> None:
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     pairs = (
         ("val_manifest", args.val_manifest, "val_speakers", args.val_speakers, "Leave out --val-speakers."),
+        (
+            "layout as-written",
+            args.layout == AS_WRITTEN,
+            "noisy-references",
+            args.noisy_references,
+            "Rows that are kept as written name their own references: none is drawn.",
+        ),
         ("slice", args.slice, "finalize", args.finalize, "Run --finalize after the slices."),
         (
             "executor ray",

@@ -37,6 +37,12 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
     if manifest.own_system_texts:
         what = "it is kept" if keep_system else "--system-text replaces it (--keep-system keeps it)"
         print(f"  {manifest.own_system_texts} rows have a system text of their own: {what}")
+    unheard = sum(row.has_unheard for row in manifest.rows)
+    if unheard:
+        print(f"  {unheard} rows have audio in turns of the user or the system: a base without an audio tower hears")
+        print(
+            "    nothing there, Boson's model leaves it out; in --layout canonical the assistant says the reference"
+        )
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
     if manifest.ignored_columns:

@@ -22,9 +22,18 @@ OTHER_NAMES = {
 }
 
 
+Part = tuple[str, str | Recording]  # ("text", words) or ("audio", recording)
+Turn = tuple[str, tuple[Part, ...]]  # of a role
+
+
 @dataclass(frozen=True)
 class Row:
-    """One utterance. `references` are (audio, transcript or None); with none of them, one is drawn in training."""
+    """One utterance. `references` are (audio, transcript or None); with none of them, one is drawn in training.
+
+    turns: the conversation, where it is kept as written, with its system turn first; `references` are its other
+    audios then, and `text` is "" where the row does not say which words are spoken. start_index: the first turn that
+    is trained.
+    """
 
     line: int
     audio: Recording
@@ -34,6 +43,13 @@ class Row:
     id: str | None = None
     references: tuple[tuple[Recording, str | None], ...] = ()
     system_text: str | None = None  # of its own, where that counts
+    turns: tuple[Turn, ...] = ()
+    start_index: int = 0
+
+    @property
+    def has_unheard(self) -> bool:
+        """Whether a turn that is not the assistant's has audio: a base without an audio tower hears none of it."""
+        return any(kind == "audio" for role, parts in self.turns if role != "assistant" for kind, _ in parts)
 
     @property
     def recordings(self) -> list[tuple[Recording, str | None]]:

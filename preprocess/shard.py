@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess.failure_budget import refuse_many_failures
     from preprocess.finish import finish
     from preprocess.html_report import write_report
+    from preprocess.layout import AS_WRITTEN
     from preprocess.make_shard import load_screening_networks
     from preprocess.manifest import read_manifest
     from preprocess.noisy import add_noisy_references
@@ -46,7 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     base = read_base_model(args.model)
     check_system_text(base, args.system_text)
     manifest = read_manifest(
-        args.manifest, base.special_tokens, args.system_text, args.columns, args.val_manifest, args.keep_system
+        args.manifest,
+        base.special_tokens,
+        args.system_text,
+        args.columns,
+        args.val_manifest,
+        keep_system=args.keep_system,
+        as_written=args.layout == AS_WRITTEN,
     )
     table = build_clips(manifest, args.audio_root, args.val_audio_root)
     report.show_manifest(manifest, table, args.keep_system)

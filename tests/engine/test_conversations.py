@@ -1,6 +1,7 @@
 """ChatML rows with words of their own: training feeds what Boson makes of the row, and the plan counts it."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,13 +10,23 @@ import torch
 from boson_multimodal.data_types import AudioContent, ChatMLSample, Message, TextContent
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample, prepare_chatml_sample
 
+from engine import zero
 from engine.corpora import Corpora
-from engine.loader import PackReader
+from engine.evaluation import evaluate, swap_references
+from engine.loader import PackReader, WaitClock
+from engine.loop import train_step
+from engine.metrics import step_metrics, sum_over_ranks
 from engine.plan import Pack, Plan
 from engine.sample import layout_cost, make_collator
+from engine.setup import build_engine, prepare
+from launch.show import main as show
+from preprocess.errors import InputError
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
 from preprocess.shards import Clip
-from tests.preprocess.helpers import shard, write_jsonl
+from preprocess.verify import main as verify
+from tests.fixtures.model import build_model
+from tests.fixtures.steps import ROOT, ZERO2, adapted_model, loss_and_gradients, make_job
+from tests.preprocess.helpers import assert_parts, shard, write_jsonl
 
 CLIPS = [f"{number}.wav" for number in range(8)]
 
@@ -153,3 +164,261 @@ def test_the_corpus_says_that_rows_had_system_texts_of_their_own(own_system):
     layout = json.loads((own_system / "corpus.json").read_text())["layout"]
     assert layout["keep_system"] is True
     assert layout["system_text"] == DEFAULT_SYSTEM_TEXT
+
+
+def random_conversation(rng, number):
+    """Turns of any order with texts and audio, the last assistant's turn with the one audio that is its target."""
+    target = int(rng.integers(8))
+    others = [clip for clip in range(8) if clip != target]
+
+    def parts(role):
+        found = []
+        for place in range(rng.integers(1, 4)):
+            is_audio = rng.random() < 0.5
+            found.append(audio(int(rng.choice(others))) if is_audio else text(f"words {number} {place}"))
+        return found
+
+    roles = list(rng.choice(["user", "assistant", "system"], p=[0.45, 0.45, 0.1], size=rng.integers(0, 5)))
+    messages = [turn(str(role), *parts(role)) for role in roles] + [turn("user", text(f"row {number}"))]
+    messages.append(turn("assistant", *[text("so be it")] * int(rng.integers(2)), audio(target)))
+    assistants = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    start = rng.choice([None, *assistants])
+    return {"messages": messages, **({} if start is None else {"start_index": int(start)})}
+
+
+SYSTEM = turn("system", text("Two friends talk."))
+WRITTEN = {
+    "voice cloning, the reference said by the user": {"messages": cloning(0, 1, SYSTEM)},
+    "the same without a system turn": {"messages": cloning(0, 2)},
+    "canonical": {
+        "messages": [
+            SYSTEM,
+            turn("user", text("a")),
+            turn("assistant", audio(0)),
+            turn("user", text("b")),
+            turn("assistant", audio(3)),
+        ]
+    },
+    "audio alone": {"messages": [turn("assistant", audio(4))]},
+    "audio before its words": {
+        "messages": [SYSTEM, turn("user", text("say")), turn("assistant", audio(5), text("so"))]
+    },
+    "two audios in the last turn": {
+        "messages": [turn("user", text("both")), turn("assistant", audio(6), text("and"), audio(7))]
+    },
+    "several turns, the last trained": {
+        "messages": [
+            SYSTEM,
+            turn("user", text("hi")),
+            turn("assistant", text("hello"), audio(0)),
+            turn("user", text("go on"), audio(1)),
+            turn("assistant", text("well"), audio(2)),
+        ]
+    },
+    "several turns, all trained": {
+        "messages": [
+            turn("user", text("hi")),
+            turn("assistant", text("hello"), audio(0)),
+            turn("user", text("go on")),
+            turn("assistant", text("well"), audio(2)),
+        ],
+        "start_index": 0,
+    },
+    "the assistant twice in a row": {
+        "messages": [
+            turn("user", text("talk")),
+            turn("assistant", text("yes"), audio(1)),
+            turn("assistant", audio(3)),
+        ],
+        "start_index": 1,
+    },
+    "turns after the target": {
+        "messages": [turn("user", text("talk")), turn("assistant", audio(4)), turn("user", text("thanks"), audio(5))]
+    },
+    "voices in the system turn": {
+        "messages": [
+            turn("system", text("Voices:\n1"), audio(0), text("2"), audio(1)),
+            turn("user", text("go on")),
+            turn("assistant", audio(6)),
+        ]
+    },
+    "words in two parts": {"messages": [turn("user", text("go"), text("on")), turn("assistant", audio(6))]},
+    "the same audio shown twice": {
+        "messages": [
+            turn("user", audio(0)),
+            turn("assistant", audio(0)),
+            turn("user", text("again")),
+            turn("assistant", audio(7)),
+        ]
+    },
+}
+
+
+def written_rows():
+    rng = np.random.default_rng(0)
+    return [*WRITTEN.values(), *(random_conversation(rng, number) for number in range(30))]
+
+
+@pytest.fixture(scope="module")
+def as_written(tmp_path_factory, tools):
+    """A corpus of --layout as-written --keep-system: every row above, and 30 random ones."""
+    folder = tmp_path_factory.mktemp("written")
+    return run_shard(folder, tools, written_rows(), layout="as-written", keep_system=True)
+
+
+def expected_samples(rows):
+    """{(name of the target, its how manieth dialogue): the row in Boson's dataclass, with its start_index}."""
+    expected, counts = {}, Counter()
+    for row in rows:
+        messages, start = row["messages"], row.get("start_index")
+        last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
+        start = last if start is None else start
+        if messages[0]["role"] != "system":
+            messages, start = [turn("system", text(DEFAULT_SYSTEM_TEXT)), *messages], start + 1
+        target = [
+            part["audio_url"]
+            for m in messages
+            if m["role"] == "assistant"
+            for part in m["content"]
+            if part["type"] == "audio"
+        ][-1]
+        expected[target, counts[target]] = as_sample(messages, start)
+        counts[target] += 1
+    return expected
+
+
+def test_training_feeds_what_boson_makes_of_the_row_itself(as_written, model_folder):
+    reader = PackReader(Corpora([as_written]), model_folder, "boson")
+    clips = clips_by_name(reader.corpus)
+    source = {clip.key: name for name, clip in clips.items()}
+    expected = expected_samples(written_rows())
+    samples = planned_samples(reader)
+    assert len(samples) == len(expected) == len(WRITTEN) + 30
+    assert {sample.num_trained for sample in samples} >= {1, 2, 3}
+    for sample in samples:
+        pack = Pack((sample,))
+        loaded = reader[pack]
+        boson = bosons_batch(reader, clips, expected.pop((source[loaded.keys[0]], sample.dialogue)))
+        assert_same(loaded.batch, boson)
+        assert_planned_as_built(reader, sample)
+        stream = PackReader(reader.corpus, model_folder, "packed")[pack].batch
+        placeholders = torch.tensor([reader.config.audio_in_token_idx, reader.config.audio_out_token_idx])
+        assert torch.equal(stream.text_tokens, boson.input_ids[~torch.isin(boson.input_ids, placeholders)])
+        assert torch.equal(stream.text_labels, boson.label_ids[boson.label_ids != -100])
+        assert torch.equal(stream.audio_columns, boson.audio_out_ids)
+        labels = boson.label_audio_ids.T
+        assert torch.equal(stream.audio_labels, labels[(labels != -100).any(1)])
+    assert not expected
+
+
+@pytest.mark.parametrize("encode_audio_in_tokens", [False, True])
+def test_losses_are_those_of_bosons_forward_that_passes_over_what_it_does_not_hear(
+    as_written, model_folder, encode_audio_in_tokens
+):
+    model = adapted_model(model_folder)
+    model.higgs.config.encode_audio_in_tokens = encode_audio_in_tokens  # as the released base has it
+    readers = [PackReader(Corpora([as_written]), model_folder, forward) for forward in ("boson", "packed")]
+    samples = planned_samples(readers[0])
+    unheard = [s for s in samples if any(not a["spoken"] for a in audios_of_index(readers[0], s))]
+    assert len(unheard) > 10
+    for pack in (Pack(tuple(samples)), Pack(tuple(unheard[:1]))):
+        theirs, ours = (loss_and_gradients(model, reader[pack].batch, len(pack.samples)) for reader in readers)
+        for found, wanted in zip(ours[0], theirs[0], strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+        for name, gradient in theirs[1].items():
+            assert (ours[1][name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+def audios_of_index(reader, sample):
+    dialogues = reader.corpus.index.column("dialogues")[sample.target].as_py()
+    return next(d["audios"] for d in dialogues if d["position"] == sample.dialogue)
+
+
+def test_a_step_on_conversations_trains_and_validation_counts_their_labels(
+    one_rank, as_written, model_folder, tmp_path
+):
+    losses, validation, moved = one_rank.run(train_a_step, model_folder, as_written, tmp_path / "run")[0]
+    assert validation["loss_text"] == pytest.approx(losses["loss_text"], rel=1e-5)
+    assert validation["loss_audio"] == pytest.approx(losses["loss_audio"], rel=1e-5)
+    assert 0 <= validation["accuracy_stop"] <= 1
+    assert all(0 < change < 1 for change in moved.values()), "each lora_B is zero before the step"
+
+
+def train_a_step(model, data, out):
+    """Losses of a step, those of the same packs as validation, and how far each lora_B moved."""
+    overrides = ["batch.packs_per_step=2", "batch.max_tokens=4000", "run.precision=fp32", "lora.dropout=0.0"]
+    job = make_job(model, data, out, overrides)
+    engine = build_engine(job)
+    step = job.plan.step(0)
+    validation = evaluate(engine, job.reader, step.packs, [], 0)
+    clock = WaitClock(job.reader[pack] for pack in step.packs)
+    sums, _ = train_step(engine, clock, step, 0, 1e-3, job.recipe)
+    losses = step_metrics(sum_over_ranks(sums), step, job.recipe.loss)
+    masters = zero.gather_masters(engine)
+    engine.destroy()
+    return losses, validation, {name: float(value.norm()) for name, value in masters.items() if "lora_B" in name}
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("conditioning=whisper", "conditioning=whisper"),
+        ("loss.consistency_weight=0.1", "loss.consistency_weight=0.1"),
+        (None, "a base with an audio tower"),
+    ],
+)
+def test_what_a_written_conversation_does_not_say_is_refused(as_written, model_folder, tmp_path, override, found):
+    model = build_model(tmp_path / "tower", audio_tower=True) if override != "loss.consistency_weight=0.1" else None
+    with pytest.raises(InputError) as caught:
+        prepare(
+            str(ZERO2),
+            str(ROOT / "launch" / "recipes" / "demo.yaml"),
+            [override] if override else [],
+            str(model or model_folder),
+            [str(as_written)],
+            out=str(tmp_path / "run"),
+            world_size=1,
+        )
+    assert_parts(caught.value, "--layout as-written", found, "conditioning=codes", "--layout canonical")
+
+
+def test_corpora_of_two_layouts_are_refused(as_written, own_system):
+    with pytest.raises(InputError, match="layout.name 'canonical'; expected layout.name 'as-written'"):
+        Corpora([as_written, own_system])
+
+
+def test_no_reference_of_a_conversation_is_swapped(as_written, model_folder):
+    samples = planned_samples(PackReader(Corpora([as_written]), model_folder, "packed"))
+    assert any(sample.references for sample in samples)
+    assert swap_references([Pack(tuple(samples))]) == []
+
+
+def test_a_conversation_is_verified_shown_and_reused(as_written, tools, model_folder, tmp_path, capsys):
+    assert verify([str(as_written)]) == 0
+    row = WRITTEN["voices in the system turn"]
+    corpus = Corpora([as_written])
+    names = {clip.meta["source"]: clip for clip in clips_by_name(corpus).values()}
+    capsys.readouterr()
+    assert show([str(as_written), names[CLIPS[1]].key, "--model", str(model_folder)]) == 0
+    said = capsys.readouterr().out
+    assert f"audio that the base does not hear: {names[CLIPS[0]].key}" in said
+    assert f"audio columns: target {names[CLIPS[1]].key}" in said
+
+    again = {name: value for name, value in tools.items() if name != "val_speakers"}
+    held_out = write_jsonl(tmp_path / "val.jsonl", [{"messages": [turn("assistant", audio(5))]}])
+    more = {"layout": "as-written", "keep_system": True, "reuse": as_written, "val_manifest": held_out}
+    folder = run_shard(tmp_path, again, [row], **more)
+    assert "reused: 4 clips" in capsys.readouterr().out
+    split = {row["key"]: row["split"] for row in Corpora([folder]).index.to_pylist()}
+    assert [split[names[CLIPS[number]].key] for number in (0, 1, 6, 5)] == ["train"] * 3 + ["val"]
+
+
+def test_a_dry_run_shows_the_conversation_with_what_is_trained(tools, tmp_path, capsys):
+    manifest = write_jsonl(tmp_path / "rows.jsonl", [WRITTEN["several turns, the last trained"]])
+    flags = {"manifest": manifest, "model": tools["model"], "audio_root": tools["audio_root"], "keep_system": True}
+    assert shard(**flags, layout="as-written", dry_run=True) == 0
+    said = capsys.readouterr().out
+    assert "Two friends talk." in said
+    assert "[[well<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>]]" in said
+    assert said.count("[[") == 2, "once in the line above it"
+    assert f"audio: {CLIPS[0]}, {CLIPS[1]}, {CLIPS[2]}" in said
