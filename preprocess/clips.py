@@ -125,6 +125,8 @@ class _Builder:
         used |= {k for clip in self.clips.values() for d in clip.dialogues for k in reference_keys(d, clip.key)}
         self._check_splits()
         clips = {key: self.clips[key] for key in sorted(used)}
+        for key, clip in clips.items():
+            clip.speaker = clip.speaker or f"unnamed-{key}"
         has_validation = any(file.validation for file in self.manifest.files)
         validation = used & self.named_by[True].keys() if has_validation else None
         return ClipTable(clips, self.uses, self.rejected, without_speaker, validation)
@@ -236,12 +238,15 @@ class _Builder:
         first = self.first_dialogue.setdefault(identity, row)
         if first is not row:
             raise self._merged(where, target, self.manifest.where(first.line))
-        # Rows that share a reference share its voice, even where no row names the speaker.
-        shown = references[0][0] if references else target
-        voice = row.speaker or shown.speaker or target.speaker or f"unnamed-{shown.key}"
+        if row.turns:  # who else speaks there the row does not say
+            voice, others_voice = row.speaker or "", ""
+        else:
+            # Rows that share a reference share its voice, even where no row names the speaker.
+            shown = references[0][0]
+            voice = others_voice = row.speaker or shown.speaker or target.speaker or f"unnamed-{shown.key}"
         self._describe(target, row.text, voice, row)
         for clip, text in references:
-            self._describe(clip, text or clip.text, voice)
+            self._describe(clip, text or clip.text, others_voice)
         self.uses.append(Use(row.line, target.key, len(target.dialogues)))
         target.dialogues.append(dialogue)
 

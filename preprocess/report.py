@@ -33,7 +33,8 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
             shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
             print(f"  {len(known)} of its speakers are in training too, no held-out voices: {shown}")
     if table.rows_without_speaker:
-        print(f"  {table.rows_without_speaker} rows name a reference and no speaker: each reference is a voice")
+        voices = "each clip" if any(row.turns for row in manifest.rows) else "each reference"
+        print(f"  {table.rows_without_speaker} rows name a reference and no speaker: {voices} is a voice")
     if manifest.own_system_texts:
         what = "it is kept" if keep_system else "--system-text replaces it (--keep-system keeps it)"
         print(f"  {manifest.own_system_texts} rows have a system text of their own: {what}")

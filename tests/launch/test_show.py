@@ -77,7 +77,7 @@ def test_the_codes_of_target_and_reference_are_heard_as_boson_decodes_them(
     row, out = 5, tmp_path / "x.wav"
     codec = ["--audio-tokenizer", str(codec_folder), "--hubert", str(hubert_folder)]
     assert main([str(corpus.folder), corpus.clip(row).key, "--audio", str(out), *codec]) == 0
-    _, ((_, reference),), _ = choose_dialogue(corpus, row)
+    _, (reference,), _ = choose_dialogue(corpus, row)
     said = capsys.readouterr().out
     with hubert_from(hubert_folder):
         boson = load_higgs_audio_tokenizer(str(codec_folder), device="cpu")

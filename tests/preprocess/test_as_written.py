@@ -177,6 +177,16 @@ def test_the_same_conversation_twice_is_one_and_another_start_is_another(tmp_pat
     assert [use.position for use in table.uses] == [0, 1]
 
 
+def test_a_row_says_whose_voice_its_target_is_and_no_more(tmp_path):
+    spoken = [turn("user", audio("a")), turn("assistant", audio("b"))]
+    rows = [{"messages": spoken, "speaker": "salma"}, {"messages": [ASKED, turn("assistant", audio("a"))]}]
+    rows += [{"messages": [turn("user", audio("c")), turn("assistant", audio("a"))], "speaker": "omar"}]
+    table = build_clips(read(tmp_path, *rows), tmp_path)
+    speakers = {clip.source: clip.speaker for clip in table.clips.values()}
+    (unnamed,) = (key for key, clip in table.clips.items() if clip.source == "c.wav")
+    assert speakers == {"a.wav": "omar", "b.wav": "salma", "c.wav": f"unnamed-{unnamed}"}
+
+
 def test_noisy_references_would_never_be_drawn(tmp_path):
     with pytest.raises(InputError) as caught:
         parse(flags(manifest="m", model="m", dry_run=True, layout="as-written", noisy_references=0.2))
