@@ -79,7 +79,7 @@ BAD_ROWS = {
     7: ("screened", "empty_transcript", "corpus.jsonl line 7", "'  '", "the words that are spoken", "Transcribe"),
     8: ("failed", "no_speaker", "line 8", "neither speaker nor reference_audio", "one of them", "Fill in one"),
     9: ("failed", "special_token", "line 9", "<|eot_id|>", "spoken words alone", "Remove it from the text"),
-    10: ("screened", "too_short", "short.wav", "0.36 s", "at least 0.5", "Nothing to do"),
+    10: ("screened", "too_short", "short.wav", "0.363 s", "at least 0.5", "Nothing to do"),
     11: ("screened", "too_long", "long.wav", "31.00 s", "at most 30", "Cut the recording"),
     12: ("failed", "reference_truncated", "cut_reference.wav", "0.40 s", "0.80 s", "was cut short"),
     13: ("failed", "reference_truncated", "cut_reference.wav", "0.40 s", "0.80 s", "was cut short"),
