@@ -128,6 +128,15 @@ def test_a_folder_that_is_not_finished_is_refused(tmp_path):
     assert_parts(caught.value, str(tmp_path), "no corpus.json", "finished", "continues where it stopped")
 
 
+def test_a_corpus_of_another_format_is_refused(tmp_path):
+    write(tmp_path, make_clips())
+    info = json.loads((tmp_path / "corpus.json").read_text())
+    (tmp_path / "corpus.json").write_text(json.dumps({**info, "format_version": 1}))
+    with pytest.raises(InputError) as caught:
+        Corpus(tmp_path)
+    assert_parts(caught.value, "corpus.json", "format_version 1", "2", "run preprocess.shard again into a new folder")
+
+
 def test_the_fingerprint_changes_with_the_split_and_the_prompt(tmp_path):
     fingerprint = write(tmp_path, make_clips()).fingerprint
     info = json.loads((tmp_path / "corpus.json").read_text())
