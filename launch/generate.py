@@ -145,12 +145,13 @@ def default_max_new_tokens(engine: "HiggsAudioServeEngine", text: str) -> int:
 
 
 def _refuse_text(engine: "HiggsAudioServeEngine", text: str) -> None:
-    ids = engine.tokenizer.encode(text, add_special_tokens=False)
-    special = engine.tokenizer.convert_ids_to_tokens(sorted(set(ids) & set(engine.tokenizer.all_special_ids)))
+    from preprocess.layout import special_tokens
+
+    special = next((token for token in special_tokens(engine.tokenizer) if token in text), None)
     if special or not text:
         raise InputError(
             f"text {text!r}",
-            f"the special token {special[0]}" if special else "nothing to say",
+            f"the special token {special}" if special else "nothing to say",
             "plain text",
             "Correct --text or --reference-text.",
         )
@@ -158,7 +159,7 @@ def _refuse_text(engine: "HiggsAudioServeEngine", text: str) -> None:
 
 def choose_layout(engine: "HiggsAudioServeEngine", layout: dict, system_text: str | None) -> dict:
     """The layout of training, with `system_text` in it where that is given. Raises InputError for special tokens."""
-    from preprocess.layout import AS_WRITTEN, foreign_token
+    from preprocess.layout import AS_WRITTEN, foreign_token, special_tokens
 
     if layout.get("name") == AS_WRITTEN:
         print("warning: the model was trained on conversations as their rows have them, and this prompt is canonical")
@@ -166,7 +167,7 @@ def choose_layout(engine: "HiggsAudioServeEngine", layout: dict, system_text: st
         if layout.get("keep_system"):
             print(f"rows of the corpus had system texts of their own; this prompt has {layout['system_text']!r}")
         return layout
-    special = foreign_token(system_text, engine.tokenizer.all_special_tokens)
+    special = foreign_token(system_text, special_tokens(engine.tokenizer))
     if special:
         raise InputError("--system-text", f"the special token {special}", "words alone", "Remove it from the text.")
     if system_text != layout["system_text"] and not layout.get("keep_system"):

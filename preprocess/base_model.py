@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from preprocess.codec import CodecFacts
 from preprocess.errors import InputError
-from preprocess.layout import audios_of, foreign_token
+from preprocess.layout import audios_of, foreign_token, special_tokens
 
 _IGNORE_INDEX = -100
 _MODEL_HELP = (
@@ -32,7 +32,7 @@ class BaseModel:
 
     @property
     def special_tokens(self) -> list[str]:
-        return sorted(t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special)
+        return special_tokens(self.tokenizer)
 
     def num_tokens(self, text: str) -> int:
         """Tokens of a normalised text inside a turn."""

@@ -88,9 +88,14 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def foreign_token(system_text: str, special_tokens: Iterable[str]) -> str | None:
+def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+    """All texts that the tokenizer reads as special tokens; its `all_special_tokens` are those with a role alone."""
+    return sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+
+def foreign_token(system_text: str, specials: Iterable[str]) -> str | None:
     """The first special token that may not stand in a system text, since it would change the prompt's structure."""
-    return next((token for token in special_tokens if token in system_text and token not in _SYSTEM_MARKUP), None)
+    return next((token for token in specials if token in system_text and token not in _SYSTEM_MARKUP), None)
 
 
 def voice_cloning_dialogue(

@@ -1,9 +1,11 @@
 """Generate: the serve engine speaks what was learnt, from the prompt of training; failures are plain errors."""
 
 import dataclasses
+import json
 import shutil
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -205,6 +207,20 @@ def test_another_system_text_opens_the_prompt_and_is_warned_of(speaker, speaking
     assert f"trained with the system text {SYSTEM_TEXT!r} alone" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"--system-text: found the special token <\|eot_id\|>"):
         choose_layout(speaking_engine, own, "Whisper.<|eot_id|>")
+
+
+def test_special_tokens_that_the_tokenizer_gives_no_role_are_refused_too(speaker, tmp_path):
+    """As Llama 3's files have them: bos and eos named, all others only added."""
+    folder = shutil.copytree(speaker.folder, tmp_path / "merged")
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in facts.items() if k != "additional_special_tokens"}))
+    engine = SimpleNamespace(tokenizer=load_tokenizer(folder))
+    assert "<|AUDIO_OUT|>" not in engine.tokenizer.all_special_tokens
+    with pytest.raises(InputError, match=r"--system-text: found the special token <\|AUDIO_OUT\|>"):
+        choose_layout(engine, speaker.layout, "Whisper.<|AUDIO_OUT|>")
+    with pytest.raises(InputError, match=r"found the special token <\|AUDIO_OUT\|>"):
+        clone(engine, speaker.layout, [(REFERENCE_TEXT, speaker.reference)], "say <|AUDIO_OUT|> twice")
 
 
 def test_the_command_speaks_with_the_system_text_that_it_is_given(speaker, codec_folders, tmp_path, monkeypatch):
