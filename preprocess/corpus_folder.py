@@ -106,9 +106,13 @@ def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterato
 @contextlib.contextmanager
 def finishing(out: Path) -> Iterator[None]:
     """Wait for other slices that write index and corpus.json at this moment."""
-    with open(out / _BEGIN_LOCK, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    try:
+        with open(out / _BEGIN_LOCK, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except KeyboardInterrupt as stop:
+        stop.add_note("the shards are done and kept; run the same command again to write index and corpus.json")
+        raise
 
 
 def _hold(held: contextlib.ExitStack, path: Path, kind: int, holder: str) -> None:

@@ -1,11 +1,13 @@
-"""The one error a user can mend. Its four parts can't be left out."""
+"""How a command ends early: by the one error a user can mend, whose four parts can't be left out, or by a signal."""
 
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 _WRITE_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -72,10 +74,26 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
 def exit_on_input_error(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and exit: its return value (None is 0), or 2 with the message of an InputError.
 
-    Any other exception is a bug of ours and keeps its traceback.
+    A KeyboardInterrupt is a line too, with the notes it carries: what is kept, what to do. It exits as a shell tells
+    of a signal: 128 and its number, 130 for Ctrl-C. Any other exception is a bug of ours and keeps its traceback.
     """
     try:
         sys.exit(main() or 0)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print("; ".join(["stopped", *getattr(stop, "__notes__", [])]), file=sys.stderr, flush=True)
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+
+
+def stop_on_signals() -> None:
+    """From now on Ctrl-C and SIGTERM raise KeyboardInterrupt(their number); a second one ends the process at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for known in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(known, signal.SIG_DFL)
+        raise KeyboardInterrupt(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)

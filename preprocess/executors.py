@@ -24,6 +24,7 @@ TRIES = 2
 _place = 0
 # A clip of half a minute takes a slow core half a minute.
 _MAX_SILENCE_SEC = 900.0
+_STOPS = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ def _start(work: Callable, place: int, lifeline: int, parent_end: int) -> _Worke
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(work, place, theirs, lifeline, parent_end), daemon=True)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until the worker no longer has its parent's handlers
     process.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     theirs.close()  # or a dead worker's pipe would never end
     return _Worker(place, process, ours)
 
@@ -155,6 +158,8 @@ def _serve(
     _place = place
     os.close(parent_end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
     while True:
         job = connection.recv()

@@ -6,7 +6,7 @@ fragment comes last.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -255,3 +255,12 @@ def read_finished(spec: ShardSpec) -> ShardReport | None:
 def forget(spec: ShardSpec) -> None:
     """Make a finished shard unfinished."""
     _fragment_path(spec).unlink()
+
+
+def remove_unfinished(specs: Sequence[ShardSpec]) -> None:
+    """Remove what workers that were stopped had begun to write, and their word of the clip in work."""
+    names = {spec.name for spec in specs}
+    for folder in {folder for spec in specs for folder in (spec.out, _fragment_path(spec).parent)}:
+        for path in folder.glob(".shard-*"):
+            if path.name.split(".")[1] in names:
+                path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from preprocess.clips import ClipPlan
 from preprocess.errors import InputError, Rejected
 from preprocess.executors import TRIES, WorkerDied, run_local
 from preprocess.failure_budget import refuse_many_failures
-from preprocess.make_shard import ShardReport, clip_in_work, forget, make_shard, read_finished
+from preprocess.make_shard import ShardReport, clip_in_work, forget, make_shard, read_finished, remove_unfinished
 from preprocess.planning import ShardSpec
 from preprocess.ray_executor import run_ray
 
@@ -35,6 +35,26 @@ def make_shards(
     to_make.sort(key=lambda spec: -_seconds(spec, headers))  # the longest first: none alone at the end
     if reports:
         print(f"{len(reports)} of {len(specs)} shards are finished already and kept", flush=True)
+    try:
+        _make(to_make, reports, headers, num_workers, max_failure_share, executor)
+    except KeyboardInterrupt as stop:
+        remove_unfinished([spec for spec in to_make if spec.name not in reports])
+        stop.add_note(
+            f"{len(reports)} of {len(specs)} shards are done and kept; run the same command again to continue"
+        )
+        raise
+    return [reports[spec.name] for spec in specs]
+
+
+def _make(
+    to_make: list[ShardSpec],
+    reports: dict[str, ShardReport],
+    headers: dict[str, Header],
+    num_workers: int,
+    max_failure_share: float,
+    executor: str,
+) -> None:
+    """Put a report of each shard into `reports`, as soon as it is made."""
     with _ProgressBar(to_make, headers) as bar:
         while to_make:
             died = []
@@ -51,7 +71,6 @@ def make_shards(
                     reports[spec.name] = _all_failed(spec, result) if isinstance(result, WorkerDied) else result
                     refuse_many_failures("encoding", *_failures(reports), max_failure_share)
             to_make = died
-    return [reports[spec.name] for spec in specs]
 
 
 def _seconds(spec: ShardSpec, headers: dict[str, Header]) -> float:

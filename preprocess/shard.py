@@ -8,7 +8,7 @@ manifest -> rows -> clips -> plan (headers only) -> make_shard in every worker -
 
 import os
 
-from preprocess.errors import exit_on_input_error, explain_write_errors
+from preprocess.errors import exit_on_input_error, explain_write_errors, stop_on_signals
 from preprocess.options import parse
 
 
@@ -102,4 +102,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_on_signals()
     exit_on_input_error(main)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.errors import InputError, exit_on_input_error
+from preprocess.errors import InputError, exit_on_input_error, stop_on_signals
 from preprocess.shards import (
     CORPUS_FILE,
     INDEX_FILE,
@@ -92,9 +92,12 @@ def verify_corpus(folder: Path | str) -> Iterator[tuple[str, list[InputError]]]:
     def verify(shard: dict) -> list[InputError]:
         return list(verify_shard(storage.root / shard["name"], shard, rows_of[shard["name"]], info["codec"]))
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing and reading leave Python's lock
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # hashing and reading leave Python's lock
+    try:
         for shard, found in zip(info["shards"], pool.map(verify, info["shards"]), strict=True):
             yield shard["name"], found
+    finally:
+        pool.shutdown(cancel_futures=True)  # a Ctrl-C does not wait for all shards
 
 
 def verify_shard(path: Path, shard: dict, rows: dict[str, dict], codec: dict) -> Iterator[InputError]:
@@ -228,14 +231,18 @@ def main(argv: list[str] | None = None) -> int:
     """Check the corpus and tell of each problem; 0 or 2."""
     arguments = parse_arguments(argv)
     num_problems = num_shards = 0
-    for name, problems in verify_corpus(arguments.shards):
-        num_problems += len(problems)
-        for problem in problems:
-            print(f"problem: {problem}", flush=True)
-        if name != INDEX_FILE:
-            num_shards += 1
-            if num_shards % 100 == 0:
-                print(f"{num_shards:,} shards checked, {num_problems:,} problems", flush=True)
+    try:
+        for name, problems in verify_corpus(arguments.shards):
+            num_problems += len(problems)
+            for problem in problems:
+                print(f"problem: {problem}", flush=True)
+            if name != INDEX_FILE:
+                num_shards += 1
+                if num_shards % 100 == 0:
+                    print(f"{num_shards:,} shards checked, {num_problems:,} problems", flush=True)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"{num_shards:,} shards checked, {num_problems:,} problems so far")
+        raise
     print(f"{num_shards:,} shards checked, {num_problems:,} problems in all", flush=True)
     if arguments.audio_tokenizer and not num_problems:
         num_problems = _compare_codes(arguments)
@@ -261,4 +268,5 @@ def _compare_codes(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    stop_on_signals()
     exit_on_input_error(main)

@@ -3,6 +3,7 @@
 import functools
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import soundfile
 
 import preprocess.planning
 import preprocess.run
+from preprocess.errors import exit_on_input_error, stop_on_signals
 from preprocess.executors import run_local
 from preprocess.recording import Recording
 from preprocess.shards import Corpus
@@ -49,6 +51,21 @@ def start(out: Path, given: dict) -> Process:
     def run() -> None:
         os.setsid()
         sys.exit(shard(out=out, workers=1, **given))
+
+    process = get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def start_command(out: Path, given: dict, said: Path) -> Process:
+    """The same as on a command line; what it writes to stderr goes to `said`."""
+
+    def run() -> None:
+        os.setsid()
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+        sys.stderr = os.fdopen(2, "w")
+        stop_on_signals()
+        exit_on_input_error(lambda: shard(out=out, workers=1, **given))
 
     process = get_context("fork").Process(target=run)
     process.start()
@@ -134,6 +151,40 @@ def test_same_bytes_after_a_kill_of_the_whole_group_in_mid_shard(tmp_path, given
     assert shard(out=out, workers=1, **given) == 0
     assert folder_bytes(out) == expected
     assert [path.stat().st_mtime_ns for path in kept] == times, "finished shards are kept, not made again"
+
+
+@pytest.mark.parametrize(
+    ("number", "send", "exit_code"),
+    [
+        pytest.param(signal.SIGINT, os.killpg, 130, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, os.killpg, 143, id="SIGTERM to the group"),
+        pytest.param(signal.SIGTERM, os.kill, 143, id="SIGTERM"),
+    ],
+)
+def test_a_stopped_run_says_what_is_kept_leaves_nothing_half_done_and_continues(
+    number, send, exit_code, tmp_path, given, expected
+):
+    out, said = tmp_path / "out", tmp_path / "said"
+    process = start_command(out, given, said)
+    wait_for(lambda: finished_shards(out), process)
+    workers = children(process)
+    send(process.pid, number)
+    process.join()
+    kept = finished_shards(out)
+    assert process.exitcode == exit_code
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "a worker outlived the command"
+    assert 0 < len(kept) < NUM_SHARDS
+    assert not [path for path in out.rglob(".*") if path.name != ".begin.lock"]
+    *_, last = said.read_text().splitlines()
+    # A shard that a worker finished in the same moment was not heard of.
+    shown = re.fullmatch(r"stopped; (\d) of 4 shards are done and kept; run the same command again to continue", last)
+    assert int(shown[1]) in (len(kept) - 1, len(kept))
+    assert "Traceback" not in said.read_text()
+
+    times = [path.stat().st_mtime_ns for path in kept]
+    assert shard(out=out, workers=1, **given) == 0
+    assert folder_bytes(out) == expected
+    assert [path.stat().st_mtime_ns for path in kept] == times
 
 
 def test_a_run_on_a_finished_folder_changes_nothing(tmp_path, given, expected, capsys):
