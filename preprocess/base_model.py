@@ -8,6 +8,7 @@ from pathlib import Path
 from boson_multimodal.data_types import ChatMLSample
 from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from preprocess.codec import CodecFacts
@@ -19,6 +20,7 @@ _MODEL_HELP = (
     "Download the base model (`hf download bosonai/higgs-audio-v2-generation-3B-base --local-dir BASE`) "
     "and name it with --model."
 )
+_AUDIO_TOKEN = "<|AUDIO_OUT|>"
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,31 @@ def read_base_model(folder: Path) -> BaseModel:
     if model_type != "higgs_audio":
         raise InputError(str(path), f"model_type {model_type!r}", "'higgs_audio'", _MODEL_HELP)
     config = HiggsAudioConfig.from_pretrained(folder, local_files_only=True)
+    tokenizer = _read_tokenizer(folder)
+    audio_token = tokenizer.convert_tokens_to_ids(_AUDIO_TOKEN)
+    if audio_token != config.audio_out_token_idx:
+        raise InputError(
+            str(folder / "tokenizer.json"),
+            f"{_AUDIO_TOKEN} as token {audio_token}",
+            f"token {config.audio_out_token_idx}, as {path.name} says: the tokenizer of this model",
+            _MODEL_HELP,
+        )
+    return BaseModel(folder, config.audio_num_codebooks, config.audio_codebook_size, tokenizer)
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     missing = [name for name in ("tokenizer_config.json", "tokenizer.json") if not (folder / name).is_file()]
     if missing:
         found = f"no {' and no '.join(missing)}"
         raise InputError(str(folder), found, "the tokenizer's files beside the model's", _MODEL_HELP)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return BaseModel(folder, config.audio_num_codebooks, config.audio_codebook_size, tokenizer)
+    name = "tokenizer.json"
+    try:
+        Tokenizer.from_file(str(folder / name))
+        name = "tokenizer_config.json"  # the other one is whole: what fails now is this one's fault
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises nothing more special
+        found = f"a tokenizer that can't be opened ({str(error).splitlines()[0]})"
+        raise InputError(str(folder / name), found, "the file as it was downloaded", _MODEL_HELP) from error
 
 
 def check_system_text(base: BaseModel, text: str) -> None:

@@ -59,11 +59,8 @@ def probe_clips(clips: Iterable[ClipPlan], num_threads: int) -> tuple[dict[str, 
 
     # Threads would each read their own row groups of a Parquet file: one reads them in order.
     alone = any(clip.recording.row for clip in clips)
-    pool = ThreadPoolExecutor(1 if alone else num_threads)
-    try:
+    with ThreadPoolExecutor(1 if alone else num_threads) as pool:
         found = list(tqdm(pool.map(look, clips), total=len(clips), desc="headers", unit="file", leave=False))
-    finally:
-        pool.shutdown(cancel_futures=True)  # a Ctrl-C does not wait for all files
     by_key = {clip.key: result for clip, result in zip(clips, found, strict=True)}
     headers = {key: result for key, result in by_key.items() if isinstance(result, Header)}
     return headers, {key: result for key, result in by_key.items() if isinstance(result, Rejected)}

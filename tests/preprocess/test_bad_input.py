@@ -211,6 +211,30 @@ def test_a_model_without_tokenizer_is_refused(tmp_path, short_folder, tools, mod
     assert_parts(error, str(tmp_path), "no tokenizer_config.json", "files beside the model's", "--model")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "can't be opened (expected value at line 1"),
+        ("tokenizer.json", "{}", "can't be opened (Model missing"),
+        ("tokenizer_config.json", '{"a', "can't be opened (Unterminated string"),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', "requires you to execute"),
+    ],
+)
+def test_a_broken_tokenizer_is_refused_by_its_file(name, text, found, tmp_path, model_folder):
+    shutil.copytree(model_folder, tmp_path / "model")
+    (tmp_path / "model" / name).write_text(text)
+    error = refused(manifest=tmp_path / "m.jsonl", model=tmp_path / "model", validate_only=True)
+    assert_parts(error, str(tmp_path / "model" / name), found, "as it was downloaded", "hf download bosonai/higgs")
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path, model_folder):
+    shutil.copytree(model_folder, tmp_path / "model")
+    path = tmp_path / "model/tokenizer.json"
+    path.write_text(path.read_text().replace("<|AUDIO_OUT|>", "<|reserved_9|>"))
+    error = refused(manifest=tmp_path / "m.jsonl", model=tmp_path / "model", validate_only=True)
+    assert_parts(error, str(path), "<|AUDIO_OUT|> as token", "the tokenizer of this model", "hf download bosonai")
+
+
 def test_a_codec_that_does_not_fit_the_model_is_refused_before_any_work(tmp_path, short_folder, tools):
     model = build_model(tmp_path / "model", num_codebooks=4, codebook_size=64, hidden_size=32, num_layers=1)
     error = refused(manifest=short_folder / "corpus.jsonl", out=tmp_path / "out", **{**tools, "model": model})
