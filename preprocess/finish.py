@@ -14,7 +14,7 @@ from preprocess.errors import InputError, Rejected
 from preprocess.layout import reference_keys
 from preprocess.make_shard import ShardReport
 from preprocess.manifest import Manifest
-from preprocess.same_audio import Doubles, same_audio
+from preprocess.same_audio import Doubles, heard_in_validation, same_audio, shared_sound
 from preprocess.screening import Screening
 from preprocess.shards import FAILURES_FILE, write_atomically, write_corpus
 from preprocess.speech_facts import speech_facts
@@ -61,10 +61,11 @@ def finish(
     copies = {key for key, clip in table.clips.items() if clip.derived_from}
     originals = {key: row for key, row in rows.items() if key not in copies}
     rejected_rows = manifest.rejected + table.rejected
-    doubles = same_audio(rows, table.clips)
-    strangers = other_voices(originals, table.clips, Screening(**settings["settings"]["screening"]))
-    unusable = lost | strangers
-    written = []
+    left_out = other_voices(originals, table.clips, Screening(**settings["settings"]["screening"]))
+    leaked = heard_in_validation(originals, table.clips, table.validation or set())
+    left_out |= leaked
+    doubles = same_audio({key: row for key, row in originals.items() if key not in leaked}, table.clips)
+    unusable, written = lost | left_out, []
     for use in table.uses:
         error = _why_lost(manifest, table, use, unusable, doubles)
         if error:
@@ -73,7 +74,7 @@ def finish(
             written.append(use)
     lines = [use.line for use in written] + [line for line, _ in rejected_rows]
     assert len(set(lines)) == len(lines) == manifest.num_rows, "a manifest row twice, or in no account"
-    _mark_usable(originals, table, written, doubles, strangers)
+    _mark_usable(originals, table, written, doubles, left_out)
     validation = _validation_clips(originals, table, written, settings["settings"])
     for key, row in originals.items():
         row["split"] = "val" if key in validation else "train"
@@ -137,7 +138,7 @@ def _references(table: ClipTable, use: Use) -> list[str]:
 
 
 def _mark_usable(
-    rows: dict[str, dict], table: ClipTable, written: list[Use], doubles: Doubles, strangers: dict[str, Rejected]
+    rows: dict[str, dict], table: ClipTable, written: list[Use], doubles: Doubles, left_out: dict[str, Rejected]
 ) -> None:
     """Keep the dialogues that are whole; a clip that no row needs any more is not used."""
     targets = {use.key for use in table.uses}
@@ -151,8 +152,8 @@ def _mark_usable(
             row["reason"] = _LOST[key in targets]
             if key in doubles:
                 row["reason"] = doubles[key][0]
-            elif key in strangers:
-                row["reason"] = strangers[key].reason
+            elif key in left_out:
+                row["reason"] = left_out[key].reason
 
 
 def _follow_original(row: dict, original: dict | None) -> None:
@@ -170,9 +171,11 @@ def _validation_clips(rows: dict[str, dict], table: ClipTable, written: list[Use
     """Keys of the validation split: the clips of --val-manifest, or all clips of the voices that are held out."""
     if table.validation is not None:
         return table.validation
+    pairs = [(use.key, key) for use in written for key in _references(table, use)]
+    pairs += shared_sound({key: row for key, row in rows.items() if row["use"]}, table.clips)
     voices = held_out_speakers(
         [(row["speaker"], row["duration_sec"]) for row in rows.values() if row["use"]],
-        [(rows[use.key]["speaker"], rows[key]["speaker"]) for use in written for key in _references(table, use)],
+        [(rows[one]["speaker"], rows[other]["speaker"]) for one, other in pairs],
         choice["val_speakers"],
         choice["seed"],
     )

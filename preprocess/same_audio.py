@@ -1,6 +1,7 @@
 """Recordings that are there twice, under two names: decided once all shards are made, by the sha256 of the source."""
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 from preprocess.clips import ClipPlan
 from preprocess.errors import Rejected
@@ -58,3 +59,40 @@ def _duplicate(plan: ClipPlan, first: ClipPlan) -> Rejected:
         "each recording once",
         f"Nothing to do: it is merged into clip {first.key}.",
     )
+
+
+def shared_sound(rows: Mapping[str, dict], clips: dict[str, ClipPlan]) -> Iterator[tuple[str, str]]:
+    """Pairs of keys of clips that are the same sound: parts of one file that share at least half of the shorter."""
+    places = defaultdict(list)
+    for key in sorted(rows):
+        start_sec = clips[key].recording.start_sec or 0.0
+        places[rows[key]["source_sha256"]].append((start_sec, start_sec + rows[key]["duration_sec"], key))
+    for parts in places.values():
+        parts.sort()
+        for number, (start_sec, end_sec, key) in enumerate(parts):
+            for other_start_sec, other_end_sec, other in parts[number + 1 :]:
+                if other_start_sec >= end_sec:
+                    break
+                shared_sec = min(end_sec, other_end_sec) - other_start_sec
+                if shared_sec >= min(end_sec - start_sec, other_end_sec - other_start_sec) / 2:
+                    yield key, other
+
+
+def heard_in_validation(
+    rows: Mapping[str, dict], clips: dict[str, ClipPlan], validation: set[str]
+) -> dict[str, Rejected]:
+    """Clips of training that are the same sound as one of `validation` has: training leaves them out."""
+    found = {}
+    for pair in shared_sound(rows, clips):
+        inside, outside = ([key for key in pair if (key in validation) is is_inside] for is_inside in (True, False))
+        if inside and outside:
+            (key,), (held_out,) = outside, inside
+            found[key] = Rejected(
+                "screened",
+                "in_validation",
+                clips[key].source,
+                f"the same audio as {clips[held_out].source} of --val-manifest",
+                "validation that training never hears",
+                "Nothing to do: training leaves it out. To train on it, remove the other row from --val-manifest.",
+            )
+    return found

@@ -3,10 +3,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import soundfile
 
+from preprocess.clips import ClipPlan, ClipTable
+from preprocess.finish import _validation_clips
 from preprocess.shards import Corpus
-from tests.preprocess.helpers import assert_parts, row_failure, shard, write_jsonl
+from tests.preprocess.helpers import assert_parts, failures, row_failure, shard, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +41,8 @@ def corpus(tmp_path_factory, short_folder, model_folder, codec_folder, hubert_fo
 
 
 def by_source(corpus):
-    index = corpus.index.to_pylist()
-    return {corpus.clip(row).meta["source"]: entry for row, entry in enumerate(index)}
+    entries = enumerate(corpus.index.to_pylist())
+    return {corpus.clip(row).meta["source"]: entry for row, entry in entries if not entry["derived_from"]}
 
 
 def test_copies_are_merged_into_the_first(corpus):
@@ -78,3 +82,71 @@ def test_both_accounts_balance(corpus):
     assert corpus.info["rows"] == {"written": 3, "merged": 2, "screened": 4, "failed": 0}
     assert corpus.info["clips"] == {"written": 9, "screened": 0, "failed": 0}
     assert len(corpus.info["shards"]) > 3
+
+
+@pytest.fixture(scope="module")
+def two_manifests(tmp_path_factory, short_folder, model_folder, codec_folder, hubert_folder):
+    """Training rows, some of them copies of what --val-manifest holds out, or parts that overlap with it."""
+    folder = tmp_path_factory.mktemp("leak")
+    shutil.copytree(short_folder, folder, dirs_exist_ok=True)
+    good = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    pieces = [soundfile.read(folder / row["audio"], dtype="int16")[0] for row in good]
+    soundfile.write(folder / "talk.flac", np.concatenate(pieces), 22050)
+    for name in ("copy.wav", "reference.wav"):
+        shutil.copy(folder / good[0]["audio"], folder / name)
+    train = [
+        *good[2:4],
+        {**good[0], "audio": "copy.wav", "text": "كلام آخر"},  # 3: the same audio under another name
+        {"audio": good[4]["audio"], "text": "نعم", "reference_audio": "reference.wav", "reference_text": "لا"},  # 4
+        {"audio": "talk.flac", "start": 0.0, "end": 0.9, "text": "نعم", "speaker": "talk"},  # 5: all of 0.2 to 0.8
+        {"audio": "talk.flac", "start": 0.75, "end": 1.5, "text": "نعم", "speaker": "talk"},  # 6: 0.05 s of it
+    ]
+    val = [good[0], {"audio": "talk.flac", "start": 0.2, "end": 0.8, "text": "نعم", "speaker": "talk"}]
+    tools = {"model": model_folder, "audio_tokenizer": codec_folder, "hubert": hubert_folder}
+    given = {
+        "manifest": write_jsonl(folder / "m.jsonl", train),
+        "val_manifest": write_jsonl(folder / "val.jsonl", val),
+    }
+    assert shard(out=folder / "out", workers=1, noisy_references=1, **given, **tools) == 0
+    return Corpus(folder / "out")
+
+
+def test_training_leaves_out_what_the_validation_manifest_has_under_another_name(two_manifests):
+    out = two_manifests.folder
+    rows = [record for record in failures(out) if record["line"]]
+    assert [(r["file"], r["line"], r["status"], r["reason"]) for r in rows] == [
+        ("m.jsonl", 3, "screened", "in_validation"),
+        ("m.jsonl", 4, "screened", "reference_in_validation"),
+        ("m.jsonl", 5, "screened", "in_validation"),
+    ]
+    assert_parts(
+        rows[0], "copy.wav", "the same audio as salma/000.wav of --val-manifest", "never hears", "leaves it out"
+    )
+    assert_parts(rows[2], "talk.flac@0.0-0.9", "the same audio as talk.flac@0.2-0.8", "never hears", "leaves it out")
+    assert two_manifests.info["rows"] == {"written": 5, "merged": 0, "screened": 3, "failed": 0}
+
+
+def test_no_clip_in_use_for_training_is_heard_in_validation(two_manifests):
+    index = by_source(two_manifests)
+    leaked = ("copy.wav", "reference.wav", "talk.flac@0.0-0.9")
+    for name in leaked:
+        assert (index[name]["use"], index[name]["reason"]) == (False, "in_validation")
+    assert {index[name]["use"] for name in ("salma/000.wav", "talk.flac@0.2-0.8", "talk.flac@0.75-1.5")} == {True}
+    keys = [index[name]["key"] for name in leaked]
+    copies = [entry for entry in two_manifests.index.to_pylist() if entry["derived_from"] in keys]
+    assert copies
+    assert not any(copy["use"] for copy in copies)
+
+
+def test_voices_with_the_same_recording_stay_on_one_side():
+    """Two rows that name references of two voices, and speak the same audio under two names."""
+    sounds = {"a": ("one", "x"), "b": ("two", "x"), "r": ("one", "y"), "s": ("two", "z")}
+    sounds |= {f"{n}{m}": (f"voice{n}", f"{n}{m}") for n in range(4) for m in range(4)}
+    rows = {
+        key: {"speaker": speaker, "source_sha256": sha256, "duration_sec": 1.0, "use": True}
+        for key, (speaker, sha256) in sounds.items()
+    }
+    table = ClipTable({key: ClipPlan(key, key, key) for key in rows}, [], [], 0)
+    held_out = [_validation_clips(rows, table, [], {"val_speakers": "2", "seed": seed}) for seed in range(20)]
+    assert any("a" in keys for keys in held_out)
+    assert all(("a" in keys) == ("b" in keys) for keys in held_out)
