@@ -92,12 +92,9 @@ def verify_corpus(folder: Path | str) -> Iterator[tuple[str, list[InputError]]]:
     def verify(shard: dict) -> list[InputError]:
         return list(verify_shard(storage.root / shard["name"], shard, rows_of[shard["name"]], info["codec"]))
 
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # hashing and reading leave Python's lock
-    try:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing and reading leave Python's lock
         for shard, found in zip(info["shards"], pool.map(verify, info["shards"]), strict=True):
             yield shard["name"], found
-    finally:
-        pool.shutdown(cancel_futures=True)  # a Ctrl-C does not wait for all shards
 
 
 def verify_shard(path: Path, shard: dict, rows: dict[str, dict], codec: dict) -> Iterator[InputError]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.errors import InputError
+from preprocess.errors import InputError, stop_on_signals
 from preprocess.executors import WorkerDied, run_local
 from preprocess.ray_executor import run_ray
 
@@ -119,6 +119,19 @@ def test_workers_die_with_their_parent(tmp_path):
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(alive(pid) for pid in workers)
+
+
+def test_a_worker_has_none_of_its_parents_handlers():
+    """It would end with a traceback where its parent says a line."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stop_on_signals()
+    try:
+        work = lambda job, progress: (signal.getsignal(job), signal.pthread_sigmask(signal.SIG_BLOCK, []))  # noqa: E731
+        found = dict(run_local(work, [signal.SIGINT, signal.SIGTERM], 1))
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+    assert found == {0: (signal.SIG_IGN, set()), 1: (signal.SIG_DFL, set())}
 
 
 def test_ray_is_asked_for_by_name_where_it_is_missing(monkeypatch):
