@@ -20,6 +20,7 @@ from preprocess import ffmpeg
 from preprocess.errors import Rejected
 
 WAVEFORM_SAMPLE_RATE_HZ = 16000
+NO_SUCH_FILE = "no such file"
 # A file may lack this much of what its header promises: encoders pad, and headers round.
 _TOLERANCE_SEC = 0.01
 # And a container that ffmpeg reads this much more.
@@ -91,7 +92,7 @@ def probe(
 def _why_unreadable(path: Path) -> str | None:
     try:
         if not path.is_file():
-            return "no such file"
+            return NO_SUCH_FILE
     except OSError as error:  # a name that is too long, a folder that may not be entered
         return f"a path that can't be looked at ({error.strerror})"
     return None if os.access(path, os.R_OK) else "a file that may not be read (permission denied)"

@@ -20,13 +20,26 @@ from preprocess import folder, ljspeech
 from preprocess.chatml import Prompt, from_chatml
 from preprocess.errors import InputError, Rejected
 from preprocess.layout import foreign_token, normalise_text, num_letters
-from preprocess.records import SUFFIXES, read_records
+from preprocess.records import SUFFIXES, read_records, separator
 from preprocess.rows import Row, Turn, few, from_columns, malformed, map_columns
 
 _METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Hugging Face names the parts of a split train-00000-of-00003.parquet.
 _PART = re.compile(r"-\d+-of-\d+$")
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")
+_ELSEWHERE = (
+    (
+        re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:"),
+        "an address",
+        "Copy the recordings to this machine and name them by path, relative to --audio-root.",
+    ),
+    (
+        re.compile(r"[A-Za-z]:[\\/]|\\\\"),
+        "a path of Windows",
+        "Write paths relative to the recordings' folder, with / for \\, and name that folder with --audio-root.",
+    ),
+    (re.compile("~/"), "a path with ~, which a shell replaces and nothing else", "Write the folder in full."),
+)
 _UNITS = {"metadata.json": "sample", "LJSpeech": "line"}
 
 
@@ -82,6 +95,12 @@ class Manifest:
 
     def is_validation(self, line: int) -> bool:
         return self.place(line)[0].validation
+
+    @property
+    def repeated_ids(self) -> list[str]:
+        """Ids that more than one row has, sorted."""
+        counts = Counter(row.id for row in self.rows if row.id is not None)
+        return sorted(id_ for id_, count in counts.items() if count > 1)
 
     def where(self, line: int) -> str:
         file, number = self.place(line)
@@ -166,6 +185,7 @@ def _add(manifest: Manifest, dialect: str, line: int, record: object, chosen: di
             manifest.ignored_columns.update(str(name) for name in record if name not in names.values())
             row = from_columns(line, where, record, names)
         _check_characters(where, row)
+        _check_places(where, row)
         for text in (row.text, *(text for _, text in row.references)):
             if text or not (row.turns or text is None):
                 _check_text(where, text, prompt.special_tokens)
@@ -192,7 +212,9 @@ def _open(path: Path) -> tuple[str, Iterator[tuple[int, object]], Mapping[str, s
         return "metadata.json", folder.read_folder(path), folder.COLUMNS
     if suffix == ".csv" and ljspeech.is_ljspeech(path):
         return "LJSpeech", ljspeech.read_ljspeech(path), ljspeech.COLUMNS
-    return "columns", read_records(path), {}
+    sign = separator(path) if suffix == ".csv" else ","
+    dialect = "columns" if sign == "," else f"columns separated by {'tabs' if sign == chr(9) else sign}"
+    return dialect, read_records(path), {}
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -253,6 +275,15 @@ def _check_characters(where: str, row: Row) -> None:
             "text in UTF-8, whole",
             "Save the manifest as UTF-8 (Excel: CSV UTF-8), or correct the row.",
         )
+
+
+def _check_places(where: str, row: Row) -> None:
+    """Raise Rejected for audio that is named as only a browser, a shell or Windows finds it."""
+    for audio, _ in row.recordings:
+        kind, action = next(((k, a) for pattern, k, a in _ELSEWHERE if pattern.match(audio.path)), (None, None))
+        if kind:
+            found, expected = f"{kind}: {audio.path:.80}", "a path on this machine"
+            raise Rejected("failed", "audio_elsewhere", where, found, expected, action)
 
 
 def _check_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from preprocess.audio import Header
+from preprocess.audio import NO_SUCH_FILE, Header
 from preprocess.clips import ClipPlan, ClipTable
 from preprocess.errors import Rejected
+from preprocess.missing import find_respelled
 from preprocess.precision import Way
 from preprocess.screening import Screening
 
@@ -48,9 +49,23 @@ class ShardSpec:
 
 
 def probe_clips(clips: Iterable[ClipPlan], num_threads: int) -> tuple[dict[str, Header], dict[str, Rejected]]:
-    """Headers of the clips that have one, and why the others have none, by key."""
-    clips = sorted(clips, key=lambda clip: clip.recording.order)
+    """Headers of the clips that have one, and why the others have none, by key.
 
+    Where a file is there in another Unicode form, its clip's path becomes that one.
+    """
+    clips = sorted(clips, key=lambda clip: clip.recording.order)
+    headers, rejected = _probe(clips, num_threads)
+    missing = [clip for clip in clips if clip.key in rejected and rejected[clip.key].found == NO_SUCH_FILE]
+    respelled = find_respelled(missing, rejected)
+    if respelled:
+        print(f"  {len(respelled)} clips: the file's name has another Unicode form (NFC, NFD) than the manifest's")
+        headers_too, rejected_too = _probe(respelled, num_threads)
+        headers |= headers_too
+        rejected = {key: error for key, error in rejected.items() if key not in headers_too} | rejected_too
+    return headers, rejected
+
+
+def _probe(clips: list[ClipPlan], num_threads: int) -> tuple[dict[str, Header], dict[str, Rejected]]:
     def look(clip: ClipPlan) -> Header | Rejected:
         try:
             return clip.recording.probe()

@@ -1,7 +1,9 @@
 """Where a recording lies: in a file, in a part of a longer one, or inside a Parquet file."""
 
+import contextlib
 import functools
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocess.audio import Audio, Header, decode, file_sha256, longer_than, probe
+from preprocess.errors import Rejected
 
 
 class Recording(NamedTuple):
@@ -35,20 +38,31 @@ class Recording(NamedTuple):
 
     def probe(self) -> Header:
         """Its header. Raises Rejected as preprocess.audio.probe does."""
-        return probe(Path(self.path), self.start_sec, self.end_sec, self._embedded())
+        with self._named():
+            return probe(Path(self.path), self.start_sec, self.end_sec, self._embedded())
 
     def longer_than(self, longest_sec: float) -> float | None:
         """As preprocess.audio.longer_than."""
-        return longer_than(longest_sec, Path(self.path), self.start_sec, self.end_sec, self._embedded())
+        with self._named():
+            return longer_than(longest_sec, Path(self.path), self.start_sec, self.end_sec, self._embedded())
 
     def decode(self) -> Audio:
         """Its samples. Raises Rejected as preprocess.audio.decode does."""
-        return decode(Path(self.path), self.start_sec, self.end_sec, self._embedded())
+        with self._named():
+            return decode(Path(self.path), self.start_sec, self.end_sec, self._embedded())
 
     def sha256(self) -> str:
         """What its Audio has: of the file that holds it, which is read and not decoded."""
         data = self._embedded()
         return file_sha256(Path(self.path)) if data is None else hashlib.sha256(data).hexdigest()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Inside, what is found wrong is told of the part or the row, not of the file alone that holds it."""
+        try:
+            yield
+        except Rejected as rejected:
+            raise rejected.at(str(self)) from rejected
 
     def _embedded(self) -> bytes | None:
         return None if self.row is None else embedded_bytes(self.path, self.column, self.row)

@@ -90,18 +90,47 @@ def _has_bytes(file: pq.ParquetFile, group: int, name: str) -> bool | list[bool]
     return pc.struct_field(values, "bytes").is_valid().to_pylist()
 
 
+def separator(path: Path) -> str:
+    """What separates the columns: a tab in .tsv; a comma in .csv, or ; or a tab where its first line has no comma."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        first = next((line for line in file if line.strip()), "")
+    return next((sign for sign in ",;\t" if sign in first), ",")
+
+
 def _csv_records(path: Path, suffix: str) -> Iterator[tuple[int, dict]]:
     # Quotes mean nothing in TSV: a stray one must not swallow the lines after it.
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {"strict": True}
+    quoting = {"quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {"strict": True}
     text = _read_utf8(path).decode("utf-8-sig", errors="replace")
-    reader = csv.DictReader(io.StringIO(text, newline=""), **dialect)
-    line = 2
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator(path), **quoting)
+    columns, line = None, 1
     try:
-        for record in reader:
-            yield line, record
-            line = reader.line_num + 1
+        for values in reader:
+            first_line, line = line, reader.line_num + 1
+            if values and columns is None:
+                columns = _check_columns(f"{path} line {first_line}", [name.strip() for name in values])
+            elif values:
+                record = dict(zip(columns, values, strict=False))
+                extra = {None: values[len(columns) :]} if len(values) > len(columns) else {}
+                yield first_line, {**dict.fromkeys(columns), **record, **extra}
     except csv.Error as error:
         yield line, malformed("", f"broken CSV, from here to the end ({error})", "quoted fields that end")
+
+
+def _check_columns(where: str, names: list[str]) -> list[str]:
+    """Column names. Raises InputError for a single one, and for two of one name; nameless ones may be many."""
+    if len(names) == 1:
+        raise InputError(
+            where,
+            f"a single column, {names[0]!r:.80}",
+            "the names of the columns, separated by , or ; or tabs in .csv and by tabs in .tsv",
+            "Write audio,text,speaker into the first line, or correct the file's extension.",
+        )
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise InputError(where, f"more than one column {', '.join(twice)}", "each name once", "Rename all but one.")
+    return names
 
 
 def _json_lines(data: bytes) -> Iterator[tuple[int, object]]:

@@ -46,8 +46,11 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
         )
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
+    if manifest.repeated_ids:
+        count, shown = len(manifest.repeated_ids), few(manifest.repeated_ids, 5)
+        print(f"  {count} ids stand in more than one row (nothing is merged by id): {shown}")
     if manifest.ignored_columns:
-        print(f"  columns not used: {few(sorted(manifest.ignored_columns))}")
+        print(f"  columns not used: {few(name or '(nameless)' for name in sorted(manifest.ignored_columns))}")
     sys.stdout.flush()
 
 

@@ -100,12 +100,17 @@ def from_columns(line: int, where: str, record: dict, columns: Mapping[str, str]
         raise malformed(where, f"{len(record[None])} more values than there are columns", "one value a column")
     values = {field: _text_of(where, record, field, columns[field]) for field in FIELDS[:7]}
     if not values["audio"] or values["text"] is None:
-        missing = " and ".join(field for field in ("audio", "text") if not values[field])
+        missing = [field for field in ("audio", "text") if not values[field]]
+        empty = [columns[field] for field in missing if columns[field] in record]
+        if len(empty) == len(missing):
+            found = f"nothing in the column {' and '.join(empty)}"
+            expected = "a path in the column of audio, words in that of text"
+            raise Rejected("failed", "missing_value", where, found, expected, "Fill in the row, or remove it.")
         raise Rejected(
             "failed",
             "missing_column",
             where,
-            f"no {missing} among the columns {few(map(str, record)) or '(none)'}",
+            f"no {' and '.join(missing)} among the columns {few(map(str, record)) or '(none)'}",
             f"the columns audio and text (all known ones: {', '.join(FIELDS)})",
             "Say which columns they are (--columns audio=...,text=...), or fill in the row.",
         )
@@ -145,10 +150,10 @@ def _seconds_of(where: str, record: dict, field: str, column: str) -> float | No
     return seconds
 
 
-def few(names: Iterable[str]) -> str:
+def few(names: Iterable[str], most: int = 40) -> str:
     """Names in a row; of very many the first ones and how many more: a message is to be read."""
     names = list(names)
-    return ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def malformed(where: str, found: str, expected: str = "one JSON object a row") -> Rejected:

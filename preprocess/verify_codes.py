@@ -13,6 +13,7 @@ from tqdm import tqdm
 from preprocess.audio import probe
 from preprocess.codec import CodecFacts, hubert_from, load_codec
 from preprocess.errors import InputError
+from preprocess.missing import on_disk
 from preprocess.recording import Recording
 from preprocess.shards import Clip, Corpus
 
@@ -88,7 +89,8 @@ def _source(clip: Clip, audio_root: Path | None) -> Recording:
     name, embedded = (parquet[1], (int(parquet[2]), parquet[3])) if parquet else (name, ())
     if audio_root is None and not Path(name).is_absolute():
         raise InputError("--audio-root", "nothing", f"the folder that {name} lies under", "Name that folder.")
-    return Recording(str((audio_root or Path()) / name), *part, *embedded)
+    path = (audio_root or Path()) / name
+    return Recording(str(path if path.is_file() else on_disk(path) or path), *part, *embedded)
 
 
 def _check_source(where: str, source: Recording, clip: Clip) -> None:

@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from preprocess.clips import build_clips
 from preprocess.errors import InputError
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
 from preprocess.manifest import read_manifest
 from preprocess.recording import Recording
+from preprocess.report import show_manifest
 from preprocess.rows import Row
 from tests.preprocess.helpers import assert_parts, write_jsonl
 
@@ -272,6 +274,45 @@ def test_a_row_that_cannot_be_used_says_why(row, status, reason, found, tmp_path
     assert read(path).rows == [Row(1, Recording("x.wav"), "ok", "12")]
 
 
+@pytest.mark.parametrize(("sign", "said"), [(";", "columns separated by ;"), ("\t", "columns separated by tabs")])
+def test_a_csv_as_excel_saves_it_where_the_comma_is_a_decimal_one(sign, said, tmp_path):
+    lines = ["\ufeffaudio; text ;speaker;;", 'a.wav;"one; two, three";s;;', "", "b.wav;four,five;s;;"]
+    (tmp_path / "m.csv").write_text("\r\n".join(lines).replace(";", sign), encoding="utf-8", newline="")
+    manifest = read(tmp_path / "m.csv")
+    assert [(row.line, row.audio.path, row.text, row.speaker) for row in manifest.rows] == [
+        (2, "a.wav", f"one{sign} two, three", "s"),
+        (4, "b.wav", "four,five", "s"),
+    ]
+    assert manifest.dialects == {said: 2}
+
+
+def test_a_comma_in_the_first_line_keeps_semicolons_as_text(tmp_path):
+    (tmp_path / "m.csv").write_text("audio,text,speaker,a;b\na.wav,one; two,s,x;y\n")
+    (row,) = read(tmp_path / "m.csv").rows
+    assert row.text == "one; two"
+    assert read(tmp_path / "m.csv").dialects == {"columns": 1}
+
+
+def test_a_row_of_a_csv_with_too_many_or_too_few_values_is_named(tmp_path):
+    (tmp_path / "m.csv").write_text("audio,text,speaker\na.wav,one,s\nb.wav,two, three,s\nc.wav\n,four,s\n")
+    manifest = read(tmp_path / "m.csv")
+    assert [row.text for row in manifest.rows] == ["one"]
+    found = {line: (error.reason, error.found) for line, error in manifest.rejected}
+    assert found == {
+        3: ("malformed_row", "1 more values than there are columns"),
+        4: ("missing_value", "nothing in the column text"),
+        5: ("missing_value", "nothing in the column audio"),
+    }
+
+
+def test_ids_that_are_there_twice_are_told(tmp_path, capsys):
+    rows = [{"audio": f"{n}.wav", "text": "x", "speaker": "s", "id": name} for n, name in enumerate("abcab")]
+    manifest = read(write_jsonl(tmp_path / "m.jsonl", rows))
+    assert manifest.repeated_ids == ["a", "b"]
+    show_manifest(manifest, build_clips(manifest, tmp_path))
+    assert "  2 ids stand in more than one row (nothing is merged by id): a, b\n" in capsys.readouterr().out
+
+
 def test_columns_that_are_not_used_are_reported(tmp_path):
     rows = [{"audio": "a.wav", "text": "x", "speaker": "s", "emotion": "calm"}] * 3
     assert read(write_jsonl(tmp_path / "m.jsonl", rows)).ignored_columns == {"emotion": 3}
@@ -284,7 +325,19 @@ def test_columns_that_are_not_used_are_reported(tmp_path):
         ("m.txt", "x", "a .txt file", "--manifest"),
         ("m.jsonl", "", "no row that can be used, of 0", "the file has no rows"),
         ("m.jsonl", "{\n{\n", "no row that can be used, of 2", "m.jsonl line 1"),
-        ("m.csv", "path;text\na.wav;hi\n", "no row that can be used, of 1", "among the columns path;text"),
+        ("m.jsonl", " \n\n", "no row that can be used, of 0", "the file has no rows"),
+        ("m.json", "[]", "no row that can be used, of 0", "the file has no rows"),
+        ("m.csv", "", "no row that can be used, of 0", "the file has no rows"),
+        ("m.csv", "audio,text,speaker\n", "no row that can be used, of 0", "the file has no rows"),
+        ("m.csv", "\nwav;words\na.wav;hi\n", "no row that can be used, of 1", "among the columns wav, words"),
+        ("m.csv", "\naudio\na.wav\n", "a single column, 'audio'", "correct the file's extension"),
+        (
+            "m.tsv",
+            "audio,text,speaker\na.wav,hi,s\n",
+            "a single column, 'audio,text,speaker'",
+            "the file's extension",
+        ),
+        ("m.csv", "audio,text,id,text,id\na.wav,hi,1,ho,2\n", "more than one column id, text", "Rename all but one"),
         ("m.json", '[{"audio": "a"},\n{"audio" "b"}]', "broken JSON", "Correct it"),
     ],
 )
