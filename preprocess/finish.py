@@ -90,7 +90,7 @@ def finish(
             "at least one utterance",
             f"The first problem: {rejected_rows[0][1]} All of them: {out / FAILURES_FILE}",
         )
-    outcome = _outcome(originals, copies, reports, written, rejected_rows, lost, strangers)
+    outcome = _outcome(originals, copies, reports, written, rejected_rows, lost, left_out)
     shards = [_shard_facts(report) for report in reports if report.rows]
     write_corpus(
         out,
@@ -199,7 +199,7 @@ def _outcome(
     written: list[Use],
     rejected_rows: list[tuple[int, Rejected]],
     lost: dict[str, Rejected],
-    strangers: dict[str, Rejected],
+    left_out: dict[str, Rejected],
 ) -> Outcome:
     """rows: those of recordings. copies: keys of the noisy ones, which count as nothing but copies."""
     status = Counter(error.status for _, error in rejected_rows)
@@ -210,7 +210,7 @@ def _outcome(
         for key, seconds in sorted(report.lost_sec.items()):
             if key not in copies:
                 lost_hours[report.rejected[key].reason] += seconds / 3600
-    for key, error in sorted(strangers.items()):
+    for key, error in sorted(left_out.items()):
         if rows[key]["reason"] == error.reason:
             lost_hours[error.reason] += rows[key]["duration_sec"] / 3600
     speakers = {split: {r["speaker"] for r in rows.values() if r["split"] == split} for split in ("train", "val")}
