@@ -23,6 +23,7 @@ from transformers import AutoModel
 
 from preprocess.codec_speed import speed_up
 from preprocess.errors import InputError
+from preprocess.freed_memory import give_back
 from preprocess.precision import BOSONS, Way, set_precision
 from preprocess.shards import sha256_file
 
@@ -184,5 +185,6 @@ def at_codec_rate(waveform: np.ndarray, sample_rate_hz: int, codec_rate_hz: int)
 
 def encode(tokenizer: boson.HiggsAudioTokenizer, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """uint16 [codebooks, frames]: the codes `tokenizer.encode(path)` gives for a file that decodes to `waveform`."""
-    codes = tokenizer.encode(waveform, sample_rate_hz)
-    return codes.cpu().numpy().astype(np.uint16)
+    codes = tokenizer.encode(waveform, sample_rate_hz).cpu().numpy().astype(np.uint16)
+    give_back(waveform.shape[-1] / sample_rate_hz)
+    return codes
