@@ -18,7 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tqdm import tqdm
+
 from preprocess.errors import InputError
+
+# Forked processes share tqdm's own lock: one that is killed while it holds it would stop every bar for good.
+tqdm.set_lock(threading.RLock())
 
 TRIES = 2
 _place = 0

@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from preprocess.errors import InputError, stop_on_signals
 from preprocess.executors import WorkerDied, run_local
@@ -132,6 +135,21 @@ def test_a_worker_has_none_of_its_parents_handlers():
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(number, handler)
     assert found == {0: (signal.SIG_IGN, set()), 1: (signal.SIG_DFL, set())}
+
+
+def test_a_process_killed_while_it_draws_a_bar_stops_no_other_bar():
+    def die_holding_the_lock():
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    tqdm.get_lock()
+    process = get_context("fork").Process(target=die_holding_the_lock)
+    process.start()
+    process.join()
+    drawing = threading.Thread(target=lambda: tqdm(total=1, disable=False).close(), daemon=True)
+    drawing.start()
+    drawing.join(10)
+    assert not drawing.is_alive()
 
 
 def test_ray_is_asked_for_by_name_where_it_is_missing(monkeypatch):
