@@ -9,11 +9,19 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocess.errors import InputError, Rejected
-from preprocess.layout import canonical_dialogue, normalise_text, reference_keys, written_dialogue
+from preprocess.layout import (
+    audios_of,
+    canonical_dialogue,
+    normalise_text,
+    read_dialogue,
+    reference_keys,
+    written_dialogue,
+)
 from preprocess.manifest import Manifest
 from preprocess.recording import Recording
 from preprocess.rows import Row
@@ -224,16 +232,8 @@ class _Builder:
         where = self.manifest.where(row.line)
         target = self._clip(row.audio, row)
         references = [(self._clip(audio, row), text) for audio, text in row.references]
-        if target in [reference for reference, _ in references]:
-            raise Rejected(
-                "failed",
-                "reference_is_target",
-                where,
-                f"{row.audio} as reference and as target",
-                "a reference that is another recording: else the answer stands in the prompt",
-                "Name another recording of the same voice.",
-            )
         dialogue = self._written(row) if row.turns else self._canonical(where, row, references)
+        self._refuse_repeated(where, dialogue, target)
         identity = (target.key, json.dumps(dialogue, sort_keys=True))
         first = self.first_dialogue.setdefault(identity, row)
         if first is not row:
@@ -249,6 +249,21 @@ class _Builder:
             self._describe(clip, text or clip.text, others_voice)
         self.uses.append(Use(row.line, target.key, len(target.dialogues)))
         target.dialogues.append(dialogue)
+
+    def _refuse_repeated(self, where: str, dialogue: dict, target: ClipPlan) -> None:
+        """Raise Rejected for an audio that is trained and stands in the dialogue once more: it would be copied."""
+        audios = audios_of(read_dialogue(dialogue, target.key, ""))
+        times = Counter(audio.key for audio in audios)
+        repeated = next((audio.key for audio in audios if audio.trained and times[audio.key] > 1), None)
+        if repeated:
+            raise Rejected(
+                "failed",
+                "reference_is_target",
+                where,
+                f"{self.clips[repeated].source} as reference and as target",
+                "a reference that is another recording: else the answer stands in the prompt",
+                "Name another recording of the same voice.",
+            )
 
     def _canonical(self, where: str, row: Row, references: list[tuple[ClipPlan, str | None]]) -> dict:
         unknown = next((clip for clip, text in references if not (text or clip.text)), None)

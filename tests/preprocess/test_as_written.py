@@ -150,12 +150,17 @@ def test_a_conversation_that_can_t_be_kept_is_refused_by_line(row, reason, parts
     assert_parts(error.record(), "m.jsonl line 2", *parts)
 
 
-def test_a_target_that_stands_in_its_own_prompt_is_refused(tmp_path):
-    row = {"messages": [turn("user", audio("a")), turn("assistant", audio("a"))]}
-    table = build_clips(read(tmp_path, GOOD, row), tmp_path)
-    ((line, error),) = table.rejected
-    assert (line, error.reason) == (2, "reference_is_target")
-    assert_parts(error.record(), "line 2", "a.wav as reference and as target", "another recording", "Name another")
+@pytest.mark.parametrize("first", ["user", "assistant"])
+def test_a_trained_audio_that_stands_in_its_own_prompt_is_refused(first, tmp_path):
+    """The last one, which the sample counts for, and one before it."""
+    turns = [turn(first, audio("a")), ASKED, turn("assistant", audio("a"))]
+    longer = {"messages": [*turns, ASKED, turn("assistant", audio("b"))], "start_index": 2}
+    table = build_clips(read(tmp_path, GOOD, {"messages": turns}, longer), tmp_path)
+    assert [(line, error.reason) for line, error in table.rejected] == [(n, "reference_is_target") for n in (2, 3)]
+    for _, error in table.rejected:
+        assert_parts(error.record(), "line", "a.wav as reference and as target", "another recording", "Name another")
+    alone = build_clips(read(tmp_path, {**longer, "start_index": 4}), tmp_path)
+    assert not alone.rejected, "what is not trained may stand there twice"
 
 
 def test_a_transcript_without_words_is_screened(tmp_path):
