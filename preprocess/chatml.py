@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from preprocess.errors import Rejected
 from preprocess.recording import Recording
-from preprocess.rows import Part, Row, Turn, malformed
+from preprocess.rows import Part, Row, Turn, malformed, plain_name
 
 _SHAPE = (
     "user: reference text, reference audio, instruction / assistant: text, audio; "
@@ -33,7 +33,7 @@ def from_chatml(line: int, where: str, record: dict, prompt: Prompt) -> Row:
     turns = _read_turns(where, record)
     misc = record.get("misc") if isinstance(record.get("misc"), dict) else {}
     about = {name: record.get(name) or misc.get(name) for name in ("speaker", "language", "id")}
-    about = {name: None if value is None else str(value) for name, value in about.items()}
+    about = {name: None if value is None else plain_name(str(value)) for name, value in about.items()}
     system = turns[0][1] if turns and turns[0][0] == "system" else ()
     about["system_text"] = " ".join(text for kind, text in system if kind == "text") or None
     if prompt.as_written:

@@ -53,7 +53,7 @@ def _show_example(args: argparse.Namespace, base: BaseModel, table: ClipTable, h
     if use is None:
         return
     clip = table.clips[use.key]
-    stored, how = _as_trained(table, use, clip)
+    stored, how = _as_trained(table, use, clip, headers)
     dialogue = read_dialogue(stored, clip.key, args.system_text)
     input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, base.tokenizer)
     print(f"one row as it will be, {how}; trained: what stands in [[ ]]\n")
@@ -61,11 +61,11 @@ def _show_example(args: argparse.Namespace, base: BaseModel, table: ClipTable, h
     print(f"\naudio: {', '.join(table.clips[audio.audio_url].source for audio in audios)}")
 
 
-def _as_trained(table: ClipTable, use: Use, clip: ClipPlan) -> tuple[dict, str]:
+def _as_trained(table: ClipTable, use: Use, clip: ClipPlan, headers: dict[str, Header]) -> tuple[dict, str]:
     """(dialogue as stored, where its references come from) of a row; of those that are drawn, the first possible."""
     if use.position is not None:
         return clip.dialogues[use.position], "named"
-    same_voice = [other for other in table.clips.values() if other.speaker == clip.speaker]
+    same_voice = [other for key, other in table.clips.items() if key in headers and other.speaker == clip.speaker]
     others = [other for other in same_voice if clip.key not in (other.key, other.derived_from)]
     references = [(other.key, normalise_text(other.text)) for other in others[:1]]
     how = f"its reference one of {len(others)}" if others else "without reference: the only clip of its voice"
@@ -118,7 +118,8 @@ def _show_cost(
         print(f"size: {size} of waveforms, and codes; time: unknown (name --audio-tokenizer and --hubert)")
         return
     hours = encode_sec / measured_sec * total_sec / num_workers / 3600
+    at_most = "at most (what --reuse finds is not encoded) " if args.reuse else ""
     print(
-        f"size: {size}; time: {hours:.3f} h with {num_workers} workers of {measured_sec / encode_sec:.1f}x real time "
-        f"(from {num_measured} clips, {measured_sec:.1f} s of audio)"
+        f"size: {size}; time: {at_most}{hours:.3f} h with {num_workers} workers of "
+        f"{measured_sec / encode_sec:.1f}x real time (from {num_measured} clips, {measured_sec:.1f} s of audio)"
     )

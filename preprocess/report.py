@@ -46,6 +46,12 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
         )
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
+    spellings = defaultdict(set)
+    for name in _speakers(table, table.clips):
+        spellings[name.casefold()].add(name)
+    alike = sorted(" / ".join(sorted(names)) for names in spellings.values() if len(names) > 1)
+    if alike:
+        print(f"  {len(alike)} speakers whose names differ in capitals alone count as others: {few(alike, 5)}")
     if manifest.repeated_ids:
         count, shown = len(manifest.repeated_ids), few(manifest.repeated_ids, 5)
         print(f"  {count} ids stand in more than one row (nothing is merged by id): {shown}")
@@ -67,7 +73,7 @@ def show_problems(manifest: Manifest, table: ClipTable, rejected: dict[str, Reje
     """Say on stderr, and return, why rows and clips can't be used, as far as manifest and headers tell."""
     problems = [error for _, error in sorted(manifest.rejected + table.rejected, key=lambda item: item[0])]
     problems += rejected.values()
-    _show_problems(problems)
+    _show_problems(problems, f"a run names them in {FAILURES_FILE}")
     return problems
 
 
@@ -101,7 +107,7 @@ def show_reused(args: argparse.Namespace, reports: list[ShardReport]) -> None:
 
 def show_outcome(args: argparse.Namespace, outcome: Outcome) -> None:
     """What was written and lost, and the command that trains on it."""
-    _show_problems([error for _, error in outcome.rejected_rows])
+    _show_problems([error for _, error in outcome.rejected_rows], f"see {FAILURES_FILE}")
     screened = Counter(error.reason for _, error in outcome.rejected_rows if error.status == "screened")
     warning = dominating_reason(args.screening, screened, sum(outcome.rows.values()))
     if warning:
@@ -132,8 +138,11 @@ def _reason(screening: Screening, header: Header) -> str:
     return "fits"
 
 
-def _show_problems(problems: list[Rejected]) -> None:
-    """On stderr, a few of each reason in full, then all by number; merged rows are no problem."""
+def _show_problems(problems: list[Rejected], all_of_them: str) -> None:
+    """On stderr, a few of each reason in full, then all by number, and what most have in common.
+
+    all_of_them: where they stand. Merged rows are no problem.
+    """
     by_reason = defaultdict(list)
     for error in problems:
         by_reason[error.status, error.reason].append(error)
@@ -144,7 +153,9 @@ def _show_problems(problems: list[Rejected]) -> None:
             print(f"{status} ({reason}): {error}", file=sys.stderr)
         if len(errors) > _SHOWN_PER_REASON:
             more = len(errors) - _SHOWN_PER_REASON
-            print(f"{status} ({reason}): {more} more, see {FAILURES_FILE}", file=sys.stderr)
+            found, count = Counter(error.found for error in errors).most_common(1)[0]
+            alike = f" ({count} of all {len(errors)}: {found})" if 2 * count > len(errors) else ""
+            print(f"{status} ({reason}): {more} more{alike}, {all_of_them}", file=sys.stderr)
     sys.stderr.flush()
 
 

@@ -7,6 +7,7 @@ names that well-known corpora use (Common Voice, Hugging Face, VCTK) are taken f
 import functools
 import json
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -134,7 +135,14 @@ def _text_of(where: str, record: dict, field: str, column: str) -> str | Recordi
         raise malformed(where, f"{column} = {json.dumps(value, default=str)[:60]}", f"{column} as a string")
     if field in ("audio", "reference_audio"):
         return Recording(value) if value else None
-    return value if field == "text" else (value or None)
+    if field in ("text", "reference_text"):
+        return value if field == "text" else value or None
+    return plain_name(value)
+
+
+def plain_name(value: str | None) -> str | None:
+    """A speaker's or language's name, or an id, in one spelling: "Salma " is "Salma". None for no name."""
+    return " ".join(unicodedata.normalize("NFC", value or "").split()) or None
 
 
 def _seconds_of(where: str, record: dict, field: str, column: str) -> float | None:

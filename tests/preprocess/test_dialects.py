@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,15 +12,21 @@ import pytest
 import soundfile
 
 from preprocess import recording
+from preprocess.audio import Header, flac_16khz
+from preprocess.base_model import read_base_model
+from preprocess.clips import build_clips
 from preprocess.codec import load_codec
+from preprocess.dry_run import show_plan
 from preprocess.errors import InputError
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
 from preprocess.manifest import read_manifest
+from preprocess.options import parse
 from preprocess.recording import Recording
 from preprocess.rows import parse_columns
+from preprocess.screening import Screening
 from preprocess.shards import Corpus
 from tests.fixtures.speech import save_variant
-from tests.preprocess.helpers import assert_parts, refused, row_failure, shard, write_jsonl
+from tests.preprocess.helpers import assert_parts, flags, refused, row_failure, shard, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +176,8 @@ def test_ljspeech_takes_the_normalised_text_and_says_so(tmp_path, short_folder, 
     assert manifest.dialects == {"LJSpeech": 5}
     assert manifest.rows[0].text == rows[0]["text"]
     assert manifest.rows[-1].text == "only one text"
-    assert {(row.audio.path, row.speaker) for row in manifest.rows} == {
-        (f"wavs/LJ001-{number}.wav", "LJSpeech-1.1") for number in range(4)
+    assert {(row.audio.path, row.speaker, row.id, row.line) for row in manifest.rows[:4]} == {
+        (f"wavs/LJ001-{number}.wav", "LJSpeech-1.1", f"LJ001-{number}", number + 1) for number in range(4)
     }
     ((line, error),) = manifest.rejected
     assert line == 6
@@ -360,29 +367,58 @@ def test_a_clip_in_training_and_validation_is_refused_by_name(tmp_path, two_mani
     assert_parts(error, "command line", "--val-manifest and --val-speakers", "one of them", "Leave out")
 
 
+USER = "<|start_header_id|>user<|end_header_id|>\n\n"
+ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+AUDIO = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
+
+
 def test_a_dry_run_shows_one_row_as_it_will_be_and_writes_nothing(tmp_path, short_folder, rows, tools, capsys):
     named = {"audio": rows[1]["audio"], "text": "نعم", "reference_audio": rows[0]["audio"], "reference_text": "لا"}
     lines = [
         named,
         {"audio": rows[0]["audio"], "text": "مـــرحبا", "speaker": "s"},
-        {**named, "audio": "missing.wav"},
+        *({**named, "audio": f"gone/{n}.wav", "text": "كلا"} for n in range(7)),
     ]
     manifest = write_jsonl(tmp_path / "m.jsonl", lines)
     flags = {"manifest": manifest, "audio_root": short_folder, "workers": 2, "dry_run": True}
     before = sorted(tmp_path.iterdir())
     assert shard(**flags, out=tmp_path / "out", **tools) == 0
     printed = capsys.readouterr()
-    # Boson's own prompt for the row, from the reference to the trained turn, with the normalised words.
-    turns = ("<|start_header_id|>user<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n")
-    audio = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
-    assert (
-        f"{turns[0]}مرحبا<|eot_id|>{turns[1]}[[{audio}<|eot_id|>]]" in printed.out
-        or f"{turns[0]}نعم<|eot_id|>{turns[1]}[[{audio}<|eot_id|>]]" in printed.out
-    )
+    # Boson's own prompt for the row that draws its reference, from the one other clip of its voice that is there.
+    assert "one row as it will be, its reference one of 1; trained: what stands in [[ ]]" in printed.out
+    prompt = f"{USER}نعم<|eot_id|>{ASSISTANT}{AUDIO}<|eot_id|>{USER}مرحبا<|eot_id|>{ASSISTANT}"
+    assert f"Generate audio following instruction.<|eot_id|>{prompt}[[{AUDIO}<|eot_id|>]]\n" in printed.out
+    assert f"\naudio: {rows[1]['audio']}, {rows[0]['audio']}\n" in printed.out
     assert "to encode: 2 clips, 0.000 h, 1 speakers (by their headers)" in printed.out
-    assert "with 2 workers of" in printed.out
-    assert "no such file" in printed.err
+    assert "(from 1 clips, 0.8 s of audio)" in printed.out
+    found = f"no such file, nor the folder {short_folder}/gone"
+    assert f"2 more (7 of all 7: {found}), a run names them in failures.jsonl" in printed.err
+    assert "see failures.jsonl" not in printed.err
     assert sorted(tmp_path.iterdir()) == before
 
     assert shard(**flags, model=tools["model"]) == 0
     assert "time: unknown (name --audio-tokenizer and --hubert)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reuse", [None, "old"])
+def test_a_dry_runs_hours_size_and_time_are_of_what_fits(reuse, short_folder, rows, tools, capsys):
+    """Headers that promise 100 hours each; one clip is below the shortest that is kept."""
+    given = {"manifest": short_folder / "corpus.jsonl", **tools, **({"reuse": reuse} if reuse else {})}
+    args = parse(flags(dry_run=True, **given))
+    args.screening = Screening(max_duration_sec=None)
+    table = build_clips(read(args.manifest), short_folder)
+    headers = {key: Header(1, 360_000.0) for key in table.clips}
+    headers[next(key for key in headers if table.clips[key].speaker == "salma")] = Header(1, 0.4)
+    show_plan(args, read_base_model(tools["model"]), table, headers, num_workers=4)
+    said = capsys.readouterr().out
+    assert "to encode: 7 clips, 700.000 h, 4 speakers" in said
+    cost = re.search(
+        r"size: (.*) MB; time: (.*?)([\d.]+) h with 4 workers of ([\d.]+)x real time \(from 3 clips, 2.4 s",
+        said,
+    )
+    assert cost[2] == ("at most (what --reuse finds is not encoded) " if reuse else "")
+    assert float(cost[3]) == pytest.approx(700 / 4 / float(cost[4]), rel=0.05)
+    flacs = [flac_16khz(clip.recording.decode()) for clip in table.clips.values()]
+    smallest, largest = ((size(len(flac) for flac in flacs)) for size in (min, max))
+    # Beside the waveform: two more members, each with a header block, padded to blocks of 512 bytes.
+    assert smallest + 3 * 512 < float(cost[1]) * 1e6 / 700 / 3600 * 0.8 < largest + 6 * 512

@@ -313,6 +313,18 @@ def test_ids_that_are_there_twice_are_told(tmp_path, capsys):
     assert "  2 ids stand in more than one row (nothing is merged by id): a, b\n" in capsys.readouterr().out
 
 
+def test_a_speakers_name_has_one_spelling_and_capitals_are_told(tmp_path, capsys):
+    """Spaces round it and its Unicode form make no other voice: else one half of it could be held out."""
+    names = [" salma", "salma", "Salma", "Jos\u00e9  M", "Jose\u0301 M "]
+    rows = [{"audio": f"{n}.wav", "text": "x", "speaker": name} for n, name in enumerate(names)]
+    rows += [{**voice_cloning_row(speaker="Jose\u0301 M")}]
+    manifest = read(write_jsonl(tmp_path / "m.jsonl", rows))
+    assert [row.speaker for row in manifest.rows] == ["salma", "salma", "Salma", *["Jos\u00e9 M"] * 3]
+    show_manifest(manifest, build_clips(manifest, tmp_path), keep_system=False)
+    told = "  1 speakers whose names differ in capitals alone count as others: Salma / salma\n"
+    assert told in capsys.readouterr().out
+
+
 def test_columns_that_are_not_used_are_reported(tmp_path):
     rows = [{"audio": "a.wav", "text": "x", "speaker": "s", "emotion": "calm"}] * 3
     assert read(write_jsonl(tmp_path / "m.jsonl", rows)).ignored_columns == {"emotion": 3}

@@ -12,7 +12,7 @@ import soxr
 from preprocess.audio import Audio, decode
 from preprocess.errors import InputError, Rejected
 from preprocess.quality import audio_figures, bandwidth_hz, code_entropy_bits, text_figures
-from preprocess.screening import Screening, claims_arabic, load_screening, screen
+from preprocess.screening import Screening, claims_arabic, dominating_reason, load_screening, screen, thresholds
 from preprocess.shards import INDEX_FILE, INDEX_SCHEMA, QUALITY, Corpus
 from preprocess.voice_activity import speech_share
 from tests.fixtures.corpus import rewrite_index
@@ -187,6 +187,52 @@ def test_a_filter_set_to_null_is_off(tmp_path):
     screen(recipe, {"duration_sec": 7200.0}, "")
     with pytest.raises(Rejected):
         screen(Screening(), {"duration_sec": 7200.0}, "")
+
+
+BORDERS = {
+    "min_duration_sec": (0.5, "too_short"),
+    "max_duration_sec": (30.0, "too_long"),
+    "min_arabic_share": (0.5, "not_arabic"),
+    "min_rms_dbfs": (-70.0, "too_quiet"),
+    "max_rms_dbfs": (-5.0, "too_loud"),
+    "max_peak": (2.0, "beyond_full_scale"),
+    "max_clipped_share": (0.25, "clipped"),
+    "max_silence_share": (0.6, "mostly_silence"),
+    "max_leading_silence_sec": (1.0, "leading_silence"),
+    "max_trailing_silence_sec": (1.0, "trailing_silence"),
+    "min_bandwidth_hz": (5000.0, "narrow_band"),
+    "min_letters_per_sec": (3.0, "slow_transcript"),
+    "max_letters_per_sec": (25.0, "fast_transcript"),
+    "min_speech_share": (0.3, "little_speech"),
+    "min_code_entropy_bits": (2.0, "monotonous_codes"),
+}
+
+
+@pytest.mark.parametrize("name", BORDERS)
+def test_a_figure_at_its_threshold_passes_and_one_just_beyond_does_not(name):
+    threshold, reason = BORDERS[name]
+    recipe, figure = Screening(**{name: threshold}), name[4:]
+    inside, outside = (
+        np.nextafter(threshold, threshold + way) for way in ((1, -1) if name[:3] == "min" else (-1, 1))
+    )
+    for value in (threshold, inside):
+        screen(recipe, {figure: value}, "")
+    with pytest.raises(Rejected) as caught:
+        screen(recipe, {figure: outside}, "where")
+    assert (caught.value.status, caught.value.reason, caught.value.where) == ("screened", reason, "where")
+    assert f"at {'least' if name[:3] == 'min' else 'most'} {threshold:g} ({name})" == caught.value.expected
+
+
+def test_the_filters_that_are_on_without_a_recipe():
+    assert thresholds(Screening()) == (
+        "min_duration_sec=0.5, max_duration_sec=30, min_rms_dbfs=-70, max_peak=2, max_clipped_share=0.25"
+    )
+
+
+def test_the_warning_begins_above_its_share():
+    assert dominating_reason(Screening(warn_share=0.2), {"too_short": 15, "clipped": 5}, 100) is None
+    said = dominating_reason(Screening(warn_share=0.2), {"too_short": 6, "clipped": 15}, 100)
+    assert said.startswith("warning: 21 of 100 rows (21%) are screened, 15 of them as clipped")
 
 
 @pytest.mark.parametrize(
