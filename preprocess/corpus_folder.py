@@ -26,17 +26,20 @@ from preprocess.slices import Slice
 SETTINGS_FILE = "settings.json"
 _BEGIN_LOCK, _SLICES_FILE = ".begin.lock", "slices.json"
 _LOCK_PATIENCE_SEC = 3.0
-# Packages that a code, a waveform or a token may depend on.
+# Packages that a code, a waveform, a token or a figure may depend on.
 _PINNED = (
     "boson-multimodal",
     "librosa",
     "numpy",
+    "resemblyzer",
+    "silero-vad",
     "soundfile",
     "soxr",
     "tokenizers",
     "torch",
     "torchaudio",
     "transformers",
+    "webrtcvad-wheels",
 )
 
 

@@ -1,7 +1,8 @@
 """Whose voice a clip is in, as Resemblyzer hears it: clips that sound unlike the others of their speaker are dropped.
 
 A clip's voice is measured as it is encoded; which clips are someone else's is decided once all shards are made.
-Resemblyzer's weights are in its wheel: nothing is downloaded. bench/voices.py measures what the constants are worth.
+Resemblyzer's weights are in its wheel: nothing is downloaded. bench/human_speech.py measures what the constants are
+worth.
 """
 
 import base64
@@ -29,10 +30,16 @@ _MAX_ROUNDS = 5
 
 @functools.cache
 def load_encoder() -> "VoiceEncoder":
-    """Resemblyzer's network; loaded once a process, so a forked worker finds its parent's."""
+    """Resemblyzer's network; loaded once a process, so a forked worker finds its parent's.
+
+    The BLAS gets one thread, as torch has: it multiplies librosa's mel filters, and for so little a thread a core in
+    each of as many workers would spin for nothing. Workers that are forked from here keep that.
+    """
+    import threadpoolctl
     from resemblyzer import VoiceEncoder, audio
 
     _ = audio.librosa.feature.melspectrogram  # librosa imports its parts on first use
+    threadpoolctl.threadpool_limits(1, "blas")
     return VoiceEncoder("cpu", verbose=False)
 
 

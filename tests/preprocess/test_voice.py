@@ -2,15 +2,17 @@
 
 import base64
 import json
+import multiprocessing
 import re
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from launch import show
 from preprocess.audio import Audio, decode
 from preprocess.shards import Corpus
-from preprocess.voice import speaker_similarities, voice_of
+from preprocess.voice import load_encoder, speaker_similarities, voice_of
 from tests.fixtures.speech import SENTENCES, VOICES, speak
 from tests.preprocess.helpers import assert_parts, folder_bytes, row_failure, shard, write_jsonl
 
@@ -78,6 +80,7 @@ def test_a_clip_of_someone_else_is_dropped_and_told_with_its_similarity(out, rec
     assert corpus.info["clips"] == {"written": 12, "screened": 0, "failed": 0}
     assert corpus.info["lost_hours"] == {"other_voice": pytest.approx(stranger["duration_sec"] / 3600, abs=1e-5)}
     assert len(corpus.info["shards"]) > 2, "her clips lie in several shards"
+    assert corpus.info["pins"].keys() >= {"resemblyzer", "webrtcvad-wheels", "silero-vad"}, "voices depend on them"
 
 
 def test_show_tells_it_of_a_clip(out, tmp_path, capsys):
@@ -150,3 +153,17 @@ def test_the_voice_of_a_clip_is_the_same_each_time_and_silence_has_none(recordin
     assert voice_of(audio) == first
     assert voice_of(Audio(np.zeros(5 * 24000, np.float32), 24000, "")) is None
     assert voice_of(Audio(audio.waveform[: audio.sample_rate_hz], audio.sample_rate_hz, "")) is None
+
+
+def blas_threads():
+    return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_workers_multiply_with_one_thread_each():
+    load_encoder()
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        assert blas_threads() == {2}
+        load_encoder.cache_clear()
+        load_encoder()
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert blas_threads() == pool.apply(blas_threads) == {1}
