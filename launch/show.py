@@ -101,7 +101,8 @@ def find_row(corpus: "Corpus", key: str) -> int:
 def choose_dialogue(corpus: "Corpus", row: int) -> tuple[dict, list["Clip"], str]:
     """(dialogue as stored, the clips of its references, how they were chosen) of a sample that trains the clip.
 
-    The first dialogue that names its references; else the first clip that could be drawn, where there is one.
+    The first dialogue that names its references; else the first clip that could be drawn, where there is one. Of a
+    clip that is no target, what it would be as one without a reference.
     """
     target, entry = corpus.clip(row), corpus.index.slice(row, 1).to_pylist()[0]
     if not entry["draws_reference"] and entry["dialogues"]:
@@ -109,13 +110,22 @@ def choose_dialogue(corpus: "Corpus", row: int) -> tuple[dict, list["Clip"], str
         keys = dict.fromkeys(audio["key"] for audio in first["audios"] if audio["key"] != target.key)
         named = [corpus.clip(find_row(corpus, key)) for key in keys]
         return target.meta["dialogues"][first["position"]], named, "named by its row"
-    about = corpus.index.select(["speaker", "split", "use"]).to_pylist()
-    same = [n for n, other in enumerate(about) if n != row and other == {name: entry[name] for name in other}]
+    same = _drawable(corpus, row) if entry["draws_reference"] else []
     drawn = [corpus.clip(n) for n in same[:1]]
     how = f"one of {len(same)} that may be drawn" if same else "none: no other clip of this voice in its split"
+    if not entry["draws_reference"]:
+        how = "none: the clip is no target, so no sample is trained on it"
     transcripts = [(clip.key, clip.meta["text_normalised"]) for clip in drawn]
     dialogue = canonical_dialogue(target.meta["text_normalised"], transcripts, target.meta.get("system_text"))
     return dialogue, drawn, how
+
+
+def _drawable(corpus: "Corpus", row: int) -> list[int]:
+    """Rows that may be drawn as reference of the clip: used ones of its voice and split, but copies of itself."""
+    about = corpus.index.select(["speaker", "split", "use"]).to_pylist()
+    origins = corpus.index.column("derived_from").to_pylist()
+    key = corpus.index.column("key")[row].as_py()
+    return [n for n, other in enumerate(about) if n != row and other == about[row] and origins[n] != key]
 
 
 def show_sample(corpus: "Corpus", row: int, model: Path, image: Path | None) -> None:

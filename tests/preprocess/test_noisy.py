@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from launch.show import choose_dialogue
 from preprocess import make_shard
 from preprocess.audio import Audio, Header
 from preprocess.clips import ClipPlan, ClipTable, Disturbance
@@ -169,6 +170,19 @@ def test_recordings_and_what_is_told_of_them_are_as_without_copies(clean, noisy)
     assert [problem for _, found in verify_corpus(noisy.folder) for problem in found] == []
     assert "8 noisy copies" not in (clean.folder / "report.html").read_text()
     assert "9 noisy copies" in (noisy.folder / "report.html").read_text()
+
+
+def test_show_draws_no_copy_of_the_clip_itself_and_says_that_a_copy_is_no_target(noisy):
+    rows = by_key(noisy)
+    for key, row in rows.items():
+        dialogue, references, how = choose_dialogue(noisy, row["number"])
+        names = [reference.key for reference in references]
+        if row["draws_reference"]:
+            assert names
+            assert names[0] not in (key, f"{key}-noisy")
+            assert [reference["key"] for reference in dialogue["references"]] == names
+        else:
+            assert (names, how[:30]) == ([], "none: the clip is no target, s")
 
 
 def test_the_same_bytes_with_more_workers_and_from_an_earlier_corpus(tmp_path, given, noisy, disturbers, monkeypatch):
