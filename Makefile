@@ -17,7 +17,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 			"make PYTHON=python3.12 $(or $(MAKECMDGOALS),venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
-	$(BIN)/uv pip install --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
 	touch $@
 
