@@ -41,7 +41,7 @@ TRAINING_SCHEMA = pa.schema([_narrow(field) for field in INDEX_SCHEMA if field.n
 
 
 class Corpora:
-    """One corpus or several that agree on codec, text tokenizer, system text and normaliser, read as one.
+    """One corpus or several that agree on codec, text tokenizer and layout (see _SHARED), read as one.
 
     `info` is that of the first. `index` holds the rows of all: the columns of TRAINING_SCHEMA and one more, `corpus`
     (int32, from 0).

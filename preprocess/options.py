@@ -1,4 +1,4 @@
-"""The flags of preprocess.shard. Imports nothing heavy, so that `--help` answers at once."""
+"""The flags of preprocess.shard. Imports no torch, so that `--help` answers at once."""
 
 import argparse
 import math

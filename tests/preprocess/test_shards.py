@@ -1,4 +1,4 @@
-"""Shard format 1: what is written is what is read, by us and by stock webdataset; what decays is noticed."""
+"""Shard format 2: what is written is what is read, by us and by stock webdataset; what decays is noticed."""
 
 import io
 import json
