@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tqdm import tqdm
 
 import preprocess.planning
 import preprocess.run
@@ -50,7 +49,7 @@ def start(out: Path, given: dict) -> Process:
     """The command with one worker, in a process group of its own; forked from here, so that nothing is imported."""
 
     def run() -> None:
-        _leave_the_group()
+        os.setsid()
         sys.exit(shard(out=out, workers=1, **given))
 
     process = get_context("fork").Process(target=run)
@@ -62,7 +61,7 @@ def start_command(out: Path, given: dict, said: Path) -> Process:
     """The same as on a command line; what it writes to stderr goes to `said`."""
 
     def run() -> None:
-        _leave_the_group()
+        os.setsid()
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
         sys.stderr = os.fdopen(2, "w")
         stop_on_signals()
@@ -71,11 +70,6 @@ def start_command(out: Path, given: dict, said: Path) -> Process:
     process = get_context("fork").Process(target=run)
     process.start()
     return process
-
-
-def _leave_the_group() -> None:
-    os.setsid()
-    tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the tests' process: killed, this one would keep it
 
 
 def wait_for(condition, process: Process) -> None:
