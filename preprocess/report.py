@@ -40,10 +40,9 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
         print(f"  {manifest.own_system_texts} rows have a system text of their own: {what}")
     unheard = sum(row.has_unheard for row in manifest.rows)
     if unheard:
-        print(f"  {unheard} rows have audio in turns of the user or the system: a base without an audio tower hears")
-        print(
-            "    nothing there, Boson's model leaves it out; in --layout canonical the assistant says the reference"
-        )
+        print(f"  warning: {unheard} rows have audio in turns of the user or the system: a base without an audio")
+        print("    tower hears none of it, and Boson's generation passes over the gap otherwise than training does;")
+        print("    in --layout canonical the assistant says the reference")
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
     spellings = defaultdict(set)

@@ -422,7 +422,9 @@ def test_a_conversation_is_verified_shown_and_reused(as_written, tools, model_fo
     held_out = write_jsonl(tmp_path / "val.jsonl", [{"messages": [turn("assistant", audio(5))]}])
     more = {"layout": "as-written", "keep_system": True, "reuse": as_written, "val_manifest": held_out}
     folder = run_shard(tmp_path, again, [row], **more)
-    assert "reused: 4 clips" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "reused: 4 clips" in said
+    assert "warning: 1 rows have audio in turns of the user or the system" in said
     split = {row["key"]: row["split"] for row in Corpora([folder]).index.to_pylist()}
     assert [split[names[CLIPS[number]].key] for number in (0, 1, 6, 5)] == ["train"] * 3 + ["val"]
 
