@@ -69,10 +69,16 @@ class Recording(NamedTuple):
 
 
 def embedded_bytes(path: str, column: str, row: int) -> bytes:
-    """The file in `column`.bytes of row `row` (from 1). One row group is in memory: rows are best read in order."""
+    """The file in `column`.bytes of row `row` (from 1). One row group is in memory: rows are best read in order.
+
+    Raises Rejected where the row group can't be read.
+    """
     borders = _open(path)[1]
     group = int(np.searchsorted(borders, row - 1, side="right")) - 1
-    return _row_group(path, column, group)[row - 1 - int(borders[group])].as_py()
+    found = _row_group(path, column, group)
+    if isinstance(found, str):
+        raise Rejected("failed", "broken_parquet", path, found, "a whole Parquet file", "Copy the file again.")
+    return found[row - 1 - int(borders[group])].as_py()
 
 
 @functools.lru_cache(maxsize=4)
@@ -84,7 +90,11 @@ def _open(path: str) -> tuple[pq.ParquetFile, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=1)
-def _row_group(path: str, column: str, group: int) -> pa.ChunkedArray:
-    # Forked workers read here: Arrow's threads are those of their parent.
-    table = _open(path)[0].read_row_group(group, columns=[f"{column}.bytes"], use_threads=False)
+def _row_group(path: str, column: str, group: int) -> pa.ChunkedArray | str:
+    """The bytes of its rows, or why they can't be read: once for them all."""
+    try:
+        # Forked workers read here: Arrow's threads are those of their parent.
+        table = _open(path)[0].read_row_group(group, columns=[f"{column}.bytes"], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        return f"row group {group} that can't be read ({error})"
     return pa.chunked_array([pc.struct_field(chunk, "bytes") for chunk in table.column(column).chunks])

@@ -42,17 +42,20 @@ def _read_utf8(path: Path) -> bytes:
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[int, dict]]:
+    """Rows of a Parquet file. Raises InputError where it, or what is in it beside audio, can't be read."""
+    try:
+        yield from _parquet_rows(path)
+    except (pa.ArrowException, OSError) as error:
+        action = "Copy the file again, or leave it out of --manifest."
+        raise InputError(str(path), f"a file that can't be read ({error})", "a whole Parquet file", action) from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
     """Rows; a column of Hugging Face's Audio, a struct of `bytes` and `path`, becomes a Recording or a path.
 
     The bytes are not read: that a row has them is known from the row group's statistics, where they are there.
     """
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        action = "Copy the file again, or leave it out of --manifest."
-        raise InputError(
-            str(path), f"a file that can't be opened ({error})", "a whole Parquet file", action
-        ) from error
+    file = pq.ParquetFile(path)
     embedded = [field.name for field in file.schema_arrow if _is_audio(field.type)]
     names = [name for field in file.schema_arrow for name in _leaves(field, field.name in embedded)]
     row = 0

@@ -376,11 +376,22 @@ def test_an_arabic_csv_that_is_no_utf8_costs_its_rows_and_no_letter_is_lost_in_s
         ("m.csv", "audio,text\n".encode("utf-16"), "UTF-16"),
         ("m.jsonl", "{}".encode("utf-16"), "UTF-16"),
         ("m.json", b"[" * 100_000, "broken JSON"),
-        ("m.parquet", b"", "can't be opened"),
-        ("m.parquet", b"PAR1 and no more", "can't be opened"),
+        ("m.parquet", b"", "can't be read"),
+        ("m.parquet", b"PAR1 and no more", "can't be read"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_at_all_is_refused(name, data, found, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=found):
         read(tmp_path / name)
+
+
+def test_a_parquet_file_with_a_broken_page_is_refused(tmp_path):
+    path = tmp_path / "m.parquet"
+    table = pa.table({"audio": ["a.wav"] * 999, "text": [f"words {n}" for n in range(999)]})
+    pq.write_table(table, path, use_dictionary=False, compression="snappy")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 99] = b"Z" * 99
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="can't be read"):
+        read(path)

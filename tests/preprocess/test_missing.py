@@ -25,8 +25,11 @@ FOLDER, NAME = "أحمد Nguyễn", "Mélodie 000.wav"
 def problems(folder, *names):
     """Why each of these audios is not found, by name."""
     rows = [{"audio": name, "text": "نعم", "speaker": "s"} for name in names]
-    manifest = read_manifest(write_jsonl(folder / "m.jsonl", rows), [], DEFAULT_SYSTEM_TEXT)
-    table = build_clips(manifest, folder)
+    return problems_of(write_jsonl(folder / "m.jsonl", rows))
+
+
+def problems_of(path):
+    table = build_clips(read_manifest(path, [], DEFAULT_SYSTEM_TEXT), path.parent)
     headers, rejected = probe_clips(table.clips.values(), 2)
     return {table.clips[key].source: error for key, error in rejected.items()}
 
@@ -130,6 +133,12 @@ def test_what_is_wrong_inside_parquet_and_in_parts_is_told_of_the_row_and_the_pa
     assert [row_failure(out, line)["reason"] for line in (2, 3, 4)] == ["not_audio", "truncated", "empty_file"]
     for line in (2, 3, 4):
         assert row_failure(out, line)["where"] == f"m.parquet row {line} ({tmp_path}/m.parquet#{line}.audio)"
+    data = bytearray((tmp_path / "m.parquet").read_bytes())
+    data[4:104] = b"Z" * 100  # the header of the first page, of audio
+    (tmp_path / "broken.parquet").write_bytes(data)
+    found = problems_of(tmp_path / "broken.parquet")
+    assert list(found) == [f"broken.parquet#{line}.audio" for line in (1, 2, 3, 4)]
+    assert {error.reason for error in found.values()} == {"broken_parquet"}
     part = Recording(str(short_folder / "salma/000.wav"), 0.5, 99.0)
     with pytest.raises(Rejected) as caught:
         part.probe()
