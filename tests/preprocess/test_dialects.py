@@ -171,7 +171,7 @@ def test_ljspeech_takes_the_normalised_text_and_says_so(tmp_path, short_folder, 
         shutil.copy(short_folder / row["audio"], folder / f"wavs/LJ001-{number}.wav")
         lines.append(f'LJ001-{number}|"نص {number}" فقط|{row["text"]}')
     lines += ["", "LJ001-9", "LJ001-3|only one text"]
-    (folder / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "metadata.csv").write_text("\r\n".join(lines), encoding="utf-8", newline="")
     manifest = read(folder)
     assert manifest.dialects == {"LJSpeech": 5}
     assert manifest.rows[0].text == rows[0]["text"]

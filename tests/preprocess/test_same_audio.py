@@ -9,6 +9,7 @@ import soundfile
 
 from preprocess.clips import ClipPlan, ClipTable
 from preprocess.finish import _validation_clips
+from preprocess.same_audio import shared_sound
 from preprocess.shards import Corpus
 from tests.preprocess.helpers import assert_parts, failures, row_failure, shard, write_jsonl
 
@@ -136,6 +137,15 @@ def test_no_clip_in_use_for_training_is_heard_in_validation(two_manifests):
     copies = [entry for entry in two_manifests.index.to_pylist() if entry["derived_from"] in keys]
     assert copies
     assert not any(copy["use"] for copy in copies)
+
+
+@pytest.mark.parametrize(("start_sec", "is_shared"), [(0.0, True), (0.5, True), (0.51, False), (1.0, False)])
+def test_parts_of_a_file_are_the_same_sound_from_half_of_the_shorter_on(start_sec, is_shared):
+    parts = {"a": (0.0, 1.0), "b": (start_sec, start_sec + 2.0), "c": (0.0, 9.0)}
+    clips = {key: ClipPlan(key, key, "talk.flac", part=part) for key, part in parts.items()}
+    rows = {key: {"source_sha256": "x", "duration_sec": end - start} for key, (start, end) in parts.items()}
+    rows["c"]["source_sha256"] = "another file"
+    assert list(shared_sound(rows, clips)) == [("a", "b")] * is_shared
 
 
 def test_voices_with_the_same_recording_stay_on_one_side():
