@@ -86,8 +86,7 @@ def save(
         "bytes": {name: (temporary / name).stat().st_size for name in _HASHED_FILES},
         "sha256": {name: sha256_file(temporary / name) for name in _HASHED_FILES},
     }
-    state["state_sha256"] = _state_sha256(state)
-    write_atomically(temporary / STATE_FILE, (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
+    _write_state(temporary, state)
     problem = find_problem(temporary)
     if problem is not None:
         raise OSError(f"{temporary} reads back otherwise than it was written: {problem}")
@@ -97,6 +96,16 @@ def save(
     sync_folder(root)
     point(root, "latest", folder)
     return folder
+
+
+def amend(folder: Path, facts: dict) -> None:
+    """Give the state.json of a whole checkpoint other `facts`, in one move."""
+    _write_state(folder, {**read_state(folder), **facts})
+
+
+def _write_state(folder: Path, state: dict) -> None:
+    state = {**state, "state_sha256": _state_sha256(state)}
+    write_atomically(folder / STATE_FILE, (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
 
 
 def folder_of(root: Path, step: int) -> Path:

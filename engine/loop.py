@@ -53,9 +53,11 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
     ffns = balance.ffn_masters(zero.gather_masters(engine))
     engine.train()
     window = _Window()
-    if progress.step == 0 and job.validation and job.facts["lineage"]:  # begun with another run's weights
-        _validate(engine, job, log, 0)
-    while progress.step < job.total_steps:
+    begun_with_weights = progress.step == 0 and bool(job.facts["lineage"])  # another run's
+    progress.owes_evaluation = bool(job.validation) and (progress.owes_evaluation or begun_with_weights)
+    if progress.owes_evaluation:
+        _validate_owed(engine, job, log, progress, stop)
+    while progress.step < job.total_steps and not progress.owes_evaluation:
         epoch, number = locate(job.plan, progress.step)
         step = job.plan.epoch(epoch).step(number)
         if number == 0 < epoch:  # the first was announced with the plan
@@ -79,10 +81,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
 
         improved = False
         if job.validation and (progress.step % run.evaluate_every == 0 or progress.step == job.total_steps):
-            loss = _validate(engine, job, log, progress.step)
-            improved = progress.best_loss is None or loss < progress.best_loss
-            if improved:
-                progress.best_loss, progress.best_step = loss, progress.step
+            improved = _validate(engine, job, log, progress, stop)
 
         stopping = stop.agreed()
         if improved or stopping or progress.step % run.save_every == 0 or progress.step == job.total_steps:
@@ -143,7 +142,7 @@ def save(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -
     masters, moments = zero.gather_masters(engine), zero.gather_moments(engine)
     if dist.get_rank() == 0:
         root = job.out / "checkpoints"
-        state = {**job.facts, "best_loss": progress.best_loss, "best_step": progress.best_step}
+        state = {**job.facts, **progress.record()}
         folder = checkpoint.save(root, progress.step, engine.module.model, masters, moments, state)
         if is_best:
             checkpoint.point(root, "best", folder)
@@ -161,17 +160,40 @@ def _watch_balance(log: RunLog, step: int, before: balance.Masters, now: balance
         print_rank0(balance.describe(ratios))
 
 
-def _validate(engine: DeepSpeedEngine, job: Job, log: RunLog, step: int) -> float:
-    """The audio loss on the validation split, logged with all the rest of it."""
-    workers = job.recipe.batch.loader_workers
-    metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, workers)
+def _validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> bool:
+    """Log the losses on the validation split; True where the audio loss is the run's lowest, which `progress` takes.
+
+    A stop in the middle leaves nothing but the debt in `progress`.
+    """
+    workers, step = job.recipe.batch.loader_workers, progress.step
+    metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, workers, stop)
+    progress.owes_evaluation = metrics is None
+    if metrics is None:
+        print_rank0(f"asked to stop: validation after step {step} is left for when the run goes on")
+        return False
     log.write(step, metrics, "validation")
     print_rank0(f"validation after step {step}: {_short(metrics)}")
     if metrics.get("conditioning_gain", 1) <= 0 and step > job.recipe.optimizer.warmup_steps:
         print_rank0("warning: the conditioning gain is not positive: the model does not use the reference")
     if not math.isfinite(metrics["loss_audio"] + metrics["loss_text"]):
         _stop_at_non_finite_validation(step)
-    return metrics["loss_audio"]
+    loss = metrics["loss_audio"]
+    improved = step > 0 and (progress.best_loss is None or loss < progress.best_loss)
+    if improved:
+        progress.best_loss, progress.best_step = loss, step
+    return improved
+
+
+def _validate_owed(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> None:
+    """Evaluate before the first step; the checkpoint that the run goes on from, if any, learns what came of it."""
+    improved = _validate(engine, job, log, progress, stop)
+    if dist.get_rank() == 0 and progress.step > 0 and not progress.owes_evaluation:
+        root = job.out / "checkpoints"
+        folder = checkpoint.folder_of(root, progress.step)
+        checkpoint.amend(folder, progress.record())
+        if improved:
+            checkpoint.point(root, "best", folder)
+            print_rank0(f"{folder} is the best so far")
 
 
 def _packs_of_this_rank(job: Job, start_step: int) -> Iterator[Pack]:

@@ -151,6 +151,7 @@ def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: 
 def _progress(root: Path, newest: Path, state: dict) -> Progress:
     """Where the run stands; `latest` and `best` are made to say so, which a kill may have come between."""
     checkpoint.point(root, "latest", newest)
+    owes_evaluation = state.get("owes_evaluation", False)  # not in checkpoints of before
     for folder in reversed(checkpoint.list_checkpoints(root)):  # an older one knows the best before
         if folder > newest or (folder != newest and checkpoint.find_problem(folder) is not None):
             continue
@@ -161,9 +162,9 @@ def _progress(root: Path, newest: Path, state: dict) -> Progress:
         problem = None if best == newest else checkpoint.find_problem(best)
         if problem is None:
             checkpoint.point(root, "best", best)
-            return Progress(state["step"], told["best_loss"], told["best_step"])
+            return Progress(state["step"], told["best_loss"], told["best_step"], owes_evaluation)
         print_rank0(f"{best}, the best as of {folder.name}, is passed over: {problem}")
-    return Progress(state["step"])
+    return Progress(state["step"], owes_evaluation=owes_evaluation)
 
 
 def restore(engine: DeepSpeedEngine, start: Start) -> None:

@@ -1,4 +1,4 @@
-"""Stop a run: it saves at its next global step and exits; the same training command resumes it.
+"""Stop a run: it saves at its next global step, or in mid-evaluation, and exits; the same command resumes it.
 
 python -m launch.stop runs/first
 """
@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
                 "Wait longer with --timeout-sec, or look at the run's output.",
             )
         time.sleep(_POLL_SEC)
-    print(f"stopped; newest checkpoint: {(arguments.run / 'checkpoints' / 'latest').resolve()}", flush=True)
+    latest = arguments.run / "checkpoints" / "latest"
+    print(f"stopped; newest checkpoint: {latest.resolve() if latest.exists() else 'none yet'}", flush=True)
     return 0
 
 

@@ -160,14 +160,15 @@ def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str 
     with hold_run_folder(job.out):
         start = find_start(job, mode, allow_change, init_adapter)
         progress = start.progress
-        if progress.step < job.total_steps:
+        if progress.step < job.total_steps or progress.owes_evaluation:
             engine = build_engine(job)
             restore(engine, start)
             announce(job, progress)
             progress = train(engine, job, progress, launcher)
             engine.destroy()
-    if progress.step < job.total_steps:
-        print_rank0(f"stopped at step {progress.step} of {job.total_steps}, saved; the same command resumes")
+    if progress.step < job.total_steps or progress.owes_evaluation:
+        saved = "saved; the same command resumes" if progress.step else "before anything to save"
+        print_rank0(f"stopped at step {progress.step} of {job.total_steps}, {saved}")
     else:
         print_rank0(f"finished at step {progress.step} of {job.total_steps}. {_ways_on(job)}")
 

@@ -13,12 +13,14 @@ from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample, prepare
 from engine import zero
 from engine.corpora import Corpora
 from engine.evaluation import evaluate, swap_references
+from engine.launcher import Launcher
 from engine.loader import PackReader, WaitClock
 from engine.loop import train_step
 from engine.metrics import step_metrics, sum_over_ranks
 from engine.plan import Pack, Plan
 from engine.sample import layout_cost, make_collator
 from engine.setup import build_engine, prepare
+from engine.stop import StopRequest
 from launch.show import main as show
 from preprocess.errors import InputError
 from preprocess.layout import DEFAULT_SYSTEM_TEXT
@@ -364,7 +366,9 @@ def train_a_step(model, data, out):
     job = make_job(model, data, out, overrides)
     engine = build_engine(job)
     step = job.plan.step(0)
-    validation = evaluate(engine, job.reader, step.packs, [], 0)
+    stop = StopRequest(Launcher())
+    validation = evaluate(engine, job.reader, step.packs, [], 0, stop)
+    stop.close()
     clock = WaitClock(job.reader[pack] for pack in step.packs)
     sums, _ = train_step(engine, clock, step, 0, 1e-3, job.recipe)
     losses = step_metrics(sum_over_ranks(sums), step, job.recipe.loss)
