@@ -32,7 +32,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
     A `launcher` that is gone asks too.
     """
     run = job.recipe.run
-    log = RunLog(job.out, progress.step, run.monitors)
+    log = RunLog(job.out, progress.step, run.monitors, progress.owes_evaluation)
     clock = WaitClock(
         load_packs(
             job.reader,

@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl (one line a logged step, none twice, none missing after a resume), the console,
-and TensorBoard, CSV or W&B through DeepSpeed's monitor. Rank 0 alone writes."""
+and TensorBoard, CSV or W&B through DeepSpeed's monitor; the first two forget after a resume what comes again, W&B
+begins a run of its own. Rank 0 alone writes."""
 
 import json
 import os
@@ -61,20 +62,24 @@ def step_metrics(sums: LossSums, step: Step, loss: Loss) -> dict[str, float]:
 
 
 class RunLog:
-    """The record of a run in its folder, continued after global step `start_step`."""
+    """The record of a run in its folder, continued after global step `start_step`: what a killed run wrote of later
+    ones goes, and the validation of that step where it `owes_evaluation`."""
 
-    def __init__(self, out: Path, start_step: int, monitors: list[str]) -> None:
+    def __init__(self, out: Path, start_step: int, monitors: list[str], owes_evaluation: bool = False) -> None:
         self.path = out / METRICS_FILE
         self._monitor = None
         if dist.get_rank() != 0:
             return
+        first_step = start_step + 1 if start_step else 0  # a run that starts anew writes of step 0 too
+        owed = (start_step, "validation") if owes_evaluation else None
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if start_step and _step_of(line) <= start_step]
+        kept = [line for line in lines if (of := _step_and_kind(line))[0] < first_step and of != owed]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         if monitors:
             files = {"output_path": str(out), "job_name": "logs"}
             settings = {name: {"enabled": True, **({} if name == "wandb" else files)} for name in monitors}
             self._monitor = MonitorMaster(get_monitor_config(settings))
+            _forget(self._monitor, first_step)
 
     def write(self, step: int, metrics: dict[str, float], kind: str) -> None:
         """Append the metrics of global step `step`; `kind` is train, validation or balance."""
@@ -88,9 +93,35 @@ class RunLog:
             self._monitor.write_events([(f"{kind}/{name}", value, step) for name, value in metrics.items()])
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; a line cut by a crash has none and sorts behind all."""
+def _step_and_kind(line: str) -> tuple[float, str]:
+    """The step and kind of a line; a line cut by a crash has none and sorts behind all."""
     try:
-        return json.loads(line)["step"]
+        entry = json.loads(line)
+        return entry["step"], entry["kind"]
     except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        return float("inf"), ""
+
+
+def _forget(monitor: MonitorMaster, first_step: int) -> None:
+    """Take from TensorBoard and the CSV files what they hold of `first_step` and later."""
+    if monitor.tb_monitor is not None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        log_dir = monitor.tb_monitor.summary_writer.log_dir
+        monitor.tb_monitor.summary_writer.close()
+        monitor.tb_monitor.summary_writer = SummaryWriter(log_dir, purge_step=first_step)
+    if monitor.csv_monitor is not None:
+        for path in Path(monitor.csv_monitor.log_dir).glob("*.csv"):
+            header, *rows = path.read_text().splitlines() or [""]
+            kept = [row for row in rows if _csv_step(row) < first_step]
+            if kept:
+                write_atomically(path, "".join(line + "\n" for line in [header, *kept]).encode())
+                monitor.csv_monitor.filenames.append(path.stem)  # those that have a header
+            else:
+                path.unlink()
+
+
+def _csv_step(row: str) -> float:
+    """The step of a row; one that a crash cut before its comma, or a header, sorts behind all."""
+    step, comma, _ = row.partition(",")
+    return int(step) if comma and step.isdigit() else float("inf")

@@ -8,6 +8,7 @@ import time
 from unittest import mock
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import checkpoint, resume
 from preprocess.errors import InputError
@@ -168,6 +169,40 @@ def test_where_the_best_is_not_there_the_best_before_it_is(run, one_rank, model_
     assert f"{root / 'best'} is passed over: it points to step-000003, which is not there" in said
     assert f"{root / 'step-000003'}, the best as of step-000004, is passed over: state.json can't be read" in said
     assert (root / "best").resolve().name == "step-000002"
+
+
+def test_after_a_kill_every_record_has_each_step_once(tmp_path, one_rank, model_folder, random_corpus):
+    """Steps 3 and 4 are logged and not saved; the resumed run comes by them again."""
+    overrides = [*OVERRIDES, "run.monitors=[tensorboard,csv_monitor]"]
+    one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, overrides)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000004")
+    logs = tmp_path / "logs"
+    rows = (logs / "train_loss.csv").read_text()
+    (logs / "train_loss.csv").write_text(rows[: rows.rindex("4,") + 1])  # a row that the kill cut short
+    one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, [*overrides, "run.max_steps=5"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = {kind: [line["step"] for line in lines if line["kind"] == kind] for kind in ("train", "validation")}
+    assert steps == {"train": [1, 2, 3, 4, 5], "validation": [2, 4, 5]}
+    board = EventAccumulator(str(logs)).Reload()
+    for kind, name in (("train", "loss"), ("train", "lr"), ("validation", "loss_audio")):
+        logged = {line["step"]: line[name] for line in lines if line["kind"] == kind}
+        events = board.Scalars(f"{kind}/{name}")
+        assert [event.step for event in events] == steps[kind]
+        assert [event.value for event in events] == pytest.approx(list(logged.values()))
+        header, *rows = (logs / f"{kind}_{name}.csv").read_text().splitlines()
+        assert header == f"step,{name}"
+        assert [(int(row.split(",")[0]), float(row.split(",")[1])) for row in rows] == list(logged.items())
+
+
+def test_an_evaluation_that_is_owed_is_logged_once_though_the_run_is_killed_when_it_is_done(
+    run, one_rank, model_folder, random_corpus
+):
+    checkpoint.amend(run / "checkpoints" / "step-000004", {"owes_evaluation": True})
+    one_rank.run(gate.train, model_folder, random_corpus.folder, run, OVERRIDES)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    found = [(line["step"], line["kind"]) for line in map(json.loads, lines) if line["kind"] == "validation"]
+    assert found == [(2, "validation"), (4, "validation")]
+    assert not state_of(run)["owes_evaluation"]
 
 
 def test_a_finished_run_trains_longer(run, one_rank, model_folder, random_corpus):
