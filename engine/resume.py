@@ -20,7 +20,7 @@ from engine.init_adapter import check_adapter
 from engine.lora import trainable_parameters
 from engine.metrics import print_rank0
 from engine.setup import Job, Progress
-from preprocess.errors import InputError
+from preprocess.errors import InputError, explain_missing_locks
 
 
 @dataclass
@@ -38,7 +38,8 @@ class Start:
 
 @contextlib.contextmanager
 def hold_run_folder(out: Path) -> Iterator[None]:
-    """Hold the run folder for this run; raises InputError, on every rank, where another run holds it.
+    """Hold the run folder for this run; raises InputError, on every rank, where another run holds it or it
+    can't be held.
 
     The kernel frees the lock when its holder, rank 0, ends, however it ends: a lock of the process, since loader
     workers, which may outlive a killed rank by seconds, would inherit a lock of the file.
@@ -55,7 +56,8 @@ def _open_lock(out: Path) -> TextIO:
 
 def _lock(file: TextIO, out: Path) -> None:
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with explain_missing_locks(out, "Give an --out on another file system: a local disk will do."):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # EAGAIN on Linux, EACCES elsewhere
         raise InputError(
             str(out),

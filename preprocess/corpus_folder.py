@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 import soundfile
 import torch
@@ -16,7 +17,7 @@ import torch
 from preprocess.audio import WAVEFORM_SAMPLE_RATE_HZ
 from preprocess.base_model import BaseModel
 from preprocess.codec import CodecFacts
-from preprocess.errors import InputError
+from preprocess.errors import InputError, explain_missing_locks
 from preprocess.layout import NORMALISER_VERSION, tokenizer_fingerprint
 from preprocess.make_shard import FRAGMENTS_FOLDER, ShardReport
 from preprocess.manifest import Manifest
@@ -79,7 +80,8 @@ def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseMode
 def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterator[None]:
     """Hold `out`, or one slice of it, for this run.
 
-    Raises InputError if another run holds it, if it was started otherwise, or with another number of slices.
+    Raises InputError if another run holds it, if it was started otherwise, or with another number of slices, or if
+    its file system has no locks.
     Locks are flocks, which the kernel frees when their holder dies, however it dies.
     """
     path = out / SETTINGS_FILE
@@ -94,7 +96,7 @@ def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterato
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         with open(out / _BEGIN_LOCK, "w") as begin:  # slices may begin at once
-            fcntl.flock(begin, fcntl.LOCK_EX)
+            _flock(begin, fcntl.LOCK_EX)
             if not path.is_file():
                 write_atomically(path, _as_json(settings))
             _hold(held, path, fcntl.LOCK_SH if part else fcntl.LOCK_EX, "another run that is writing here")
@@ -111,7 +113,7 @@ def finishing(out: Path) -> Iterator[None]:
     """Wait for other slices that write index and corpus.json at this moment."""
     try:
         with open(out / _BEGIN_LOCK, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _flock(file, fcntl.LOCK_EX)
             yield
     except KeyboardInterrupt as stop:
         stop.add_note("the shards are done and kept; run the same command again to write index and corpus.json")
@@ -124,11 +126,16 @@ def _hold(held: contextlib.ExitStack, path: Path, kind: int, holder: str) -> Non
     give_up = time.monotonic() + _LOCK_PATIENCE_SEC
     while True:
         try:
-            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return _flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() > give_up:
                 raise InputError(str(path.parent), holder, "one run at a time", "Wait for it, or stop it.") from error
             time.sleep(0.05)
+
+
+def _flock(file: TextIO, kind: int) -> None:
+    with explain_missing_locks(Path(file.name).parent, "Name a folder on another file system with --out."):
+        fcntl.flock(file, kind)
 
 
 def _refuse_other_count(path: Path, count: int) -> None:

@@ -14,6 +14,8 @@ _WRITE_ERRORS = {
     *(errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG),
 }
 
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+
 
 class InputError(ValueError):
     """What the user gave can't be used: where, what was found, what was expected, what to do next.
@@ -68,6 +70,22 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
             f"{os.strerror(error.errno).lower()} ({error.filename or 'while writing'})",
             "a folder that can be written, with room",
             "Free space or name another --out; the same command goes on from the shards that are finished.",
+        ) from error
+
+
+@contextlib.contextmanager
+def explain_missing_locks(folder: Path, action: str) -> Iterator[None]:
+    """Inside, an OSError that says that files in `folder` can't be locked becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise InputError(
+            str(folder),
+            f"a file system without locks ({os.strerror(error.errno).lower()})",
+            "one with them: they keep two processes from writing the same files",
+            f"{action} (Lustre has locks when mounted with -o flock, NFS from version 4 on.)",
         ) from error
 
 

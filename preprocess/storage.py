@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import fsspec
 
-from preprocess.errors import InputError
+from preprocess.errors import InputError, explain_missing_locks
 
 DEFAULT_CACHE = Path("~/.cache/higgs-voice-training")
 # Waits between the tries of a fetch, with jitter: half a minute together, as object stores ask for.
@@ -123,9 +123,14 @@ class RemoteFolder:
         return _with_retries(address, read)
 
     def check(self, files: list[dict]) -> None:
-        """Take the list of files with their {"name", "bytes", "sha256"}; raises InputError where no room is left."""
+        """Take the list of files with their {"name", "bytes", "sha256"}.
+
+        Raises InputError where the cache has no room for them, or its file system no locks.
+        """
         self._files = files
         self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / "evict.lock"):  # now, rather than at the first fetch
+            pass
         missing = min(self._total_bytes(), self.limit_bytes or self._total_bytes()) - self._cached_bytes()
         free = shutil.disk_usage(self.folder).free
         if missing > free:
@@ -241,9 +246,11 @@ def _open_cached(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the kernel frees it when its holder ends, however it ends."""
+    """Hold an exclusive lock; the kernel frees it when its holder ends, however it ends. Raises InputError."""
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        # Without locks each rank and loader worker would fetch each file for itself, into the same place.
+        with explain_missing_locks(path.parent, "Name a folder on a local disk with --cache."):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
