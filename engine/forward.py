@@ -20,7 +20,7 @@ from engine.attention import attention_layer
 from engine.consistency import consistency_sum
 from engine.flops import FlopRates, flop_rates
 from engine.lora_linear import project
-from engine.losses import LabelledLogits, LossSums, loss_sums
+from engine.losses import LabelledLogits, LossSums, codebook_weights, loss_sums
 from engine.recipe import Loss
 from engine.sample import IGNORE_INDEX
 from engine.stream import Heard, Stream, map_tensors
@@ -174,6 +174,11 @@ class LossModel(nn.Module):
     def flop_rates(self) -> FlopRates:
         """What a training step of this model costs; for the model as it stands when first asked."""
         return flop_rates(self.higgs)
+
+    @functools.cached_property
+    def codebook_weights(self) -> torch.Tensor:
+        """[codebooks] weights of the audio losses, on the model's device from the first use on."""
+        return codebook_weights(self.loss, self.higgs.config.audio_num_codebooks).to(self.higgs.device)
 
     def forward(self, batch: Batch) -> LossSums:
         """LossSums of the pack; in evaluation the plain cross-entropies alone, whatever else training adds."""

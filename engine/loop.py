@@ -16,7 +16,7 @@ from engine.flops import peak_flops
 from engine.forward import to_device
 from engine.launcher import Launcher
 from engine.loader import WaitClock, load_packs
-from engine.losses import LossSums, codebook_weights, weigh
+from engine.losses import LossSums, weigh
 from engine.metrics import RunLog, print_rank0, step_metrics, sum_over_ranks
 from engine.plan import Pack, Step, describe_start, locate, packs_of_rank
 from engine.recipe import Optimizer, Recipe
@@ -108,9 +108,8 @@ def train_step(
     """
     num_packs = len(step.packs)
     zero.set_lr(engine, lr)
-    num_codebooks = engine.module.higgs.config.audio_num_codebooks
-    weights = codebook_weights(recipe.loss, num_codebooks).to(engine.device)
-    sums, flops = LossSums.zeros(num_codebooks, engine.device), 0.0
+    weights = engine.module.codebook_weights
+    sums, flops = LossSums.zeros(len(weights), engine.device), 0.0
     broken: list[tuple[int, torch.Tensor, list[str]]] = []
     for pack_number in packs_of_rank(num_packs, dist.get_rank(), dist.get_world_size()):
         loaded = clock.next()

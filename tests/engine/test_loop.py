@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from engine import loop
+from engine import forward, loop
 from engine.corpora import Corpora
 from engine.loader import PackReader, load_packs
 from engine.plan import Pack, Sample
@@ -95,6 +95,17 @@ def test_the_run_folder_says_what_ran_and_how_fast(tmp_path, one_rank, model_fol
     assert 0 < line["tflops_per_sec"] < 10
     assert "mfu" not in line, "a CPU has no peak that we know"
     assert line["loss"] == pytest.approx(line["loss_text"] + line["loss_audio"], rel=1e-6)
+
+
+def count_codebook_weights(model, data, out):
+    """How often a run of four steps makes the weights of its audio losses, log lines aside."""
+    with mock.patch.object(forward, "codebook_weights", wraps=forward.codebook_weights) as made:
+        gate.train(model, data, out, OVERRIDES)
+    return made.call_count
+
+
+def test_the_weights_of_the_losses_go_to_the_device_once_a_run(tmp_path, one_rank, model_folder, random_corpus):
+    assert one_rank.run(count_codebook_weights, model_folder, random_corpus.folder, tmp_path) == [1]
 
 
 def test_old_checkpoints_go_the_newest_and_the_best_stay(tmp_path, one_rank, model_folder, random_corpus):
