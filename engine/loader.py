@@ -35,13 +35,22 @@ class PackReader(Dataset):
     """Turns a plan's Pack into a LoadedPack; reads with the system text of the corpora. Cheap to send to workers.
 
     forward: packed for a flat Stream, boson for Boson's padded batch. conditioning: how references are shown.
+    dtype: of the mel features in a Stream.
     """
 
-    def __init__(self, corpus: Corpora, model_folder: Path | str, forward: str, conditioning: str = "codes") -> None:
+    def __init__(
+        self,
+        corpus: Corpora,
+        model_folder: Path | str,
+        forward: str,
+        conditioning: str = "codes",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.corpus = corpus
         self.model_folder = model_folder
         self.forward = forward
         self.conditioning = conditioning
+        self.dtype = dtype
         self.config = load_config(model_folder)
         self.tokenizer = load_tokenizer(model_folder)
         self.system_text = corpus.info["layout"]["system_text"]
@@ -64,7 +73,7 @@ class PackReader(Dataset):
         if self.forward == "boson":
             return LoadedPack(collate(samples, self.config), keys)
         speakers = [planned.speaker for planned in pack.samples]
-        return LoadedPack(lay_out(samples, self.config, speakers), keys)
+        return LoadedPack(lay_out(samples, self.config, speakers, self.dtype), keys)
 
 
 class _ErrorsAsValues(Dataset):

@@ -78,7 +78,7 @@ def prepare(
     chosen = load_recipe(recipe, overrides)
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
     corpora = Corpora(data, cache)
-    reader = PackReader(corpora, model, chosen.forward, chosen.conditioning)
+    reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, _dtype(chosen))
     _refuse_other_encoding(reader)
     _refuse_other_number_of_repeats(chosen, data)
     _refuse_other_number_of_weights(chosen, reader)
@@ -143,7 +143,7 @@ def build_engine(job: Job) -> DeepSpeedEngine:
     torch.manual_seed(run.seed)
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
-    base = load_base(job.model_folder, torch.bfloat16 if run.precision == "bf16" else torch.float32)
+    base = load_base(job.model_folder, _dtype(job.recipe))
     adapted = add_lora(base, job.recipe.lora, job.recipe.conditioning)
     model = LossModel(adapted, job.recipe.batch.checkpointed_layers, job.recipe.loss)
     print_rank0(describe(model.model))
@@ -192,6 +192,11 @@ def announce(job: Job, progress: Progress) -> None:
             json.dumps({**job.facts, **arithmetic, **environment, **process}, indent=2) + "\n"
         )
     dist.barrier()
+
+
+def _dtype(recipe: Recipe) -> torch.dtype:
+    """Of the model's weights."""
+    return torch.bfloat16 if recipe.run.precision == "bf16" else torch.float32
 
 
 def _refuse_other_encoding(reader: PackReader) -> None:

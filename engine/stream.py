@@ -24,7 +24,7 @@ from engine.whisper import feature_extractor, has_audio_tower
 class Heard:
     """The waveforms of a pack: N chunks, perhaps none, that become F of the text tokens."""
 
-    features: torch.Tensor  # float32 [N, mel bins, mel frames]
+    features: torch.Tensor  # [N, mel bins, mel frames]
     feature_mask: torch.Tensor  # int32 [N, mel frames]
     outputs: torch.Tensor  # int64 [F] among the tower's outputs of all chunks, flattened
     rows: torch.Tensor  # int64 [F] among the text tokens
@@ -64,11 +64,15 @@ def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 
 
 def lay_out(
-    samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig, speakers: Sequence[int] | None = None
+    samples: Sequence[ChatMLDatasetSample],
+    config: HiggsAudioConfig,
+    speakers: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Stream:
     """The flat stream of `samples`, the same tokens, columns and labels as Boson's collator and merge make.
 
-    speakers: a number a sample, for the reference consistency; without it all are one speaker.
+    speakers: a number a sample, for the reference consistency; without it all are one speaker. dtype: of the mel
+    features; the tower casts them to its own first of all, so given here it changes no bit and bf16 takes half.
     """
     tokens, labels, columns, column_labels, voice, chunks = [], [], [], [], [], []
     hop_length = feature_extractor(config).hop_length if has_audio_tower(config) else 0
@@ -109,6 +113,7 @@ def lay_out(
     labelled_columns = (audio_labels != IGNORE_INDEX).any(1).nonzero().squeeze(1)
     num_text = int(text_lengths.sum())
     is_heard = stream[~is_audio] == config.audio_in_token_idx
+    heard = _hear(chunks, is_heard.nonzero().squeeze(1), config, dtype) if has_audio_tower(config) else None
     return Stream(
         text_tokens=stream[~is_audio],
         audio_columns=audio_columns,
@@ -125,11 +130,11 @@ def lay_out(
         audio_labels=audio_labels[labelled_columns],
         voice=torch.cat(voice),
         speakers=torch.tensor(speakers or [0] * len(samples)),
-        heard=_hear(chunks, is_heard.nonzero().squeeze(1), config) if has_audio_tower(config) else None,
+        heard=heard,
     )
 
 
-def _hear(chunks: list[np.ndarray], rows: torch.Tensor, config: HiggsAudioConfig) -> Heard:
+def _hear(chunks: list[np.ndarray], rows: torch.Tensor, config: HiggsAudioConfig, dtype: torch.dtype) -> Heard:
     """Mel features of `chunks`, and which outputs of the tower go into the text rows `rows`."""
     extractor = feature_extractor(config)
     if chunks:
@@ -146,7 +151,7 @@ def _hear(chunks: list[np.ndarray], rows: torch.Tensor, config: HiggsAudioConfig
         torch.arange(tower_outputs(len(chunk), extractor.hop_length)) + number * per_chunk
         for number, chunk in enumerate(chunks)
     ]
-    return Heard(features, mask, torch.cat([torch.zeros(0, dtype=torch.int64), *outputs]), rows)
+    return Heard(features.to(dtype), mask, torch.cat([torch.zeros(0, dtype=torch.int64), *outputs]), rows)
 
 
 def _delayed(codes: torch.Tensor, trained: bool, config: HiggsAudioConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from engine import zero
+from engine.forward import LossModel
 from engine.loader import WaitClock
 from engine.loop import train_step
 from engine.lora import find_targets
@@ -68,6 +69,30 @@ def test_packed_equals_bosons_collator_and_forward(tower_folder, conditioning):
     for name, gradient in theirs[1].items():
         assert gradient.norm() > 0, f"{name} has no gradient, so the comparison proves nothing for it"
         assert (ours[1][name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+def test_features_in_the_towers_dtype_change_no_bit(tower_folder):
+    config = load_config(tower_folder)
+    model = LossModel(load_base(tower_folder, torch.bfloat16))
+    streams = [
+        lay_out(samples(tower_folder, "both"), config, None, dtype) for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert [stream.heard.features.dtype for stream in streams] == [torch.float32, torch.bfloat16]
+    assert not torch.equal(streams[0].heard.features, streams[1].heard.features.float()), "nothing was rounded"
+    with torch.no_grad():
+        full, half = (model(stream) for stream in streams)
+    for found, expected in zip(half, full, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_a_run_loads_features_in_its_precision(precision, dtype, one_rank, tower_folder, heard_corpus, tmp_path):
+    assert one_rank.run(dtype_of_features, tower_folder, heard_corpus, tmp_path, precision) == [dtype]
+
+
+def dtype_of_features(model, data, out, precision):
+    job = make_job(model, data, out, ["conditioning=both", f"run.precision={precision}"])
+    return job.reader[job.plan.step(0).packs[0]].batch.heard.features.dtype
 
 
 def test_without_a_waveform_in_the_pack_the_projector_has_gradients_of_zero(tower_folder):
