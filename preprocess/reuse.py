@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from preprocess.clips import ClipPlan
 from preprocess.errors import InputError
-from preprocess.shards import Corpus
+from preprocess.shards import PLACES_SCHEMA, REUSABLE_VERSIONS, Corpus
 
 # Figures of a clip that are not of its waveform alone: made anew for the new row, or from the codes.
 _NOT_OF_AUDIO = ("letters_per_sec", "arabic_share", "code_entropy_bits")
@@ -41,7 +41,7 @@ class EarlierCorpus:
     """A finished corpus whose clips are found by their recording."""
 
     def __init__(self, folder: Path) -> None:
-        self.corpus = Corpus(folder)
+        self.corpus = Corpus(folder, schema=PLACES_SCHEMA, versions=REUSABLE_VERSIONS)
         self._lock = threading.Lock()  # a GPU's worker reads ahead in threads, and a Corpus closes files
         self._rows: dict[str, int] = {}
         for row in tqdm(range(self.corpus.index.num_rows), desc="reuse", unit="clip", leave=False):
@@ -56,7 +56,9 @@ class EarlierCorpus:
             return None
         with self._lock:
             clip = self.corpus.clip(row, waveform=True)
-        figures = {name: value for name, value in clip.meta["quality"].items() if name not in _NOT_OF_AUDIO}
+        # In corpora of format 1 silero-vad met a clip cold, and heard less.
+        anew = (*_NOT_OF_AUDIO, *["speech_share"] * (self.corpus.info["format_version"] == 1))
+        figures = {name: value for name, value in clip.meta["quality"].items() if name not in anew}
         return Reused(clip.meta["source_sha256"], clip.meta["duration_sec"], figures, clip.codes, clip.flac)
 
 

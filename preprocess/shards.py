@@ -21,7 +21,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +35,7 @@ from preprocess.storage import Cache, LocalFolder, RemoteFolder, open_folder
 
 T = TypeVar("T")
 FORMAT_VERSION = 2
+REUSABLE_VERSIONS = 1, FORMAT_VERSION  # the members of their shards are the same
 CORPUS_FILE = "corpus.json"
 INDEX_FILE = "index.parquet"
 FAILURES_FILE = "failures.jsonl"
@@ -74,19 +75,24 @@ _DIALOGUE = pa.struct(
     ]
 )
 
-# A clip is a target with a drawn reference where `draws_reference`, and once more a target for each of its
-# `dialogues`; a clip with neither is a reference only. `use` is false where a decision over the whole corpus
-# dropped the clip, and `reason` says which. `system_tokens` counts the system text that a row with a drawn reference
-# has of its own, null where it has that of corpus.json. `derived_from` is the key of the clip whose audio this one is
-# a processed copy of (noise added, say), null where it is none.
-INDEX_SCHEMA = pa.schema(
+# Where the members of a clip lie: the same in every version.
+PLACES_SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string())]
     + [
         (f"{member}_{part}", pa.int64())
         for member in ("json", "codes", "flac")
         for part in ("offset", "bytes", "crc32")
     ]
-    + [
+)
+
+# A clip is a target with a drawn reference where `draws_reference`, and once more a target for each of its
+# `dialogues`; a clip with neither is a reference only. `use` is false where a decision over the whole corpus
+# dropped the clip, and `reason` says which. `system_tokens` counts the system text that a row with a drawn reference
+# has of its own, null where it has that of corpus.json. `derived_from` is the key of the clip whose audio this one is
+# a processed copy of (noise added, say), null where it is none.
+INDEX_SCHEMA = pa.schema(
+    [
+        *PLACES_SCHEMA,
         ("frames", pa.int32()),
         ("text_tokens", pa.int32()),
         ("system_tokens", pa.int32()),
@@ -228,8 +234,8 @@ def read_codes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype="<u2", offset=header.end()).reshape(shape)
 
 
-def read_info(storage: LocalFolder | RemoteFolder) -> dict:
-    """corpus.json of a finished corpus. Raises InputError."""
+def read_info(storage: LocalFolder | RemoteFolder, versions: Sequence[int] = (FORMAT_VERSION,)) -> dict:
+    """corpus.json of a finished corpus of one of these format versions. Raises InputError."""
     where, data = str(storage.root / CORPUS_FILE), storage.read(CORPUS_FILE)
     if data is None:
         raise InputError(
@@ -245,12 +251,13 @@ def read_info(storage: LocalFolder | RemoteFolder) -> dict:
         raise InputError(
             where, f"no JSON object ({error})", "what preprocess.shard wrote", "Copy it again."
         ) from error
-    if version != FORMAT_VERSION:
+    if version not in versions:
+        spared = "; --reuse takes the codes of this one" if version in REUSABLE_VERSIONS else ""
         raise InputError(
             where,
             f"format_version {version}",
             str(FORMAT_VERSION),
-            "Read it with the release that wrote it, or run preprocess.shard again into a new folder.",
+            f"Read it with the release that wrote it, or run preprocess.shard again into a new folder{spared}.",
         )
     if "index" not in info:  # written before the index had its hash here: taken as it is found
         info["index"] = _describe_index(storage.read(INDEX_FILE) or b"")
@@ -278,23 +285,30 @@ class Corpus:
     """A finished corpus, open for reading: `info` (corpus.json), `index` (a row a clip) and the clips.
 
     folder: a path, or an address of fsspec (s3://bucket/shards), whose files then go through `cache`.
-    schema: what to read of the index, at least INDEX_SCHEMA's first eleven columns; their types may be narrower.
+    schema: what to read of the index, at least PLACES_SCHEMA's columns; their types may be narrower.
+    versions: those of the format that may be read.
     Opening compares the index with its hash in corpus.json, and each shard's size; each member's crc32 is checked as
     it is read. File descriptors open on first use, so a Corpus may be handed to worker processes.
     """
 
-    def __init__(self, folder: Path | str, cache: Cache | None = None, schema: pa.Schema = INDEX_SCHEMA) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        cache: Cache | None = None,
+        schema: pa.Schema = INDEX_SCHEMA,
+        versions: Sequence[int] = (FORMAT_VERSION,),
+    ) -> None:
         self._storage = open_folder(folder, cache)
         self.folder = self._storage.root
         self._files: dict[str, int] = {}
-        self.info = read_info(self._storage)
+        self.info = read_info(self._storage, versions)
         self._storage.check([*self.info["shards"], self.info["index"]])
         self.index = read_index(self._storage, self.info, schema)
         self._shards = {shard["name"]: shard for shard in self.info["shards"]}
         # Whole columns as numpy: an element of an arrow column costs as much as reading a member. The index then
         # shares their memory, and the pieces they were read in are freed.
         self._places = {}
-        for name in INDEX_SCHEMA.names[2:11]:
+        for name in PLACES_SCHEMA.names[2:]:
             number = self.index.column_names.index(name)
             self._places[name] = self.index.column(number).to_numpy()
             self.index = self.index.set_column(number, self.index.field(number), pa.array(self._places[name]))

@@ -134,7 +134,7 @@ def test_a_corpus_of_another_format_is_refused(tmp_path):
     (tmp_path / "corpus.json").write_text(json.dumps({**info, "format_version": 1}))
     with pytest.raises(InputError) as caught:
         Corpus(tmp_path)
-    assert_parts(caught.value, "corpus.json", "format_version 1", "2", "run preprocess.shard again into a new folder")
+    assert_parts(caught.value, "corpus.json", "format_version 1", "2", "into a new folder; --reuse takes the codes")
 
 
 def test_the_fingerprint_changes_with_the_split_and_the_prompt(tmp_path):
