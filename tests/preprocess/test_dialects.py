@@ -349,6 +349,13 @@ def test_the_rows_of_a_validation_manifest_are_the_validation_split(tmp_path, tw
     assert_parts(record, "metadata.jsonl line 4 (", "no such file", "an audio file", "--audio-root")
 
 
+def test_a_validation_manifest_of_which_nothing_can_be_used_is_refused(tmp_path, two_manifests):
+    path = write_jsonl(tmp_path / "v.jsonl", [{"audio": "a.wav", "text": " ", "speaker": "s"}])
+    with pytest.raises(InputError) as caught:
+        read(two_manifests[0], val_path=path)
+    assert_parts(caught.value, str(path), "no row that can be used, of 1", "at least one", "v.jsonl line 1")
+
+
 def test_a_clip_in_training_and_validation_is_refused_by_name(tmp_path, two_manifests, model_folder, rows):
     train, val = two_manifests
     again = [{"audio": str(val.parent / "v0.wav"), "text": "x", "speaker": "s"}]
