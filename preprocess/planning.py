@@ -74,8 +74,11 @@ def _probe(clips: list[ClipPlan], num_threads: int) -> tuple[dict[str, Header], 
 
     # Threads would each read their own row groups of a Parquet file: one reads them in order.
     alone = any(clip.recording.row for clip in clips)
-    with ThreadPoolExecutor(1 if alone else num_threads) as pool:
+    pool = ThreadPoolExecutor(1 if alone else num_threads)
+    try:
         found = list(tqdm(pool.map(look, clips), total=len(clips), desc="headers", unit="file", leave=False))
+    finally:
+        pool.shutdown(cancel_futures=True)  # a stop waits for files that are being looked at, not for all
     by_key = {clip.key: result for clip, result in zip(clips, found, strict=True)}
     headers = {key: result for key, result in by_key.items() if isinstance(result, Header)}
     return headers, {key: result for key, result in by_key.items() if isinstance(result, Rejected)}

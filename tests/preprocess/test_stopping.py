@@ -1,27 +1,35 @@
 """Ctrl-C in the commands that write nothing: one line, no traceback. (preprocess.shard at work: test_purity.)"""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from preprocess.shards import CORPUS_FILE, INDEX_FILE
 from tests.preprocess.helpers import flags, write_jsonl
 
 
-def begin(module: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """The command in a process group of its own."""
+@contextlib.contextmanager
+def begin(module: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
+    """The command in a process group of its own, of which nothing is left in the end."""
     command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, **environment}
-    return subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_stopped_look_at_the_headers_is_a_line(tmp_path, model_folder):
-    """While ffprobe hangs over the first of 1,000 files."""
-    (tmp_path / "ffprobe").write_text("#!/bin/sh\nsleep 600\n")
+    """While ffprobe takes three seconds over each of 1,000 files: those it has begun are waited for, no others."""
+    (tmp_path / "ffprobe").write_text("#!/bin/sh\nsleep 3\n")
     (tmp_path / "ffprobe").chmod(0o755)
     for number in range(1000):
         (tmp_path / f"{number}.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
