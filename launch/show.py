@@ -53,6 +53,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         missing = " and ".join(f"--{name.replace('_', '-')}" for name, value in decodes.items() if value is None)
         expected = "all of --audio, --audio-tokenizer and --hubert, to decode codes"
         raise InputError("command line", f"no {missing}", expected, f"Add it to hear the codes:\n{EXAMPLE_AUDIO}")
+    suffix = ".wav" if arguments.audio_tokenizer else ".flac"
+    if arguments.audio and arguments.audio.suffix.lower() != suffix:
+        what = "decoded codes are WAV" if arguments.audio_tokenizer else "a stored waveform is FLAC"
+        raise InputError("command line", f"--audio {arguments.audio}", f"a name in {suffix}: {what}", "Rename it.")
     return arguments
 
 
@@ -234,6 +238,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in sorted(clip.meta.items()):
         if value not in (None, []):
             print(f"  {name}: {value}")
+    for path in filter(None, (arguments.image, arguments.audio)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if arguments.model:
         show_sample(corpus, row, arguments.model, arguments.image)
     if arguments.audio:

@@ -14,9 +14,9 @@ Doubles = dict[str, tuple[str, Rejected]]
 def same_audio(rows: dict[str, dict], clips: dict[str, ClipPlan]) -> Doubles:
     """Which clips whose reference is drawn are no targets, and why.
 
-    Same words and speaker: all but the first are merged into it (`duplicate_of=KEY`). Other words or another
-    speaker: none of them is used, since no one knows which is right (`two_transcripts`, `two_speakers`). Rows that
-    name their reference stay: each is a prompt of its own.
+    Same words, speaker and own system text: all but the first are merged into it (`duplicate_of=KEY`). Where one of
+    them is another, none is used, since no one knows which is right (`two_transcripts`, `two_speakers`,
+    `two_system_texts`). Rows that name their reference stay: each is a prompt of its own.
     """
     groups = defaultdict(list)
     for key in sorted(rows):
@@ -31,6 +31,7 @@ def _judge(keys: list[str], clips: dict[str, ClipPlan]) -> list[tuple[str, tuple
     for reason, what, values in (
         ("two_transcripts", "other words", {normalise_text(plan.text) for plan in plans}),
         ("two_speakers", "another speaker", {plan.speaker for plan in plans}),
+        ("two_system_texts", "another system text", {plan.system_text for plan in plans}),
     ):
         if len(values) > 1:
             return [(plan.key, (reason, _conflict(reason, what, plan, plans))) for plan in plans]
@@ -45,7 +46,7 @@ def _conflict(reason: str, what: str, plan: ClipPlan, plans: list[ClipPlan]) -> 
         reason,
         plan.source,
         f"the same audio as {other.source}, and {what} among such rows",
-        "one transcript and one speaker for one recording",
+        "one transcript, speaker and system text for one recording",
         "Listen, and keep the right one of the rows.",
     )
 

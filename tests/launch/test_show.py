@@ -113,3 +113,17 @@ def test_a_corpus_without_waveforms_is_heard_by_its_codes(random_corpus, tmp_pat
     with pytest.raises(InputError) as caught:
         main([str(random_corpus.folder), random_corpus.clip(0).key, "--audio", str(tmp_path / "x.flac")])
     assert_parts(caught.value, random_corpus.clip(0).key, "no waveform", "or the codec", "--audio-tokenizer CODEC")
+
+
+def test_audio_gets_the_name_of_its_format_and_the_folder_it_needs(corpus, tmp_path):
+    key = corpus.clip(0).key
+    with pytest.raises(InputError) as caught:
+        main([str(corpus.folder), key, "--audio", str(tmp_path / "x.wav")])
+    assert_parts(caught.value, "command line", "x.wav", ".flac", "Rename it")
+    decoded = ["--audio-tokenizer", "codec", "--hubert", "hubert"]
+    with pytest.raises(InputError) as caught:
+        main([str(corpus.folder), key, "--audio", str(tmp_path / "x.flac"), *decoded])
+    assert_parts(caught.value, "command line", "x.flac", ".wav", "Rename it")
+    out = tmp_path / "new" / "x.flac"
+    main([str(corpus.folder), key, "--audio", str(out)])
+    assert soundfile.info(out).samplerate == 16000

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import soundfile
 
 from preprocess.clips import ClipPlan, ClipTable
 from preprocess.finish import _validation_clips
-from preprocess.same_audio import shared_sound
+from preprocess.same_audio import same_audio, shared_sound
 from preprocess.shards import Corpus
 from tests.preprocess.helpers import assert_parts, failures, row_failure, shard, write_jsonl
 
@@ -68,7 +69,7 @@ def test_copies_that_disagree_are_screened_all_of_them(corpus):
     ]:
         record = row_failure(corpus.folder, line)
         assert (record["status"], record["reason"]) == ("screened", reason)
-        assert_parts(record, name, "the same audio as", "one transcript and one speaker", "Listen")
+        assert_parts(record, name, "the same audio as", "one transcript, speaker and system text", "Listen")
         assert (index[name]["use"], index[name]["reason"]) == (False, reason)
 
 
@@ -160,3 +161,13 @@ def test_voices_with_the_same_recording_stay_on_one_side():
     held_out = [_validation_clips(rows, table, [], {"val_speakers": "2", "seed": seed}) for seed in range(20)]
     assert any("a" in keys for keys in held_out)
     assert all(("a" in keys) == ("b" in keys) for keys in held_out)
+
+
+def test_two_system_texts_for_one_recording_are_a_conflict_too():
+    clips = {key: ClipPlan(key, key, f"{key}.wav", text="نعم", speaker="s", system_text=key) for key in ("a", "b")}
+    rows = {key: {"source_sha256": "x", "draws_reference": True} for key in clips}
+    for key, (reason, error) in same_audio(rows, clips).items():
+        assert (reason, error.status, error.where) == ("two_system_texts", "screened", f"{key}")
+    assert same_audio(rows, clips).keys() == {"a", "b"}
+    clips["b"] = replace(clips["b"], system_text="a")
+    assert [reason for reason, _ in same_audio(rows, clips).values()] == ["duplicate_of=a"]
