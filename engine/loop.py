@@ -11,18 +11,18 @@ from deepspeed import DeepSpeedEngine
 from tqdm import tqdm
 
 from engine import balance, checkpoint, zero
-from engine.evaluation import evaluate
-from engine.flops import peak_flops
 from engine.forward import to_device
 from engine.launcher import Launcher
 from engine.loader import WaitClock, load_packs
 from engine.losses import LossSums, weigh
-from engine.metrics import RunLog, print_rank0, step_metrics, sum_over_ranks
+from engine.metrics import RunLog, print_rank0, step_line, step_metrics, sum_over_ranks
 from engine.plan import Pack, Step, describe_start, locate, packs_of_rank
 from engine.recipe import Optimizer, Recipe
 from engine.setup import Job, Progress
 from engine.stop import StopRequest
 from engine.stream import Stream
+from engine.throughput import Window
+from engine.validation import validate, validate_owed
 from preprocess.errors import InputError
 
 
@@ -52,11 +52,11 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
     )
     ffns = balance.ffn_masters(zero.gather_masters(engine))
     engine.train()
-    window = _Window()
+    window = Window()
     begun_with_weights = progress.step == 0 and bool(job.facts["lineage"])  # another run's
     progress.owes_evaluation = bool(job.validation) and (progress.owes_evaluation or begun_with_weights)
     if progress.owes_evaluation:
-        _validate_owed(engine, job, log, progress, stop)
+        validate_owed(engine, job, log, progress, stop)
     while progress.step < job.total_steps and not progress.owes_evaluation:
         epoch, number = locate(job.plan, progress.step)
         step = job.plan.epoch(epoch).step(number)
@@ -75,13 +75,13 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
             metrics |= window.rates(clock, job.reader.frame_rate_hz, engine.device)
             log.write(progress.step, metrics, "train")
             bar.clear()
-            print_rank0(_line(progress.step, job.total_steps, metrics))
-            window = _Window()
+            print_rank0(step_line(progress.step, job.total_steps, metrics))
+            window = Window()
             clock.waited_sec = 0.0
 
         improved = False
         if job.validation and (progress.step % run.evaluate_every == 0 or progress.step == job.total_steps):
-            improved = _validate(engine, job, log, progress, stop)
+            improved = validate(engine, job, log, progress, stop)
 
         stopping = stop.agreed()
         if improved or stopping or progress.step % run.save_every == 0 or progress.step == job.total_steps:
@@ -159,42 +159,6 @@ def _watch_balance(log: RunLog, step: int, before: balance.Masters, now: balance
         print_rank0(balance.describe(ratios))
 
 
-def _validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> bool:
-    """Log the losses on the validation split; True where the audio loss is the run's lowest, which `progress` takes.
-
-    A stop in the middle leaves nothing but the debt in `progress`.
-    """
-    workers, step = job.recipe.batch.loader_workers, progress.step
-    metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, workers, stop)
-    progress.owes_evaluation = metrics is None
-    if metrics is None:
-        print_rank0(f"asked to stop: validation after step {step} is left for when the run goes on")
-        return False
-    log.write(step, metrics, "validation")
-    print_rank0(f"validation after step {step}: {_short(metrics)}")
-    if metrics.get("conditioning_gain", 1) <= 0 and step > job.recipe.optimizer.warmup_steps:
-        print_rank0("warning: the conditioning gain is not positive: the model does not use the reference")
-    if not math.isfinite(metrics["loss_audio"] + metrics["loss_text"]):
-        _stop_at_non_finite_validation(step)
-    loss = metrics["loss_audio"]
-    improved = step > 0 and (progress.best_loss is None or loss < progress.best_loss)
-    if improved:
-        progress.best_loss, progress.best_step = loss, step
-    return improved
-
-
-def _validate_owed(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> None:
-    """Evaluate before the first step; the checkpoint that the run goes on from, if any, learns what came of it."""
-    improved = _validate(engine, job, log, progress, stop)
-    if dist.get_rank() == 0 and progress.step > 0 and not progress.owes_evaluation:
-        root = job.out / "checkpoints"
-        folder = checkpoint.folder_of(root, progress.step)
-        checkpoint.amend(folder, progress.record())
-        if improved:
-            checkpoint.point(root, "best", folder)
-            print_rank0(f"{folder} is the best so far")
-
-
 def _packs_of_this_rank(job: Job, start_step: int) -> Iterator[Pack]:
     mine = packs_of_rank(job.plan.packs_per_step, dist.get_rank(), dist.get_world_size())
     for number in range(start_step, job.total_steps):
@@ -219,62 +183,4 @@ def _stop_at_non_finite(number: int, packs: list[tuple[int, torch.Tensor, list[s
         "finite numbers",
         "The update was not applied. Look at the clips with the corpus's failures.jsonl, lower optimizer.lr, "
         "and start the same command again: it resumes from the last checkpoint.",
-    )
-
-
-def _stop_at_non_finite_validation(step: int) -> None:
-    raise InputError(
-        f"validation after step {step}",
-        "a loss that is not finite",
-        "finite numbers",
-        "Lower optimizer.lr and start the same command again: it resumes from the last checkpoint.",
-    )
-
-
-class _Window:
-    """Throughput of the training steps since the last log line, evaluation and saving left out."""
-
-    def __init__(self) -> None:
-        self.elapsed_sec = self.flops = 0.0
-        self.tokens = self.frames = self.steps = 0
-
-    def add(self, step: Step, flops: float, elapsed_sec: float) -> None:
-        self.elapsed_sec += elapsed_sec
-        self.flops += flops
-        self.tokens += step.num_tokens
-        self.frames += step.audio_frames
-        self.steps += 1
-
-    def rates(self, clock: WaitClock, frame_rate_hz: float, device: torch.device) -> dict[str, float]:
-        """Tokens and audio of all ranks; TFLOP/s, MFU and memory of rank 0's device."""
-        memory_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        rates = {
-            "step_sec": self.elapsed_sec / self.steps,
-            "tokens_per_sec": self.tokens / self.elapsed_sec,
-            "audio_sec_per_sec": self.frames / frame_rate_hz / self.elapsed_sec,
-            "data_wait_share": clock.waited_sec / self.elapsed_sec,
-            "memory_peak_gb": memory_bytes / 1e9,
-        }
-        if self.flops:
-            rates["tflops_per_sec"] = self.flops / self.elapsed_sec / 1e12
-            peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-            if peak:
-                rates["mfu"] = self.flops / self.elapsed_sec / peak
-        return rates
-
-
-def _line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
-    return (
-        f"step {step}/{total_steps}: {_short(metrics)}, gradient norm {metrics['grad_norm']:.3f}, "
-        f"lr {metrics['lr']:.2e}, {metrics['tokens_per_sec']:,.0f} tokens/s, "
-        f"waited {metrics['data_wait_share']:.1%} for data"
-    )
-
-
-def _short(metrics: dict[str, float]) -> str:
-    return (
-        f"audio loss {metrics['loss_audio']:.4f}, text loss {metrics['loss_text']:.4f}, right: "
-        f"audio {metrics['accuracy_audio']:.1%}, start {metrics['accuracy_start']:.1%}, "
-        f"stop {metrics['accuracy_stop']:.1%}"
-        + (f", conditioning gain {metrics['conditioning_gain']:+.4f}" if "conditioning_gain" in metrics else "")
     )

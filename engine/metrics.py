@@ -61,6 +61,25 @@ def step_metrics(sums: LossSums, step: Step, loss: Loss) -> dict[str, float]:
     return metrics | loss_metrics(sums, step.audio_count - step.audio_frames, step.text_count, step.audio_count)
 
 
+def step_line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
+    """The console's line of a training step, from its metrics and rates."""
+    return (
+        f"step {step}/{total_steps}: {short_line(metrics)}, gradient norm {metrics['grad_norm']:.3f}, "
+        f"lr {metrics['lr']:.2e}, {metrics['tokens_per_sec']:,.0f} tokens/s, "
+        f"waited {metrics['data_wait_share']:.1%} for data"
+    )
+
+
+def short_line(metrics: dict[str, float]) -> str:
+    """Losses and accuracies, as training and validation print them."""
+    return (
+        f"audio loss {metrics['loss_audio']:.4f}, text loss {metrics['loss_text']:.4f}, right: "
+        f"audio {metrics['accuracy_audio']:.1%}, start {metrics['accuracy_start']:.1%}, "
+        f"stop {metrics['accuracy_stop']:.1%}"
+        + (f", conditioning gain {metrics['conditioning_gain']:+.4f}" if "conditioning_gain" in metrics else "")
+    )
+
+
 class RunLog:
     """The record of a run in its folder, continued after global step `start_step`: what a killed run wrote of later
     ones goes, and the validation of that step where it `owes_evaluation`."""

@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from engine import loop
+from engine import validation
 from engine.evaluation import swap_references
 from engine.plan import Pack, Sample
 from preprocess.shards import Clip
@@ -38,7 +38,7 @@ def voices_corpus(tmp_path_factory, model_folder):
 def train(model, data, out, num_steps, mutant=None):
     """The real loop for `num_steps` steps; the lines that it prints."""
     printed = []
-    with mock.patch.object(loop, "print_rank0", printed.append):
+    with mock.patch.object(validation, "print_rank0", printed.append):
         gate.train(model, data, out, [*OVERRIDES, f"run.max_steps={num_steps}"], mutant)
     return printed
 

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
-from engine import checkpoint, evaluation, loop
+from engine import checkpoint, evaluation, loop, validation
 from engine.loader import PackReader
 from tests.fixtures import gate
 from tests.fixtures.corpus import write_random_corpus
@@ -88,7 +88,7 @@ def train_with_a_signal_during(model, data, out, moment):
 
     place, name, replace = {
         "the first step": (loop, "weigh", then),
-        "evaluation": (loop, "evaluate", then),
+        "evaluation": (validation, "evaluate", then),
         "saving": (loop.zero, "gather_moments", then),
         "waiting for data": (gate, "make_job", lambda original: make_asking_job),
     }[moment]

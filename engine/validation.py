@@ -1,0 +1,58 @@
+"""Validation as a run meets it: logged, the best loss kept, and owed where a stop came before its end."""
+
+import math
+
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+
+from engine import checkpoint
+from engine.evaluation import evaluate
+from engine.metrics import RunLog, print_rank0, short_line
+from engine.setup import Job, Progress
+from engine.stop import StopRequest
+from preprocess.errors import InputError
+
+
+def validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> bool:
+    """Log the losses on the validation split; True where the audio loss is the run's lowest, which `progress` takes.
+
+    A stop in the middle leaves nothing but the debt in `progress`.
+    """
+    workers, step = job.recipe.batch.loader_workers, progress.step
+    metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, workers, stop)
+    progress.owes_evaluation = metrics is None
+    if metrics is None:
+        print_rank0(f"asked to stop: validation after step {step} is left for when the run goes on")
+        return False
+    log.write(step, metrics, "validation")
+    print_rank0(f"validation after step {step}: {short_line(metrics)}")
+    if metrics.get("conditioning_gain", 1) <= 0 and step > job.recipe.optimizer.warmup_steps:
+        print_rank0("warning: the conditioning gain is not positive: the model does not use the reference")
+    if not math.isfinite(metrics["loss_audio"] + metrics["loss_text"]):
+        _stop_at_non_finite(step)
+    loss = metrics["loss_audio"]
+    improved = step > 0 and (progress.best_loss is None or loss < progress.best_loss)
+    if improved:
+        progress.best_loss, progress.best_step = loss, step
+    return improved
+
+
+def validate_owed(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> None:
+    """Evaluate before the first step; the checkpoint that the run goes on from, if any, learns what came of it."""
+    improved = validate(engine, job, log, progress, stop)
+    if dist.get_rank() == 0 and progress.step > 0 and not progress.owes_evaluation:
+        root = job.out / "checkpoints"
+        folder = checkpoint.folder_of(root, progress.step)
+        checkpoint.amend(folder, progress.record())
+        if improved:
+            checkpoint.point(root, "best", folder)
+            print_rank0(f"{folder} is the best so far")
+
+
+def _stop_at_non_finite(step: int) -> None:
+    raise InputError(
+        f"validation after step {step}",
+        "a loss that is not finite",
+        "finite numbers",
+        "Lower optimizer.lr and start the same command again: it resumes from the last checkpoint.",
+    )
