@@ -132,10 +132,10 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def _check_values(where: str, recipe: Recipe) -> None:
-    """Refuse values out of range, all of them in one message."""
+    """Refuse values out of range and keys that do not go together, all of them in one message."""
     batch, lora, loss, optimizer, run = recipe.batch, recipe.lora, recipe.loss, recipe.optimizer, recipe.run
     data = recipe.data
-    expectations = [
+    ranges = [
         ("forward", recipe.forward, "packed or boson", recipe.forward in ("packed", "boson")),
         (
             "conditioning",
@@ -143,21 +143,9 @@ def _check_values(where: str, recipe: Recipe) -> None:
             f"one of {', '.join(CONDITIONINGS)}",
             recipe.conditioning in CONDITIONINGS,
         ),
-        (
-            "conditioning",
-            recipe.conditioning,
-            "codes with forward=boson, which leaves the projector without a gradient where a pack hears nothing",
-            recipe.forward != "boson" or recipe.conditioning == "codes",
-        ),
         ("batch.max_tokens", batch.max_tokens, "1 or more", batch.max_tokens >= 1),
         ("batch.packs_per_step", batch.packs_per_step, "1 or more", batch.packs_per_step >= 1),
         ("batch.checkpointed_layers", batch.checkpointed_layers, "0 or more", batch.checkpointed_layers >= 0),
-        (
-            "batch.checkpointed_layers",
-            batch.checkpointed_layers,
-            "0 with forward=boson, which can't recompute",
-            recipe.forward != "boson" or batch.checkpointed_layers == 0,
-        ),
         ("batch.loader_workers", batch.loader_workers, "0 or more", batch.loader_workers >= 0),
         (
             "batch.expected_samples_per_step",
@@ -194,18 +182,6 @@ def _check_values(where: str, recipe: Recipe) -> None:
         ),
         ("loss.label_smoothing", loss.label_smoothing, "0 to below 1", 0 <= loss.label_smoothing < 1),
         ("loss.consistency_weight", loss.consistency_weight, "0 or more", loss.consistency_weight >= 0),
-        (
-            "loss.consistency_weight",
-            loss.consistency_weight,
-            "0 with forward=boson, which pools no hidden states",
-            recipe.forward != "boson" or loss.consistency_weight == 0,
-        ),
-        (
-            "loss.consistency_weight",
-            loss.consistency_weight,
-            "0 with conditioning=whisper, whose references have no columns to compare with",
-            recipe.conditioning != "whisper" or loss.consistency_weight == 0,
-        ),
         ("loss.consistency_temperature", loss.consistency_temperature, "above 0", loss.consistency_temperature > 0),
         ("optimizer.lr", optimizer.lr, "above 0", 0 < optimizer.lr < math.inf),
         ("optimizer.eps", optimizer.eps, "above 0", optimizer.eps > 0),
@@ -235,4 +211,35 @@ def _check_values(where: str, recipe: Recipe) -> None:
         ("run.save_every", run.save_every, "1 or more", run.save_every >= 1),
         ("run.keep_checkpoints", run.keep_checkpoints, "1 or more", run.keep_checkpoints >= 1),
     ]
-    refuse_wrong_values(where, expectations)
+    refuse_wrong_values(where, ranges + _combinations(recipe))
+
+
+def _combinations(recipe: Recipe) -> list[tuple[str, object, str, bool]]:
+    """What a key must be beside others, as `refuse_wrong_values` takes it."""
+    batch, loss, is_boson = recipe.batch, recipe.loss, recipe.forward == "boson"
+    return [
+        (
+            "conditioning",
+            recipe.conditioning,
+            "codes with forward=boson, which leaves the projector without a gradient where a pack hears nothing",
+            not is_boson or recipe.conditioning == "codes",
+        ),
+        (
+            "batch.checkpointed_layers",
+            batch.checkpointed_layers,
+            "0 with forward=boson, which can't recompute",
+            not is_boson or batch.checkpointed_layers == 0,
+        ),
+        (
+            "loss.consistency_weight",
+            loss.consistency_weight,
+            "0 with forward=boson, which pools no hidden states",
+            not is_boson or loss.consistency_weight == 0,
+        ),
+        (
+            "loss.consistency_weight",
+            loss.consistency_weight,
+            "0 with conditioning=whisper, whose references have no columns to compare with",
+            recipe.conditioning != "whisper" or loss.consistency_weight == 0,
+        ),
+    ]
