@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import textwrap
 from pathlib import Path
 
 from preprocess.errors import InputError
@@ -44,7 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def _flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.shard",
-        description=(
+        description=textwrap.fill(
             "Encode recordings with Boson's codec and write shards for training. Rows are `audio`, `text` and "
             "`speaker`, or `reference_audio` and `reference_text`, and `start` and `end` (seconds) where a clip is a "
             "part of a longer file; ChatML voice-cloning rows, LJSpeech and Hugging Face's folders are read too. A "
@@ -54,95 +55,83 @@ def _flags() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    needed = parser.add_argument_group("needed")
     for name, help_text in REQUIRED.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=f"{help_text} (required)")
-    parser.add_argument(
+        needed.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=help_text)
+    _add_recordings(parser.add_argument_group("recordings", "rows and the audio they name"))
+    _add_prompt(parser.add_argument_group("prompt", "what the model reads beside the codes; recorded in corpus.json"))
+    _add_clips(parser.add_argument_group("clips", "what becomes of a recording"))
+    _add_machine(parser.add_argument_group("machine", "where and how codes are computed"))
+    _add_looks(parser.add_argument_group("looks", "what writes nothing; --manifest and --model are enough"))
+    return parser
+
+
+def _add_recordings(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--audio-root", type=Path, metavar="PATH", help="what audio paths are relative to (the manifest's folder)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--columns",
         default="",
         metavar="FIELD=COLUMN,...",
         help="which columns of the manifest are what, where their names do not say so: for Common Voice "
         "audio=path,text=sentence,speaker=client_id. What was taken for what is printed",
     )
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes (all cores; with --device cuda all GPUs)"
-    )
-    parser.add_argument(
-        "--executor",
-        choices=["local", "ray"],
-        default="local",
-        help="where shards are made: processes of this machine (local), or a Ray cluster (requirements-cluster.txt)",
-    )
-    parser.add_argument(
-        "--slice",
-        metavar="i/n",
-        help="make the i-th of n shares of the shards (i from 0), as other runs on the same --out make the others; "
-        "the last to end writes index and corpus.json",
-    )
-    parser.add_argument(
-        "--finalize", action="store_true", help="encode nothing: write index and corpus.json of slices that all ended"
-    )
-    parser.add_argument(
-        "--device",
-        choices=["cpu", "cuda"],
-        default="cpu",
-        help="where codes are computed (cpu): with cuda by a process a GPU, which reads ahead of it",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=["fp32", "tf32", "bf16"],
-        default="fp32",
-        help="of the encoder (fp32): bf16 on GPUs and CPUs that have it, tf32 on GPUs. All but fp32 on the CPU is "
-        "faster and gives some other codes than Boson's: how many is measured on the first clips, said and recorded",
-    )
-    parser.add_argument("--hours-per-shard", type=float, default=0.5, metavar="HOURS", help="audio in a shard (0.5)")
-    parser.add_argument(
+    group.add_argument(
         "--val-speakers",
         metavar="N|SHARE",
         help="voices held out for validation: a number (3), or a share with a point (0.02, the default: at least "
         "one of three voices or more); 0 for none",
     )
-    parser.add_argument(
+    group.add_argument(
         "--val-manifest",
         type=Path,
         metavar="PATH",
         help="a manifest whose rows are the validation split, instead of --val-speakers; read as --manifest is",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--reuse",
+        type=Path,
+        metavar="OLD",
+        help="an earlier corpus, finished, of the same codec: recordings that did not change are not encoded again, "
+        "whatever became of their text and speaker",
+    )
+
+
+def _add_prompt(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--system-text", default=DEFAULT_SYSTEM_TEXT, metavar="TEXT", help="the system turn of every prompt"
     )
-    parser.add_argument(
+    group.add_argument(
         "--keep-system",
         action="store_true",
         help="a ChatML row's own system text, where it has one, in place of --system-text; launch.generate takes one "
         "too",
     )
-    parser.add_argument(
+    group.add_argument(
         "--layout",
         choices=[CANONICAL, AS_WRITTEN],
         default=CANONICAL,
         help="how dialogues are laid out: as inference clones a voice (canonical), or as ChatML rows are written",
     )
-    parser.add_argument(
-        "--waveforms", choices=["flac", "none"], default="flac", help="store 16 kHz waveforms in the shards (flac)"
-    )
-    parser.add_argument(
+
+
+def _add_clips(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--screening",
         type=Path,
         metavar="YAML",
         help="thresholds for dropping clips, as launch/recipes/screening_arabic.yaml has them (without it: 0.5 to "
         "30 s, no silence, no samples far beyond full scale, no clip that is a quarter clipped)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-failure-share",
         type=float,
         default=0.05,
         metavar="SHARE",
         help="stop when more than this share of at least 200 rows or clips fails (0.05); screened ones do not count",
     )
-    parser.add_argument(
+    group.add_argument(
         "--noisy-references",
         type=float,
         default=0.0,
@@ -150,31 +139,64 @@ def _flags() -> argparse.ArgumentParser:
         help="for this share of the clips (0: none) make a second one with noise at 5 to 15 dB and the echo of a "
         "room, which is drawn as a reference only: a voice is then learned from poor recordings too",
     )
-    parser.add_argument(
+    group.add_argument(
         "--noise", type=Path, metavar="DIR", help="noise for --noisy-references (without it: made-up noise)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--room-responses",
         type=Path,
         metavar="DIR",
         help="impulse responses for --noisy-references (without them: echoes that decay exponentially)",
     )
-    parser.add_argument(
-        "--reuse",
-        type=Path,
-        metavar="OLD",
-        help="an earlier corpus, finished, of the same codec: recordings that did not change are not encoded again, "
-        "whatever became of their text and speaker",
+    group.add_argument(
+        "--waveforms", choices=["flac", "none"], default="flac", help="store 16 kHz waveforms in the shards (flac)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="deals speakers and the split (0)")
-    parser.add_argument("--validate-only", action="store_true", help="check manifest and headers, encode nothing")
-    parser.add_argument(
+    group.add_argument("--hours-per-shard", type=float, default=0.5, metavar="HOURS", help="audio in a shard (0.5)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="deals speakers and the split (0)")
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes (all cores; with --device cuda all GPUs)"
+    )
+    group.add_argument(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="where shards are made: processes of this machine (local), or a Ray cluster (requirements-cluster.txt)",
+    )
+    group.add_argument(
+        "--slice",
+        metavar="i/n",
+        help="make the i-th of n shares of the shards (i from 0), as other runs on the same --out make the others; "
+        "the last to end writes index and corpus.json",
+    )
+    group.add_argument(
+        "--finalize", action="store_true", help="encode nothing: write index and corpus.json of slices that all ended"
+    )
+    group.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="where codes are computed (cpu): with cuda by a process a GPU, which reads ahead of it",
+    )
+    group.add_argument(
+        "--precision",
+        choices=["fp32", "tf32", "bf16"],
+        default="fp32",
+        help="of the encoder (fp32): bf16 on GPUs and CPUs that have it, tf32 on GPUs. All but fp32 on the CPU is "
+        "faster and gives some other codes than Boson's: how many is measured on the first clips, said and recorded",
+    )
+
+
+def _add_looks(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--validate-only", action="store_true", help="check manifest and headers, encode nothing")
+    group.add_argument(
         "--dry-run",
         action="store_true",
         help="say what was detected, one row as it will be trained, hours, size and time (with --audio-tokenizer and "
         "--hubert: from an encode of 3 clips); write nothing",
     )
-    return parser
 
 
 def _refuse_missing(args: argparse.Namespace) -> None:
@@ -208,6 +230,9 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         if has_one and has_other:
             found = f"--{one} and --{other}".replace("_", "-")
             raise InputError("command line", found, "one of them", action)
+    if (args.noise or args.room_responses) and not args.noisy_references:
+        found = "--noise or --room-responses alone"
+        raise InputError("command line", found, "--noisy-references with it", "Add --noisy-references 0.2.")
 
 
 def folder_of(manifest: Path) -> Path:
@@ -230,9 +255,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
         )
     if not 0 <= args.noisy_references <= 1:
         raise InputError("--noisy-references", str(args.noisy_references), "a share from 0 to 1", "Use 0.2.")
-    if (args.noise or args.room_responses) and not args.noisy_references:
-        found = "--noise or --room-responses alone"
-        raise InputError("command line", found, "--noisy-references with it", "Add --noisy-references 0.2.")
     if not 0 < args.hours_per_shard < math.inf:
         raise InputError("--hours-per-shard", str(args.hours_per_shard), "hours above 0", "Use 0.5.")
     if not 0 <= args.max_failure_share <= 1:
