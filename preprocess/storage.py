@@ -30,7 +30,6 @@ from preprocess.errors import InputError, explain_missing_locks
 DEFAULT_CACHE = Path("~/.cache/higgs-voice-training")
 # Waits between the tries of a fetch, with jitter: half a minute together, as object stores ask for.
 WAITS_SEC = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-_BUSY = (408, 425, 429)  # HTTP: the answers below 500 that ask for another try
 _CACHED_NAME = re.compile(r"[0-9a-f]{64}(\.partial)?")
 
 T = TypeVar("T")
