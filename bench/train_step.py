@@ -27,8 +27,9 @@ from engine.forward import LossModel, to_device
 from engine.lora import add_lora, describe
 from engine.losses import codebook_weights, weigh
 from engine.recipe import Lora, Loss, load_recipe
-from engine.sample import IGNORE_INDEX, collate
+from engine.sample import collate
 from engine.stream import lay_out
+from preprocess.layout import IGNORE_INDEX
 
 ROOT = Path(__file__).parents[1]
 SIZES = {

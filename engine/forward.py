@@ -22,8 +22,8 @@ from engine.flops import FlopRates, flop_rates
 from engine.lora_linear import project
 from engine.losses import LabelledLogits, LossSums, codebook_weights, loss_sums
 from engine.recipe import Loss
-from engine.sample import IGNORE_INDEX
 from engine.stream import Heard, Stream, map_tensors
+from preprocess.layout import IGNORE_INDEX
 
 Batch = HiggsAudioBatchInput | Stream
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.recipe import Loss
-from engine.sample import IGNORE_INDEX
+from preprocess.layout import IGNORE_INDEX
 
 
 class LabelledLogits(NamedTuple):

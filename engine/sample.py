@@ -16,10 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from engine.plan import LayoutCost
 from engine.whisper import feature_extractor, waveform_chunks, whisper_processor
 from preprocess.errors import InputError
-from preprocess.layout import audios_of, read_dialogue, voice_cloning_dialogue
+from preprocess.layout import IGNORE_INDEX, audios_of, read_dialogue, voice_cloning_dialogue
 from preprocess.shards import Clip
-
-IGNORE_INDEX = -100
 
 
 def build_sample(

@@ -15,9 +15,10 @@ from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from boson_multimodal.model.higgs_audio.utils import build_delay_pattern_mask
 
-from engine.sample import IGNORE_INDEX, spoken_audios
+from engine.sample import spoken_audios
 from engine.split import tower_outputs
 from engine.whisper import feature_extractor, has_audio_tower
+from preprocess.layout import IGNORE_INDEX
 
 
 @dataclass

@@ -135,7 +135,8 @@ def _drawable(corpus: "Corpus", row: int) -> list[int]:
 def show_sample(corpus: "Corpus", row: int, model: Path, image: Path | None) -> None:
     """Print a training sample of the clip token by token: what is trained bears a star, audio is one line a run."""
     from engine.model import load_config, load_tokenizer
-    from engine.sample import IGNORE_INDEX, build_sample
+    from engine.sample import build_sample
+    from preprocess.layout import IGNORE_INDEX
 
     config, tokenizer = load_config(model), load_tokenizer(model)
     target = corpus.clip(row)

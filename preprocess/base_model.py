@@ -13,9 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from preprocess.codec import CodecFacts
 from preprocess.errors import InputError
-from preprocess.layout import audios_of, foreign_token, special_tokens
+from preprocess.layout import IGNORE_INDEX, audios_of, foreign_token, special_tokens
 
-_IGNORE_INDEX = -100
 _MODEL_HELP = (
     "Download the base model (`hf download bosonai/higgs-audio-v2-generation-3B-base --local-dir BASE`) "
     "and name it with --model."
@@ -45,7 +44,7 @@ class BaseModel:
         input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, self.tokenizer)
         assert input_ids is not None, "Boson refuses a dialogue that the manifest's checks let through"
         num_trained = sum(audio.trained for audio in audios_of(dialogue))
-        return len(input_ids) - len(audios), sum(label != _IGNORE_INDEX for label in label_ids) - num_trained
+        return len(input_ids) - len(audios), sum(label != IGNORE_INDEX for label in label_ids) - num_trained
 
 
 @functools.cache

@@ -12,14 +12,13 @@ from preprocess.base_model import BaseModel, check_codec_fits
 from preprocess.clips import ClipPlan, ClipTable, Use
 from preprocess.codec import encode, load_codec
 from preprocess.errors import Rejected
-from preprocess.layout import canonical_dialogue, normalise_text, read_dialogue
+from preprocess.layout import IGNORE_INDEX, canonical_dialogue, normalise_text, read_dialogue
 from preprocess.make_shard import Clip
 from preprocess.precision import Way
 from preprocess.screening import screen
 
 _MEASURED_CLIPS = 3
 _TAR_BLOCK_BYTES = 512
-_IGNORE_INDEX = -100
 
 
 def show_plan(
@@ -76,7 +75,7 @@ def marked_text(tokenizer: PreTrainedTokenizerFast, input_ids: Sequence[int], la
     """Token ids as text, what is trained in [[ ]]. `label_ids` is -100 where nothing is."""
     parts: list[tuple[bool, list[int]]] = []
     for token, label in zip(input_ids, label_ids, strict=True):
-        trained = label != _IGNORE_INDEX
+        trained = label != IGNORE_INDEX
         if not parts or parts[-1][0] != trained:
             parts.append((trained, []))
         parts[-1][1].append(token)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SYSTEM_TEXT = "Generate audio following instruction."
 NORMALISER_VERSION = 2
+# A label that is none: of prepare_chatml_sample, Boson's collator and torch's cross-entropy alike.
+IGNORE_INDEX = -100
 CANONICAL, AS_WRITTEN = "canonical", "as-written"  # corpus.json: layout.name
 # Special tokens that Boson's own system texts hold: they mark words and change no turn.
 _SYSTEM_MARKUP = {

@@ -11,11 +11,12 @@ import soundfile
 import torch
 from boson_multimodal.audio_processing.higgs_audio_tokenizer import load_higgs_audio_tokenizer
 
-from engine.sample import IGNORE_INDEX, build_sample
+from engine.sample import build_sample
 from launch.decoded import decode_codes
 from launch.show import choose_dialogue, find_row, main
 from preprocess.codec import hubert_from, load_codec
 from preprocess.errors import InputError
+from preprocess.layout import IGNORE_INDEX
 from preprocess.shards import Corpus
 from tests.preprocess.helpers import assert_parts
 
