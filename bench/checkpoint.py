@@ -24,9 +24,10 @@ from machine import describe_machine
 from torch import nn
 from train_step import SIZES, build_model
 
-from engine import checkpoint, zero
-from engine.lora import trainable_parameters
-from engine.recipe import load_recipe
+from engine.base import zero
+from engine.base.recipe import load_recipe
+from engine.base.zero import trainable_parameters
+from engine.checkpoint import checkpoint
 
 ROOT = Path(__file__).parents[1]
 PHASES = {"save_file": "write", "_sync_file": "fsync", "sha256_file": "hash", "find_problem": "read_back"}

@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 from machine import describe_machine
 
-from engine import zero
-from engine.launcher import Launcher
-from engine.metrics import METRICS_FILE
-from engine.setup import prepare
-from launch.train import train_job
+from engine.base import zero
+from engine.base.launcher import Launcher
+from engine.job import prepare
+from engine.monitor.metrics import METRICS_FILE
+from engine.run import train_job
 from preprocess import shard
 from tests.fixtures.codec import build_codec, build_hubert
 from tests.fixtures.model import build_model

@@ -22,16 +22,17 @@ import torch
 from machine import describe_machine
 from tqdm import tqdm
 
-from preprocess.audio import Audio, decode
-from preprocess.codec import at_codec_rate
-from preprocess.errors import Rejected
-from preprocess.layout import normalise_text
-from preprocess.make_shard import load_screening_networks
-from preprocess.quality import audio_figures, text_figures
-from preprocess.screening import Screening, load_screening, screen
-from preprocess.speech_facts import length_warning
-from preprocess.voice import speaker_similarities, voice_of
-from preprocess.voice_activity import speech_share
+from preprocess.audio.decode import Audio, decode
+from preprocess.codec.load import at_codec_rate
+from preprocess.common.errors import Rejected
+from preprocess.corpus.text import normalise_text
+from preprocess.encode.make_shard import load_screening_networks
+from preprocess.finish.speaker_outliers import speaker_similarities
+from preprocess.judges.figures import audio_figures, text_figures
+from preprocess.judges.pace import length_warning
+from preprocess.judges.speaker import voice_of
+from preprocess.judges.voice_activity import speech_share
+from preprocess.plan.screening import Screening, load_screening, screen
 from tests.fixtures.asterisk import INSTALL, prompts, write_corpus
 from tests.fixtures.speech import arabic_corpus
 

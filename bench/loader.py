@@ -23,13 +23,15 @@ import soundfile
 import torch
 from plan import cpu_model, in_fresh_process, peak_memory_mb
 
-from engine.corpora import Corpora
-from engine.loader import PackReader, load_packs
-from engine.model import load_tokenizer
-from engine.plan import Plan
-from engine.sample import layout_cost
-from preprocess.layout import DEFAULT_SYSTEM_TEXT, NORMALISER_VERSION, tokenizer_fingerprint
-from preprocess.shards import INDEX_SCHEMA, Clip, Corpus, sha256_file, write_corpus, write_shard
+from engine.base.base_config import load_tokenizer
+from engine.batch.loader import PackReader, load_packs
+from engine.batch.sample import layout_cost
+from engine.plan.corpora import Corpora
+from engine.plan.plan import Plan
+from preprocess.common.files import sha256_file
+from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
+from preprocess.corpus.shards import INDEX_SCHEMA, Clip, Corpus, write_corpus, write_shard
+from preprocess.corpus.text import NORMALISER_VERSION, tokenizer_fingerprint
 from tests.fixtures.corpus import WORDS
 from tests.fixtures.model import build_model
 

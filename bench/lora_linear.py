@@ -19,7 +19,7 @@ from machine import describe_machine
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from engine.lora_linear import project
+from engine.model.lora_linear import project
 
 ROOT = Path(__file__).parents[1]
 

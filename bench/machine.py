@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from engine.environment import device_name
+from engine.monitor.environment import device_name
 
 
 def describe_machine(device: torch.device) -> dict:

@@ -18,11 +18,11 @@ from counting import PeakBytes, saved_bytes
 from machine import describe_machine
 from train_step import SIZES, build_model, draw_samples, fresh
 
-from engine.attention import VARLEN
-from engine.losses import codebook_weights, weigh
-from engine.recipe import Loss
-from engine.sample import collate
-from engine.stream import lay_out, map_tensors
+from engine.base.recipe import Loss
+from engine.batch.sample import collate
+from engine.batch.stream import lay_out, map_tensors
+from engine.model.attention import VARLEN
+from engine.model.losses import codebook_weights, weigh
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,7 +61,7 @@ def kept_at_real_size(max_tokens: int) -> dict:
     samples = draw_samples(max_tokens)
     layers = {}
     no_autocast = patch("torch.autocast", lambda **_: nullcontext())  # the meta device has none
-    with patch("engine.attention.attention_backend", lambda *_: VARLEN), no_autocast:
+    with patch("engine.model.attention.attention_backend", lambda *_: VARLEN), no_autocast:
         for number in (1, 3):
             model = build_model(SIZES["3b"] | {"layers": number}, torch.device("meta"), dropout=0.05).bfloat16()
             stream = map_tensors(lay_out(fresh(samples), model.higgs.config), lambda tensor: tensor.to("meta"))

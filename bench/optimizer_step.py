@@ -22,12 +22,12 @@ from counting import OperatorTally
 from machine import describe_machine
 from train_step import ROOT, SIZES, build_model, draw_samples
 
-from engine import zero
-from engine.forward import to_device
-from engine.lora import trainable_parameters
-from engine.losses import codebook_weights, weigh
-from engine.recipe import Loss, load_recipe
-from engine.stream import lay_out
+from engine.base import zero
+from engine.base.recipe import Loss, load_recipe
+from engine.base.zero import trainable_parameters
+from engine.batch.stream import lay_out
+from engine.model.forward import to_device
+from engine.model.losses import codebook_weights, weigh
 
 
 def main() -> None:

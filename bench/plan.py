@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.corpora import Corpora
-from engine.plan import LayoutCost, Plan, describe
-from preprocess.shards import CORPUS_FILE, FORMAT_VERSION, INDEX_FILE, INDEX_SCHEMA
+from engine.plan.corpora import Corpora
+from engine.plan.plan import LayoutCost, Plan, describe
+from preprocess.corpus.shards import CORPUS_FILE, FORMAT_VERSION, INDEX_FILE, INDEX_SCHEMA
 
 # About what Boson's layout costs with 8 codebooks.
 COST = LayoutCost(tokens_base=30, tokens_per_reference=10, columns_extra=9, text_labels=3)

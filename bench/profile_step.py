@@ -18,11 +18,11 @@ from machine import describe_machine
 from torch.profiler import ProfilerActivity, profile
 from train_step import SIZES, build_engine, draw_samples, start_one_rank
 
-from engine import zero
-from engine.forward import to_device
-from engine.losses import codebook_weights, weigh
-from engine.recipe import Lora, Loss
-from engine.stream import Stream, lay_out
+from engine.base import zero
+from engine.base.recipe import Lora, Loss
+from engine.batch.stream import Stream, lay_out
+from engine.model.forward import to_device
+from engine.model.losses import codebook_weights, weigh
 
 ROOT = Path(__file__).parents[1]
 LOSSES = ("log_softmax", "nll_loss", "argmax", "cross_entropy")

@@ -21,15 +21,15 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig, HiggsAudioModel
 from machine import describe_machine
 from transformers import LlamaConfig
 
-from engine import zero
-from engine.flops import flop_rates, peak_flops
-from engine.forward import LossModel, to_device
-from engine.lora import add_lora, describe
-from engine.losses import codebook_weights, weigh
-from engine.recipe import Lora, Loss, load_recipe
-from engine.sample import collate
-from engine.stream import lay_out
-from preprocess.layout import IGNORE_INDEX
+from engine.base import zero
+from engine.base.recipe import Lora, Loss, load_recipe
+from engine.batch.sample import collate
+from engine.batch.stream import lay_out
+from engine.model.flops import flop_rates, peak_flops
+from engine.model.forward import LossModel, to_device
+from engine.model.lora import add_lora, describe
+from engine.model.losses import codebook_weights, weigh
+from preprocess.corpus.dialogue import IGNORE_INDEX
 
 ROOT = Path(__file__).parents[1]
 SIZES = {

@@ -10,20 +10,24 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from tqdm import tqdm
 
-from engine import balance, checkpoint, zero
-from engine.forward import to_device
-from engine.launcher import Launcher
-from engine.loader import WaitClock, load_packs
-from engine.losses import LossSums, weigh
-from engine.metrics import RunLog, print_rank0, step_line, step_metrics, sum_over_ranks
-from engine.plan import Pack, Step, describe_start, locate, packs_of_rank
-from engine.recipe import Optimizer, Recipe
-from engine.setup import Job, Progress
-from engine.stop import StopRequest
-from engine.stream import Stream
-from engine.throughput import Window
+from engine.base import zero
+from engine.base.console import print_rank0
+from engine.base.launcher import Launcher
+from engine.base.recipe import Optimizer, Recipe
+from engine.base.stop import StopRequest
+from engine.batch.loader import WaitClock, load_packs
+from engine.batch.stream import Stream
+from engine.checkpoint import checkpoint
+from engine.checkpoint.progress import Progress
+from engine.job import Job
+from engine.model.forward import to_device
+from engine.model.losses import LossSums, weigh
+from engine.monitor import balance
+from engine.monitor.metrics import RunLog, step_line, step_metrics, sum_over_ranks
+from engine.monitor.throughput import Window
+from engine.plan.plan import Pack, Step, describe_start, locate, packs_of_rank
 from engine.validation import validate, validate_owed
-from preprocess.errors import InputError
+from preprocess.common.errors import InputError
 
 
 def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launcher) -> Progress:

@@ -5,12 +5,14 @@ import math
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
-from engine import checkpoint
-from engine.evaluation import evaluate
-from engine.metrics import RunLog, print_rank0, short_line
-from engine.setup import Job, Progress
-from engine.stop import StopRequest
-from preprocess.errors import InputError
+from engine.base.console import print_rank0
+from engine.base.stop import StopRequest
+from engine.checkpoint import checkpoint
+from engine.checkpoint.progress import Progress
+from engine.job import Job
+from engine.monitor.evaluation import evaluate
+from engine.monitor.metrics import RunLog, short_line
+from preprocess.common.errors import InputError
 
 
 def validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from preprocess.errors import InputError, exit_on_input_error
+from preprocess.common.errors import InputError, exit_on_input_error
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("demo")  # commands run in ROOT, so that what is printed can be typed

@@ -11,7 +11,7 @@ import socket
 import time
 from pathlib import Path
 
-from preprocess.errors import InputError, exit_on_input_error
+from preprocess.common.errors import InputError, exit_on_input_error
 
 _POLL_SEC = 0.2
 

@@ -10,14 +10,9 @@ import argparse
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from preprocess.errors import InputError, exit_on_input_error
-from preprocess.storage import DEFAULT_CACHE, Cache
-
-if TYPE_CHECKING:
-    from engine.launcher import Launcher
-    from engine.setup import Job
+from preprocess.common.errors import InputError, exit_on_input_error
+from preprocess.corpus.storage import DEFAULT_CACHE, Cache
 
 EXAMPLE = (
     "deepspeed launch/train.py --deepspeed ds_configs/zero2.json --recipe launch/recipes/arabic_8xh200.yaml "
@@ -122,7 +117,7 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
             f"For example: {EXAMPLE}",
         )
 
-    from engine.launcher import Launcher
+    from engine.base.launcher import Launcher
 
     launcher = Launcher()
 
@@ -130,7 +125,8 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
     import deepspeed
     import torch
 
-    from engine.setup import prepare
+    from engine.job import prepare
+    from engine.run import train_job
 
     job = prepare(
         deepspeed=arguments.deepspeed,
@@ -148,44 +144,6 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
     deepspeed.init_distributed()
     train_job(job, arguments.resume, arguments.allow_change, arguments.init_adapter, launcher)
     torch.distributed.destroy_process_group()
-
-
-def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str | None, launcher: "Launcher") -> None:
-    """From where the run begins to its end, in this rank's process group. A finished run loads no model."""
-    from engine.loop import train
-    from engine.metrics import print_rank0
-    from engine.resume import find_start, hold_run_folder, restore
-    from engine.setup import announce, build_engine
-
-    with hold_run_folder(job.out):
-        start = find_start(job, mode, allow_change, init_adapter)
-        progress = start.progress
-        if progress.step < job.total_steps or progress.owes_evaluation:
-            engine = build_engine(job)
-            restore(engine, start)
-            announce(job, progress)
-            progress = train(engine, job, progress, launcher)
-            engine.destroy()
-    if progress.step < job.total_steps or progress.owes_evaluation:
-        saved = "saved; the same command resumes" if progress.step else "before anything to save"
-        print_rank0(f"stopped at step {progress.step} of {job.total_steps}, {saved}")
-    else:
-        print_rank0(f"finished at step {progress.step} of {job.total_steps}. {_ways_on(job)}")
-
-
-def _ways_on(job: "Job") -> str:
-    """What can be done with a finished run: merge it, train it longer, begin another with its weights."""
-    from engine.loop import learning_rate
-
-    run, total = job.recipe.run, job.total_steps
-    longer = f"run.max_steps={2 * total}" if run.max_steps == total else f"run.epochs={2 * run.epochs}"
-    rates = [learning_rate(total, steps, job.recipe.optimizer) for steps in (total, 2 * total)]
-    return (
-        f"Merge the best: python -m launch.merge --checkpoint {job.out}/checkpoints/best --out merged/\n"
-        f"Two ways on: the same command with {longer} trains longer (the cosine then spans all steps: the "
-        f"learning rate, {rates[0]:.2e} now, goes on from {rates[1]:.2e}); --init-adapter {job.out} with another "
-        "--out begins a new run with its weights, optimizer and schedule fresh."
-    )
 
 
 if __name__ == "__main__":

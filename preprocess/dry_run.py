@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 from transformers import PreTrainedTokenizerFast
 
-from preprocess.audio import Header, flac_16khz
-from preprocess.base_model import BaseModel, check_codec_fits
-from preprocess.clips import ClipPlan, ClipTable, Use
-from preprocess.codec import encode, load_codec
-from preprocess.errors import Rejected
-from preprocess.layout import IGNORE_INDEX, canonical_dialogue, normalise_text, read_dialogue
-from preprocess.make_shard import Clip
-from preprocess.precision import Way
-from preprocess.screening import screen
+from preprocess.audio.decode import Header, flac_16khz
+from preprocess.codec.load import encode, load_codec
+from preprocess.codec.precision import Way
+from preprocess.common.errors import Rejected
+from preprocess.corpus.base_model import BaseModel, check_codec_fits
+from preprocess.corpus.dialogue import IGNORE_INDEX, canonical_dialogue, read_dialogue
+from preprocess.corpus.text import normalise_text
+from preprocess.encode.make_shard import Clip
+from preprocess.plan.clips import ClipPlan, ClipTable, Use
+from preprocess.plan.screening import screen
 
 _MEASURED_CLIPS = 3
 _TAR_BLOCK_BYTES = 512

@@ -5,11 +5,11 @@ import math
 import textwrap
 from pathlib import Path
 
-from preprocess.errors import InputError
-from preprocess.layout import AS_WRITTEN, CANONICAL, DEFAULT_SYSTEM_TEXT
-from preprocess.rows import parse_columns
-from preprocess.screening import load_screening
-from preprocess.slices import parse_slice
+from preprocess.common.errors import InputError
+from preprocess.corpus.dialogue import AS_WRITTEN, CANONICAL, DEFAULT_SYSTEM_TEXT
+from preprocess.encode.slices import parse_slice
+from preprocess.manifest.columns import parse_columns
+from preprocess.plan.screening import load_screening
 
 EXAMPLE = """example:
   python -m preprocess.shard --manifest corpus.jsonl --model higgs-audio-v2-generation-3B-base \\

@@ -8,7 +8,7 @@ manifest -> rows -> clips -> plan (headers only) -> make_shard in every worker -
 
 import os
 
-from preprocess.errors import exit_on_input_error, explain_write_errors, stop_on_signals
+from preprocess.common.errors import exit_on_input_error, explain_write_errors, stop_on_signals
 from preprocess.options import parse
 
 
@@ -20,24 +20,24 @@ def main(argv: list[str] | None = None) -> int:
     # After the flags are read: these import torch.
     import torch
 
-    from preprocess import report
-    from preprocess.agreement import measure_agreement
-    from preprocess.base_model import check_codec_fits, check_system_text, read_base_model
-    from preprocess.clips import build_clips
-    from preprocess.codec import load_codec
-    from preprocess.corpus_folder import clean, corpus_settings, finishing, open_folder
+    from preprocess import console as report
+    from preprocess.codec.load import load_codec
+    from preprocess.codec.precision import BOSONS, Way, check_way
+    from preprocess.corpus.base_model import check_codec_fits, check_system_text, read_base_model
+    from preprocess.corpus.dialogue import AS_WRITTEN
     from preprocess.dry_run import show_plan
-    from preprocess.failure_budget import refuse_many_failures
-    from preprocess.finish import finish
-    from preprocess.html_report import write_report
-    from preprocess.layout import AS_WRITTEN
-    from preprocess.make_shard import load_screening_networks
-    from preprocess.manifest import read_manifest
-    from preprocess.noisy import add_noisy_references
-    from preprocess.planning import plan_shards, probe_clips
-    from preprocess.precision import BOSONS, Way, check_way
-    from preprocess.reuse import check_reuse
-    from preprocess.run import make_shards, refuse_missing, split_by_state
+    from preprocess.encode.agreement import measure_agreement
+    from preprocess.encode.failure_budget import refuse_many_failures
+    from preprocess.encode.make_shard import load_screening_networks
+    from preprocess.encode.output_folder import clean, corpus_settings, finishing, open_folder
+    from preprocess.encode.reuse import check_reuse
+    from preprocess.encode.run import make_shards, refuse_missing, split_by_state
+    from preprocess.finish.accounts import finish
+    from preprocess.finish.corpus_page import write_report
+    from preprocess.manifest.read import read_manifest
+    from preprocess.plan.clips import build_clips
+    from preprocess.plan.noisy_references import add_noisy_references
+    from preprocess.plan.shard_specs import plan_shards, probe_clips
 
     way = Way(args.device, args.precision)
     check_way(way)

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.errors import InputError, exit_on_input_error, stop_on_signals
-from preprocess.shards import (
+from preprocess.common.errors import InputError, exit_on_input_error, stop_on_signals
+from preprocess.corpus.shards import (
     CORPUS_FILE,
     INDEX_FILE,
     KEY_PATTERN,
@@ -30,7 +30,7 @@ from preprocess.shards import (
     read_info,
     read_meta,
 )
-from preprocess.storage import LocalFolder
+from preprocess.corpus.storage import LocalFolder
 
 _BLOCK = tarfile.BLOCKSIZE
 _KINDS = {
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _compare_codes(arguments: argparse.Namespace) -> int:
     """Print how far codes agree and what is wrong; returns the number of problems."""
-    from preprocess.verify_codes import verify_codes  # imports torch
+    from preprocess.encode.verify_codes import verify_codes  # imports torch
 
     corpus = Corpus(arguments.shards)
     shares, problems = verify_codes(

@@ -88,7 +88,7 @@ def test_a_run_that_is_refused_exits_with_2_and_says_why_once(tmp_path, model_fo
 )
 def test_a_wrong_command_line_names_all_that_is_wrong_at_once(arguments, where, found, expected, action):
     from launch.train import parse_arguments
-    from preprocess.errors import InputError
+    from preprocess.common.errors import InputError
 
     with pytest.raises(InputError) as caught:
         parse_arguments(arguments)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from engine.checkpoint import find_problem
+from engine.checkpoint.checkpoint import find_problem
 from tests.fixtures import launched
 from tests.test_launch import DEMO, read_metrics
 

@@ -8,12 +8,13 @@ from unittest import mock
 import pytest
 import torch
 
-from engine import forward, loop
-from engine.corpora import Corpora
-from engine.loader import PackReader, load_packs
-from engine.plan import Pack, Sample
-from preprocess.errors import InputError
-from preprocess.shards import Corpus
+from engine import loop
+from engine.batch.loader import PackReader, load_packs
+from engine.model import forward
+from engine.plan.corpora import Corpora
+from engine.plan.plan import Pack, Sample
+from preprocess.common.errors import InputError
+from preprocess.corpus.shards import Corpus
 from tests.fixtures import gate
 from tests.fixtures.ranks import RankError
 

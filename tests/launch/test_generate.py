@@ -12,16 +12,18 @@ import pytest
 import soundfile
 import torch
 
-from engine.merged import read_facts
-from engine.model import load_config, load_tokenizer
-from engine.recipe import Lora
-from engine.sample import build_sample, collate
-from launch.generate import LEARNT_TEXT, choose_layout, clone, default_max_new_tokens, load_engine, main
-from launch.merge import merge
-from preprocess.codec import load_codec
-from preprocess.errors import InputError
-from preprocess.layout import DEFAULT_SYSTEM_TEXT, NORMALISER_VERSION, canonical_dialogue
-from preprocess.shards import Clip
+from engine.base.base_config import load_config, load_tokenizer
+from engine.base.recipe import Lora
+from engine.batch.sample import build_sample, collate
+from engine.merge.folder import merge
+from engine.speak.generate import LEARNT_TEXT, choose_layout, clone, default_max_new_tokens, load_engine
+from engine.speak.voice_training import read_facts
+from launch.generate import main
+from preprocess.codec.load import load_codec
+from preprocess.common.errors import InputError
+from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT, canonical_dialogue
+from preprocess.corpus.shards import Clip
+from preprocess.corpus.text import NORMALISER_VERSION
 from tests.fixtures.adapter import random_lora, save_checkpoint, teach_heads
 
 SYSTEM_TEXT = "Speak as the reference does."  # not the default: it must come from the merged folder
@@ -230,7 +232,7 @@ def test_the_command_speaks_with_the_system_text_that_it_is_given(speaker, codec
     def clone_reached(engine, layout, *pairs_and_text, **settings):
         raise Reached(layout["system_text"])
 
-    monkeypatch.setattr("launch.generate.clone", clone_reached)
+    monkeypatch.setattr("engine.speak.generate.clone", clone_reached)
     with pytest.raises(Reached, match="Whisper"):
         main(command(speaker, codec_folders, tmp_path, **{"--system-text": "Whisper."}))
 

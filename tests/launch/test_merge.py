@@ -11,12 +11,13 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import engine.merging
-from engine.merge_check import random_prompt
-from engine.model import load_base
-from engine.recipe import Lora
-from launch.merge import main, merge
-from preprocess.errors import InputError
+import engine.merge.weights
+from engine.base.recipe import Lora
+from engine.merge.check import random_prompt
+from engine.merge.folder import merge
+from engine.model.weights import load_base
+from launch.merge import main
+from preprocess.common.errors import InputError
 from tests.fixtures.adapter import random_lora, save_checkpoint
 from tests.fixtures.model import build_model
 
@@ -187,14 +188,14 @@ def test_plain_peft_adapter_merges_when_its_base_is_named(tmp_path, model_folder
 def test_verification_refuses_a_wrong_merge_and_leaves_nothing(
     mutant, tmp_path, monkeypatch, model_folder, full_checkpoint
 ):
-    right = engine.merging.merge_tensor
+    right = engine.merge.weights.merge_tensor
 
     def wrong(name, weight, parts, adapter):
         if mutant == "scale halved":
             return (weight + right(name, weight.clone(), parts, adapter)) / 2
         return weight if "audio_mlp" in name else right(name, weight, parts, adapter)
 
-    monkeypatch.setattr(engine.merging, "merge_tensor", wrong)
+    monkeypatch.setattr(engine.merge.weights, "merge_tensor", wrong)
     with pytest.raises(RuntimeError, match="merged logits differ from PEFT's own merge"):
         merge(full_checkpoint, None, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

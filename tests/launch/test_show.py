@@ -11,13 +11,14 @@ import soundfile
 import torch
 from boson_multimodal.audio_processing.higgs_audio_tokenizer import load_higgs_audio_tokenizer
 
-from engine.sample import build_sample
-from launch.decoded import decode_codes
-from launch.show import choose_dialogue, find_row, main
-from preprocess.codec import hubert_from, load_codec
-from preprocess.errors import InputError
-from preprocess.layout import IGNORE_INDEX
-from preprocess.shards import Corpus
+from engine.batch.sample import build_sample
+from engine.speak.decoded import decode_codes
+from engine.speak.show import choose_dialogue, find_row
+from launch.show import main
+from preprocess.codec.load import hubert_from, load_codec
+from preprocess.common.errors import InputError
+from preprocess.corpus.dialogue import IGNORE_INDEX
+from preprocess.corpus.shards import Corpus
 from tests.preprocess.helpers import assert_parts
 
 
@@ -38,7 +39,7 @@ def test_without_a_key_every_clip_has_a_line(corpus, capsys):
 
 
 def test_a_sample_is_shown_as_the_model_is_trained_on_it(corpus, model_folder, tmp_path, capsys):
-    from engine.model import load_config, load_tokenizer
+    from engine.base.base_config import load_config, load_tokenizer
 
     key, image, audio = corpus.clip(5).key, tmp_path / "x.png", tmp_path / "x.flac"
     flags = ["--model", str(model_folder), "--image", str(image), "--audio", str(audio)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.errors import InputError, exit_on_input_error
+from preprocess.common.errors import InputError, exit_on_input_error
 from preprocess.shard import main
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from preprocess import verify
-from preprocess.audio import decode
-from preprocess.shards import QUALITY, Corpus
-from preprocess.voice_activity import speech_share
+from preprocess.audio.decode import decode
+from preprocess.corpus.shards import QUALITY, Corpus
+from preprocess.judges.voice_activity import speech_share
 from tests.fixtures.asterisk import INSTALL, prompts, write_corpus
 from tests.preprocess.helpers import failures, flags, shard
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from preprocess.errors import InputError
+from preprocess.common.errors import InputError
 from preprocess.options import parse
 from tests.preprocess.helpers import flags
 

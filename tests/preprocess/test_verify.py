@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess import verify
-from preprocess.errors import InputError
-from preprocess.shards import Corpus, sha256_file, write_corpus
+from preprocess.common.errors import InputError
+from preprocess.common.files import sha256_file
+from preprocess.corpus.shards import Corpus, write_corpus
+from tests.preprocess.corpus.test_shards import make_clips, write
 from tests.preprocess.helpers import assert_parts
-from tests.preprocess.test_shards import make_clips, write
 
 SHARD = "shard-000000.tar"
 

@@ -1,0 +1,187 @@
+"""Every touch of DeepSpeed: its config, its engine, and the fp32 state that ZeRO-2 spreads over the ranks.
+
+Written against deepspeed 0.19.8, whose internals (`_hp_mapping`, `single_partition_of_fp32_groups`,
+`_lazy_init_hp_params_optimizer_state`) restore uses; tests/engine/base/test_zero.py fails if another version differs.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import nn
+
+from engine.base.recipe import Recipe
+from preprocess.common.errors import InputError
+
+# On a CPU the engine would compile a shared-memory collective for a minute that training never calls.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def resolve_config(path: Path | str, recipe: Recipe, world_size: int) -> dict:
+    """The DeepSpeed JSON at `path` with every "auto" replaced by what the recipe says.
+
+    Raises InputError for a missing file, a world size that does not divide the recipe's packs, an "auto" that the
+    recipe knows nothing of (DeepSpeed would read 5e8 into it), another ZeRO stage, or a setting that is the recipe's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(str(path), "no file", "a DeepSpeed JSON", "Give --deepspeed ds_configs/zero2.json.")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(str(path), f"text that is no JSON: {error}", "JSON", "Correct the file.") from error
+    num_packs = recipe.batch.packs_per_step
+    if num_packs % world_size:
+        fitting = [w for w in range(1, num_packs + 1) if num_packs % w == 0]
+        raise InputError(
+            f"world size and {path}",
+            f"{world_size} ranks for batch.packs_per_step={num_packs}",
+            f"one of {fitting} ranks",
+            "Launch so many ranks (deepspeed --num_gpus N), or set batch.packs_per_step to a multiple.",
+        )
+    answers = {
+        "gradient_accumulation_steps": num_packs // world_size,
+        "gradient_clipping": recipe.optimizer.gradient_clipping,
+        "bf16.enabled": recipe.run.precision == "bf16",
+        "optimizer.params.lr": recipe.optimizer.lr,
+        "optimizer.params.betas": list(recipe.optimizer.betas),
+        "optimizer.params.eps": recipe.optimizer.eps,
+        "optimizer.params.weight_decay": recipe.optimizer.weight_decay,
+    }
+    config = _replace_auto(config, answers, str(path))
+    expected = {
+        **answers,
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16.check_grad_overflow": True,
+        "zero_optimization.stage": 2,
+        "zero_optimization.offload_optimizer": None,
+        "optimizer.type": "AdamW",
+        "optimizer.params.torch_adam": True,
+        "data_types.grad_accum_dtype": "fp32",
+        "communication_data_type": "fp32",
+    }
+    for key, value in expected.items():
+        found = config
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found != value:
+            action = 'Write "auto" there: the recipe decides it.' if key in answers else "Set it so in the JSON."
+            raise InputError(f"{path}: {key}", json.dumps(found), json.dumps(value), action)
+    return config
+
+
+def _replace_auto(value: object, answers: dict, where: str, key: str = "") -> object:
+    if isinstance(value, dict):
+        return {k: _replace_auto(v, answers, where, f"{key}.{k}" if key else k) for k, v in value.items()}
+    if value != "auto":
+        return value
+    if key not in answers:
+        raise InputError(
+            f"{where}: {key}",
+            '"auto"',
+            "a number or word, since the recipe does not decide it",
+            "Write a value there.",
+        )
+    return answers[key]
+
+
+def fit_buckets(config: dict, model: nn.Module) -> dict:
+    """The config with no bucket larger than all that trains: DeepSpeed reserves buckets, filled or not."""
+    num_trainable = sum(parameter.numel() for _, parameter in trainable_parameters(model))
+    given = config["zero_optimization"]
+    keys = {"reduce_bucket_size", "allgather_bucket_size"} & given.keys()
+    fitted = {key: min(int(given[key]), num_trainable) for key in sorted(keys)}
+    return {**config, "zero_optimization": given | fitted}
+
+
+def initialize(model: nn.Module, config: dict) -> deepspeed.DeepSpeedEngine:
+    """The model under DeepSpeed ZeRO-2; every rank must hold the same trainable weights.
+
+    In bf16 the parameters are cast and buffers are not: the rotary frequencies stay in fp32, as inference has them.
+    """
+    parameters = [parameter for _, parameter in trainable_parameters(model)]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config)
+    # A NaN or infinity on any rank is in the global norm, which DeepSpeed checks on every rank before the update.
+    # Its check of each gradient before that finds the same, in some ten kernels a tensor and one more wait.
+    engine.optimizer.check_overflow = lambda partition_gradients=True: None
+    return engine
+
+
+def device() -> torch.device:
+    """Where DeepSpeed puts this rank's model."""
+    return torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
+
+
+def set_lr(engine: deepspeed.DeepSpeedEngine, lr: float) -> None:
+    """Set the learning rate of the next optimiser step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def gather_masters(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """Full fp32 master weights by parameter name, on CPU; a collective: every rank calls it."""
+    return {
+        name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in trainable_parameters(engine.module)
+    }
+
+
+def gather_moments(engine: deepspeed.DeepSpeedEngine) -> dict[str, dict[str, torch.Tensor]]:
+    """AdamW's exp_avg and exp_avg_sq by parameter name, fp32 on CPU; a collective. Zeros before the first step."""
+    _create_optimizer_state(engine)
+    return {
+        moment: {
+            name: safe_get_full_optimizer_state(parameter, moment).cpu()
+            for name, parameter in trainable_parameters(engine.module)
+        }
+        for moment in MOMENTS
+    }
+
+
+def restore(
+    engine: deepspeed.DeepSpeedEngine,
+    masters: dict[str, torch.Tensor],
+    moments: dict[str, dict[str, torch.Tensor]],
+    num_steps: int,
+) -> None:
+    """Set master weights, both moments and AdamW's step counter, at any world size.
+
+    No dummy step is taken: it would advance weight decay and counters. The next step equals the one an
+    uninterrupted AdamW takes.
+    """
+    _create_optimizer_state(engine)
+    for name, parameter in trainable_parameters(engine.module):
+        device = parameter.device
+        safe_set_full_fp32_param(parameter, masters[name].to(device))
+        for moment in MOMENTS:
+            safe_set_full_optimizer_state(parameter, moments[moment][name].to(device), moment)
+    for state in engine.optimizer.optimizer.state.values():
+        state["step"].fill_(float(num_steps))
+    engine.global_steps = num_steps
+    engine.optimizer.update_lp_params()
+
+
+def _create_optimizer_state(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Give AdamW its state of zeros, as its first step would, and let DeepSpeed link it to the parameters."""
+    optimizer = engine.optimizer
+    for partition in optimizer.single_partition_of_fp32_groups:
+        state = optimizer.optimizer.state[partition]
+        if not state:
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(partition)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=partition.device)
+    optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of everything that trains, in the model's order."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,81 @@
+"""Whisper conditioning, for bases with an audio tower: reference waveforms -> mel features for Boson's tower.
+
+A waveform is heard in chunks of what the tower takes (30 s for Whisper), each a `<|audio_bos|><|AUDIO|><|audio_eos|>`
+of the user's turn, as Boson's collator has it; `<|AUDIO|>` stands for the tower's outputs, 25 a second.
+"""
+
+import functools
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.compute as pc
+import soundfile
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig
+from transformers import WhisperFeatureExtractor
+
+from engine.base.base_config import has_audio_tower
+from engine.plan.corpora import Corpora
+from preprocess.common.errors import InputError
+from preprocess.corpus.shards import Clip
+
+
+def feature_extractor(config: HiggsAudioConfig) -> WhisperFeatureExtractor:
+    """Whisper's extractor for the tower of `config`, built here: nothing is fetched."""
+    encoder = config.audio_encoder_config
+    return _extractor(encoder.num_mel_bins, encoder.max_source_positions)
+
+
+@functools.cache
+def _extractor(num_mel_bins: int, max_source_positions: int) -> WhisperFeatureExtractor:
+    whisper = WhisperFeatureExtractor(feature_size=num_mel_bins)
+    num_mel_frames = 2 * max_source_positions  # the tower's second convolution halves them
+    chunk_sec = num_mel_frames * whisper.hop_length // whisper.sampling_rate
+    return WhisperFeatureExtractor(feature_size=num_mel_bins, chunk_length=chunk_sec)
+
+
+def refuse_unheard(conditioning: str, config: HiggsAudioConfig, corpora: Corpora) -> None:
+    """Raise InputError where references can't be heard: the base has no tower, or a clip no waveform."""
+    if conditioning == "codes":
+        return
+    if not has_audio_tower(config):
+        raise InputError(
+            "recipe: conditioning",
+            f"{conditioning} with a base that has no audio tower (skip_audio_tower true in its config.json)",
+            "codes",
+            "Set conditioning=codes; the released 3B base hears no waveforms.",
+        )
+    missing = pc.and_(pc.equal(corpora.index["waveform_samples"].fill_null(0), 0), corpora.index["use"])
+    if pc.any(missing).as_py():
+        raise InputError(
+            ", ".join(str(folder) for folder in corpora.folders),
+            f"{pc.sum(missing).as_py()} clips without a waveform",
+            f"a 16 kHz waveform of each, since conditioning={conditioning} hears references",
+            "Run preprocess.shard with --waveforms flac into a new folder, or set conditioning=codes.",
+        )
+
+
+def whisper_processor(config: HiggsAudioConfig) -> SimpleNamespace | None:
+    """What Boson's collator takes for a WhisperProcessor: it reads the extractor alone. None without a tower."""
+    return SimpleNamespace(feature_extractor=feature_extractor(config)) if has_audio_tower(config) else None
+
+
+def waveform_chunks(clip: Clip, config: HiggsAudioConfig) -> list[np.ndarray]:
+    """The clip's 16 kHz waveform, float32, in chunks of at most what the tower takes. Raises InputError."""
+    extractor = feature_extractor(config)
+    if clip.flac is None:
+        raise InputError(
+            f"clip {clip.key}",
+            "no waveform",
+            f"a FLAC member of {extractor.sampling_rate} Hz, which conditioning on Whisper reads",
+            "Run preprocess.shard with --waveforms flac, or train with conditioning=codes.",
+        )
+    waveform, sample_rate_hz = soundfile.read(io.BytesIO(clip.flac), dtype="float32")
+    if sample_rate_hz != extractor.sampling_rate or waveform.ndim != 1:
+        raise InputError(
+            f"clip {clip.key}",
+            f"a waveform of {sample_rate_hz} Hz, {waveform.ndim} dimensions",
+            f"mono of {extractor.sampling_rate} Hz, as Whisper hears it",
+            "Run preprocess.shard again: it writes such waveforms.",
+        )
+    return [waveform[begin : begin + extractor.n_samples] for begin in range(0, len(waveform), extractor.n_samples)]

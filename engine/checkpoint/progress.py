@@ -1,0 +1,20 @@
+"""Where a run stands."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Progress:
+    """Where a run stands: global steps done, and the lowest validation audio loss with its step.
+
+    owes_evaluation: a stop cut the evaluation after `step` short; it comes first when the run goes on.
+    """
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    owes_evaluation: bool = False
+
+    def record(self) -> dict:
+        """What state.json says of it beside the step."""
+        return {name: value for name, value in asdict(self).items() if name != "step"}

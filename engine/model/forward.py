@@ -1,0 +1,200 @@
+"""The forward pass of a pack: model and batch in, logits at labelled positions out. Two ways to the same numbers.
+
+`boson`: Boson's own HiggsAudioModel.forward on its collator's padded batch. It computes text logits at every
+position and is the oracle.
+`packed`: the same modules driven over one flat stream: no padding, one text/audio split for all layers, heads at
+labelled positions alone. tests/engine/model/test_forward.py holds it to the oracle, gradients included.
+"""
+
+import dataclasses
+import functools
+
+import torch
+import torch.nn.functional as F
+from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
+from boson_multimodal.model.higgs_audio import HiggsAudioModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from engine.base.recipe import Loss
+from engine.batch.stream import Heard, Stream, map_tensors
+from engine.model.attention import attention_layer
+from engine.model.consistency import consistency_sum
+from engine.model.flops import FlopRates, flop_rates
+from engine.model.lora_linear import project
+from engine.model.losses import LabelledLogits, LossSums, codebook_weights, loss_sums
+from preprocess.corpus.dialogue import IGNORE_INDEX
+
+Batch = HiggsAudioBatchInput | Stream
+
+
+def boson_forward(model: HiggsAudioModel, batch: HiggsAudioBatchInput) -> LabelledLogits:
+    """Logits of Boson's forward at the positions that predict a label.
+
+    The shift by one stays inside a sample: a row of the padded batch is one sample, and in the concatenated audio
+    columns the first column of each audio (stream BOS) bears no label, so no column predicts across a border.
+    """
+    inputs = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    output = model(**inputs)
+    text_labels = output.expanded_labels[:, 1:]
+    labelled = text_labels != IGNORE_INDEX
+    audio_labels = batch.label_audio_ids[:, 1:].T  # [columns - 1, codebooks]
+    has_label = (audio_labels != IGNORE_INDEX).any(1)
+    return LabelledLogits(
+        text_logits=output.logits[:, :-1][labelled],
+        text_labels=text_labels[labelled],
+        audio_logits=output.audio_logits[:-1][has_label],
+        audio_labels=audio_labels[has_label],
+    )
+
+
+def packed_hidden(model: HiggsAudioModel, stream: Stream, num_checkpointed_layers: int = 0) -> torch.Tensor:
+    """[L, hidden] of a stream after the last layer, before the final norm. They stay in split order throughout.
+
+    num_checkpointed_layers: so many layers, from the first, recompute their activations in the backward pass.
+    """
+    text = model.embed_tokens(stream.text_tokens)
+    if stream.heard is not None:
+        text = text.index_copy(0, stream.heard.rows, _hear(model, stream.heard))
+    hidden = torch.cat([text, model._embed_audio_ids(stream.audio_columns)])
+    rotary = model.rotary_emb(hidden, stream.position_ids.unsqueeze(0))
+    text_positions = stream.stream_to_split[: len(stream.text_tokens)]
+    text_rotary = tuple(part[:, text_positions] for part in rotary)
+    for number, layer in enumerate(model.layers):
+        if number < num_checkpointed_layers and torch.is_grad_enabled():
+            hidden = checkpoint(_layer, layer, hidden, stream, rotary, text_rotary, use_reentrant=False)
+        else:
+            hidden = _layer(layer, hidden, stream, rotary, text_rotary)
+    return hidden
+
+
+def packed_logits(model: HiggsAudioModel, hidden: torch.Tensor, stream: Stream) -> LabelledLogits:
+    """Logits at the labelled positions of a stream, from its `packed_hidden`."""
+    heads = model.audio_decoder_proj
+    (text_logits,) = project(_norm(model.norm, hidden[stream.text_predict]), heads.text_lm_head)
+    (audio_logits,) = project(_norm(model.norm, hidden[stream.audio_predict]), heads.audio_lm_head)
+    return LabelledLogits(
+        text_logits=text_logits,
+        text_labels=stream.text_labels,
+        audio_logits=audio_logits.view(-1, model.audio_num_codebooks, model.audio_codebook_size),
+        audio_labels=stream.audio_labels,
+    )
+
+
+def _hear(model: HiggsAudioModel, heard: Heard) -> torch.Tensor:
+    """[F, hidden]: the waveforms through Boson's tower and projector, which has a gradient of zero without any."""
+    if not len(heard.features):
+        return model.audio_encoder_proj(model.embed_tokens.weight.new_zeros(0, model.audio_tower.config.d_model))
+    outputs, _ = model._apply_audio_tower(heard.features, heard.feature_mask)
+    return outputs.flatten(0, 1).index_select(0, heard.outputs)
+
+
+def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple, text_rotary: tuple) -> torch.Tensor:
+    """One decoder layer of any kind that Boson's config allows and engine.model.weights does not refuse."""
+    num_text = len(stream.text_tokens)
+    if getattr(layer, "fast_forward", False):
+        # Audio passes through untouched, and text sees text alone.
+        text, audio = hidden[:num_text], hidden[num_text:]
+        projected = _project(layer.self_attn, _norm(layer.input_layernorm, text))
+        mixed = attention_layer(
+            layer.self_attn, projected, text_rotary, stream.text_segments, stream.longest_text_segment
+        )
+        text = text + project(mixed, layer.self_attn.o_proj)[0]
+        text = text + _mlp(layer.mlp, _norm(layer.post_attention_layernorm, text))
+        return torch.cat([text, audio])
+
+    is_dual = hasattr(layer, "audio_mlp")
+    if is_dual:
+        normed = torch.cat(
+            [_norm(layer.input_layernorm, hidden[:num_text]), _norm(layer.audio_input_layernorm, hidden[num_text:])]
+        )
+    else:
+        normed = _norm(layer.input_layernorm, hidden)
+    projected = tuple(
+        _Permute.apply(part, stream.split_to_stream, stream.stream_to_split)
+        for part in _project(layer.self_attn, normed)
+    )
+    mixed = attention_layer(layer.self_attn, projected, rotary, stream.segments, stream.longest_segment)
+    mixed = _Permute.apply(mixed, stream.stream_to_split, stream.split_to_stream)
+    hidden = hidden + project(mixed, layer.self_attn.o_proj)[0]
+    if not is_dual:
+        return hidden + _mlp(layer.mlp, _norm(layer.post_attention_layernorm, hidden))
+    text, audio = hidden[:num_text], hidden[num_text:]
+    text = _mlp(layer.mlp, _norm(layer.post_attention_layernorm, text))
+    audio = _mlp(layer.audio_mlp, _norm(layer.audio_post_attention_layernorm, audio))
+    return hidden + torch.cat([text, audio])
+
+
+def _project(attention: nn.Module, hidden: torch.Tensor) -> list[torch.Tensor]:
+    return project(hidden, attention.q_proj, attention.k_proj, attention.v_proj)
+
+
+def _mlp(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    gate, up = project(hidden, mlp.gate_proj, mlp.up_proj)
+    return project(mlp.act_fn(gate) * up, mlp.down_proj)[0]
+
+
+def _norm(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """LlamaRMSNorm's result: on CUDA one kernel instead of eight, and no fp32 copy kept."""
+    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order. The gradient gathers by the inverse: autograd's own would add with atomics."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(0, inverse), None, None
+
+
+class LossModel(nn.Module):
+    """A model (bare or under PEFT) whose forward takes a batch of either kind and gives the pack's LossSums.
+
+    DeepSpeed wraps this, so that losses are computed inside its forward.
+    """
+
+    def __init__(self, model: nn.Module, num_checkpointed_layers: int = 0, loss: Loss | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.num_checkpointed_layers = num_checkpointed_layers
+        self.loss = loss or Loss()
+
+    @property
+    def higgs(self) -> HiggsAudioModel:
+        """Boson's model, with PEFT's layers in it where there is an adapter."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @functools.cached_property
+    def flop_rates(self) -> FlopRates:
+        """What a training step of this model costs; for the model as it stands when first asked."""
+        return flop_rates(self.higgs)
+
+    @functools.cached_property
+    def codebook_weights(self) -> torch.Tensor:
+        """[codebooks] weights of the audio losses, on the model's device from the first use on."""
+        return codebook_weights(self.loss, self.higgs.config.audio_num_codebooks).to(self.higgs.device)
+
+    def forward(self, batch: Batch) -> LossSums:
+        """LossSums of the pack; in evaluation the plain cross-entropies alone, whatever else training adds."""
+        higgs, loss = self.higgs, self.loss
+        start, smooth = higgs.config.audio_out_bos_token_id, self.training and loss.label_smoothing > 0
+        if not isinstance(batch, Stream):
+            return loss_sums(boson_forward(higgs, batch), start, smooth)
+        hidden = packed_hidden(higgs, batch, self.num_checkpointed_layers)
+        sums = loss_sums(packed_logits(higgs, hidden, batch), start, smooth)
+        if self.training and loss.consistency_weight > 0:
+            audio = higgs.norm(hidden[len(batch.text_tokens) :])
+            consistency = consistency_sum(audio, batch.voice, batch.speakers, loss.consistency_temperature)
+            sums = sums._replace(consistency=consistency)
+        return sums
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`; copies from pinned memory overlap with computing."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

@@ -1,0 +1,30 @@
+"""Packs whose references are another speaker's: whether the model uses the reference shows in the difference."""
+
+import dataclasses
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+from engine.plan.plan import Pack, Sample
+
+
+def swap_references(packs: Sequence[Pack]) -> list[Pack]:
+    """The packs with every drawn reference replaced by another speaker's, always the same one.
+
+    [] where fewer than two speakers have a drawn reference. `num_tokens` stays that of the samples' own references.
+    """
+    drawn = [sample for sample in _samples(packs) if sample.dialogue < 0 and sample.references]
+    drawn.sort(key=lambda sample: (sample.speaker, sample.target))
+    speakers = [sample.speaker for sample in drawn]
+    if len(set(speakers)) < 2:
+        return []
+    others = {}
+    for speaker in set(speakers):
+        begin, end = bisect_left(speakers, speaker), bisect_right(speakers, speaker)
+        rest = drawn[end:] + drawn[:begin]  # from the next speaker on, so that all of them serve
+        for place, sample in enumerate(drawn[begin:end]):
+            others[sample] = dataclasses.replace(sample, references=rest[place % len(rest)].references)
+    return [Pack(tuple(others.get(sample, sample) for sample in pack.samples)) for pack in packs]
+
+
+def _samples(packs: Sequence[Pack]) -> list[Sample]:
+    return [sample for pack in packs for sample in pack.samples]

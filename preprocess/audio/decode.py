@@ -1,0 +1,268 @@
+"""Audio files in, exactly the samples Boson's codec would decode; 16 kHz FLAC out.
+
+libsndfile decodes a file that was cut in half without a word, so each file's declared length is compared with
+what decodes. A file's extension is never trusted: libsndfile reads the header.
+"""
+
+import functools
+import hashlib
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from preprocess.audio import ffmpeg
+from preprocess.common.errors import Rejected
+
+WAVEFORM_SAMPLE_RATE_HZ = 16000
+NO_SUCH_FILE = "no such file"
+# A file may lack this much of what its header promises: encoders pad, and headers round.
+_TOLERANCE_SEC = 0.01
+# And a container that ffmpeg reads this much more.
+_ENCODER_PADDING_SEC = 0.1
+# What a program writes as data size when it streams and can't know the size.
+_STREAMED_BYTES = 0x7FFF0000
+_MP3_RUN_UP_FRAMES = 32 * 1152
+# libsndfile's own log, for WAV, AIFF and AU: "data : 121162 (should be 60559)"
+_DATA_SIZES = re.compile(r"^\s*(?:data|SSND|Data Size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself. For MP3 without a length tag `duration_sec` is libsndfile's guess."""
+
+    num_bytes: int
+    duration_sec: float
+    by_ffmpeg: bool = False
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A decoded file: float32 [samples], mono, at the file's own rate; and the sha256 of the file."""
+
+    waveform: np.ndarray
+    sample_rate_hz: int
+    sha256: str
+
+    @property
+    def duration_sec(self) -> float:
+        return round(len(self.waveform) / self.sample_rate_hz, 6)
+
+
+def probe(
+    path: Path, start_sec: float | None = None, end_sec: float | None = None, data: bytes | None = None
+) -> Header:
+    """Read a file's header, or that of `data`, a file's bytes that lie inside `path`; `duration_sec` is the part's.
+
+    Raises Rejected if there is no file, nothing in it, no audio header, or no audio from `start_sec` on.
+    """
+    found = _why_unreadable(path)
+    if found:
+        raise Rejected(
+            "failed",
+            "missing_file",
+            str(path),
+            found,
+            "an audio file",
+            "Correct the path, or name the folder that audio paths are relative to with --audio-root.",
+        )
+    num_bytes = path.stat().st_size if data is None else len(data)
+    if num_bytes == 0:
+        raise Rejected(
+            "failed", "empty_file", str(path), "0 bytes", "an audio file", "Copy or record the file again."
+        )
+    try:
+        info = soundfile.info(str(path) if data is None else io.BytesIO(data))
+    except soundfile.LibsndfileError as error:
+        if data is None and ffmpeg.container(path):
+            return _probe_by_ffmpeg(path, start_sec, end_sec)
+        raise _not_audio(path, f"no audio that libsndfile can open ({error.error_string})") from error
+    duration_sec = info.frames / info.samplerate
+    if (start_sec or 0.0) > duration_sec or (end_sec or 0.0) > duration_sec + _TOLERANCE_SEC:
+        raise _part_outside(path, start_sec, end_sec, duration_sec)
+    end_sec = duration_sec if end_sec is None else min(end_sec, duration_sec)
+    return Header(num_bytes, end_sec - (start_sec or 0.0))
+
+
+def _why_unreadable(path: Path) -> str | None:
+    try:
+        if not path.is_file():
+            return NO_SUCH_FILE
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return f"a path that can't be looked at ({error.strerror})"
+    return None if os.access(path, os.R_OK) else "a file that may not be read (permission denied)"
+
+
+def _probe_by_ffmpeg(path: Path, start_sec: float | None, end_sec: float | None) -> Header:
+    duration_sec = ffmpeg.duration_sec(path)
+    if start_sec is not None or end_sec is not None:
+        raise Rejected(
+            "failed",
+            "part_of_compressed",
+            str(path),
+            f"start or end, in {ffmpeg.container(path)} audio",
+            "parts of a format that can be read from the middle",
+            "Convert the recording first (`ffmpeg -i FILE FILE.flac`).",
+        )
+    return Header(path.stat().st_size, duration_sec, by_ffmpeg=True)
+
+
+def decode(
+    path: Path, start_sec: float | None = None, end_sec: float | None = None, data: bytes | None = None
+) -> Audio:
+    """Decode a file to what `librosa.load(path, sr=None, mono=True)` gives, which is what Boson encodes.
+
+    data: a file's bytes that lie inside `path`, which then only names them. With `start_sec` or `end_sec` the
+    samples from round(start_sec * rate) to round(end_sec * rate), so that parts which share a border share no
+    sample and lose none; the rest of the file is not read into memory. Raises Rejected for a file that is
+    missing, empty, broken, cut short, without frames, or not finite, and for a part that it does not have.
+    """
+    header = probe(path, start_sec, end_sec, data)
+    whole = start_sec is None and end_sec is None
+    try:
+        if header.by_ffmpeg:
+            samples, sample_rate_hz = ffmpeg.decode(path)
+            declared = (header.duration_sec - _ENCODER_PADDING_SEC) * sample_rate_hz
+        elif whole:
+            data = path.read_bytes() if data is None else data
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                sample_rate_hz, declared = file.samplerate, _declared_frames(file, data)
+                samples = file.read(dtype="float32", always_2d=True)
+        else:
+            with soundfile.SoundFile(str(path) if data is None else io.BytesIO(data)) as file:
+                sample_rate_hz = file.samplerate
+                first = round((start_sec or 0.0) * sample_rate_hz)
+                last = file.frames if end_sec is None else min(round(end_sec * sample_rate_hz), file.frames)
+                declared = last - first
+                samples = _read_part(file, first, last)
+    except soundfile.LibsndfileError as error:
+        raise _not_audio(path, f"audio that breaks off while decoding ({error.error_string})") from error
+    if len(samples) == 0:
+        raise _not_audio(path, "0 samples")
+    if declared - len(samples) > _TOLERANCE_SEC * sample_rate_hz:
+        raise Rejected(
+            "failed",
+            "truncated",
+            str(path),
+            f"{len(samples) / sample_rate_hz:.2f} s of audio",
+            f"{declared / sample_rate_hz:.2f} s, as its header says",
+            "The file was cut short: copy or record it again.",
+        )
+    if not np.isfinite(samples).all():
+        raise Rejected(
+            "failed",
+            "not_finite",
+            str(path),
+            "samples that are NaN or infinite",
+            "finite samples",
+            "Save the file again as 16-bit PCM, or record it again.",
+        )
+    mono = samples[:, 0] if samples.shape[1] == 1 else np.mean(samples.T, axis=0)  # as librosa.to_mono
+    if data is not None:
+        return Audio(mono, sample_rate_hz, hashlib.sha256(data).hexdigest())
+    return Audio(mono, sample_rate_hz, file_sha256(path))
+
+
+def longer_than(
+    longest_sec: float,
+    path: Path,
+    start_sec: float | None = None,
+    end_sec: float | None = None,
+    data: bytes | None = None,
+) -> float | None:
+    """Seconds that a recording lasts by its header if it is longer than `longest_sec`, else None.
+
+    No more than a second beyond that is decoded: to see that the header doesn't promise what is not there. Near
+    the border, and where decoding fails, the answer is None, and `decode` tells.
+    """
+    header = probe(path, start_sec, end_sec, data)
+    if header.duration_sec <= longest_sec + 1.0:
+        return None
+    if header.by_ffmpeg:
+        return header.duration_sec
+    try:
+        with soundfile.SoundFile(str(path) if data is None else io.BytesIO(data)) as file:
+            first, wanted = (round(sec * file.samplerate) for sec in (start_sec or 0.0, longest_sec + 1.0))
+            return header.duration_sec if len(_read_part(file, first, first + wanted)) == wanted else None
+    except soundfile.LibsndfileError:
+        return None
+
+
+def _read_part(file: soundfile.SoundFile, first: int, last: int) -> np.ndarray:
+    """float32 [last - first, channels]: what the whole file decodes to there; for MP3 up to the last bit."""
+    # An MP3 frame needs bits of frames before it, and libsndfile's seeking decodes the first ones without them.
+    run_up = min(first, _MP3_RUN_UP_FRAMES if file.format == "MP3" else 0)
+    file.seek(first - run_up)
+    return file.read(run_up + last - first, dtype="float32", always_2d=True)[run_up:]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file that many clips may be parts of: read once, as long as it does not change."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(path: Path, num_bytes: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _part_outside(path: Path, start_sec: float | None, end_sec: float | None, duration_sec: float) -> Rejected:
+    return Rejected(
+        "failed",
+        "part_outside",
+        str(path),
+        f"start {start_sec or 0.0} s, end {end_sec if end_sec is not None else duration_sec} s",
+        f"a part of its {duration_sec:.2f} s",
+        "Correct start and end (in seconds), or name the recording that they belong to.",
+    )
+
+
+def _declared_frames(file: soundfile.SoundFile, data: bytes) -> float:
+    """Frames the header promises: libsndfile's own count lowers itself to what a cut WAV still holds."""
+    if file.format == "MP3" and not _mp3_tells_length(data):
+        return 0
+    sizes = _DATA_SIZES.search(file.extra_info)
+    if sizes and int(sizes[1]) < _STREAMED_BYTES and int(sizes[2]) > 0:
+        return file.frames * int(sizes[1]) / int(sizes[2])
+    return file.frames
+
+
+def _mp3_tells_length(data: bytes) -> bool:
+    """Whether the first MP3 frame, after any ID3v2 tag, is the one that holds the number of frames."""
+    start = 0
+    if data[:3] == b"ID3":
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    first_frame = data[start : start + 512]
+    return b"Xing" in first_frame or b"Info" in first_frame
+
+
+def _not_audio(path: Path, found: str) -> Rejected:
+    return Rejected(
+        "failed",
+        "not_audio",
+        str(path),
+        found,
+        "a whole WAV, FLAC, MP3, OGG or other file of libsndfile's formats",
+        "Convert the file (for example `ffmpeg -i FILE FILE.wav`), or copy or record it again.",
+    )
+
+
+def flac_16khz(audio: Audio) -> bytes:
+    """A FLAC file: 16 kHz, mono, 16 bits. The same samples give the same bytes."""
+    waveform = soxr.resample(audio.waveform, audio.sample_rate_hz, WAVEFORM_SAMPLE_RATE_HZ)
+    pcm = np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm, WAVEFORM_SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def flac_samples(flac: bytes) -> int:
+    """Samples of a FLAC file."""
+    return soundfile.info(io.BytesIO(flac)).frames

@@ -1,0 +1,194 @@
+"""Boson's audio tokenizer, opened offline by Boson's own loader.
+
+Boson's constructor fetches HuBERT from the hub by name and runs code that comes with it. `hubert_from` makes
+that one call open a local folder instead, without remote code; the serve engine loads under it as well:
+
+    with hubert_from(hubert_folder):
+        engine = HiggsAudioServeEngine(model_folder, codec_folder, device="cpu")
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
+from transformers import AutoModel
+
+from preprocess.codec.fast_encode import speed_up
+from preprocess.codec.freed_memory import give_back
+from preprocess.codec.precision import BOSONS, Way, set_precision
+from preprocess.common.errors import InputError
+from preprocess.common.files import sha256_file
+from preprocess.corpus.codec_facts import CodecFacts
+from preprocess.corpus.shards import Corpus
+
+_HUBERT_HELP = "Download HuBERT (`hf download bosonai/hubert_base --local-dir HUBERT`) and name it with --hubert."
+_CODEC_HELP = (
+    "Download the codec (`hf download bosonai/higgs-audio-v2-tokenizer --local-dir CODEC`) "
+    "and name it with --audio-tokenizer."
+)
+
+
+@contextlib.contextmanager
+def hubert_from(folder: Path | str) -> Iterator[None]:
+    """Inside, HiggsAudioTokenizer opens HuBERT from `folder`: no network, no remote code.
+
+    Raises InputError if the folder holds no HuBERT, lacks weights, or wants to run its own code.
+    """
+    folder = Path(folder).absolute()
+    _check_hubert(folder)
+
+    class FromFolder:
+        @staticmethod
+        def from_pretrained(name: str, **options: object) -> torch.nn.Module:
+            model, loading = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            if loading["missing_keys"]:
+                raise InputError(
+                    str(folder),
+                    f"weights without {_some(loading['missing_keys'])}",
+                    f"all weights of {type(model).__name__}, as {name} has them",
+                    _HUBERT_HELP,
+                )
+            return model
+
+    before = boson.AutoModel
+    boson.AutoModel = FromFolder
+    try:
+        yield
+    finally:
+        boson.AutoModel = before
+
+
+def _check_hubert(folder: Path) -> None:
+    config = _read_config(folder, "HuBERT", _HUBERT_HELP)
+    if "auto_map" in config:
+        raise InputError(
+            str(folder / "config.json"),
+            "auto_map: the model would run Python code from its own folder",
+            "a HuBERT of transformers' own class",
+            "Remove auto_map from the config if the weights are those of a plain HubertModel.",
+        )
+    if config.get("model_type") != "hubert":
+        raise InputError(
+            str(folder / "config.json"), f"model_type {config.get('model_type')!r}", "'hubert'", _HUBERT_HELP
+        )
+    if not _hubert_weights(folder):
+        raise InputError(str(folder), "no weights", "model.safetensors or pytorch_model.bin", _HUBERT_HELP)
+
+
+def _hubert_weights(folder: Path) -> list[Path]:
+    """The files transformers reads, safetensors first."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def load_codec(folder: Path, hubert_folder: Path, way: Way = BOSONS) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
+    """Boson's tokenizer and its facts; loaded once a process, so a forked worker finds its parent's.
+
+    Raises InputError for a missing folder or file, and where weights and configuration do not fit each other:
+    Boson loads with strict=False, which would leave random weights in silence.
+    """
+    return _load(folder, hubert_folder, way)
+
+
+@functools.cache
+def _load(folder: Path, hubert_folder: Path, way: Way) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
+    config = _read_config(folder, "codec", _CODEC_HELP)
+    weights = folder / "model.pth"
+    if not weights.is_file():
+        raise InputError(str(folder), "no model.pth", "the codec's weights", _CODEC_HELP)
+    if not isinstance(config.get("bins", 1024), int):
+        raise InputError(
+            str(folder / "config.json"), f"bins {config['bins']}", "one codebook size (residual vectors)", _CODEC_HELP
+        )
+    with hubert_from(hubert_folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's older weight_norm
+        try:
+            tokenizer = boson.load_higgs_audio_tokenizer(str(folder), device=way.device)
+        except (TypeError, RuntimeError) as error:
+            raise InputError(
+                str(folder),
+                f"a codec that Boson's loader refuses ({str(error).splitlines()[0]})",
+                "config.json and model.pth of one codec",
+                _CODEC_HELP,
+            ) from error
+    _compare_keys(tokenizer, weights)
+    _ = boson.librosa.resample  # librosa imports its parts on first use: now, rather than in every forked worker
+    speed_up(tokenizer, way)
+    set_precision(tokenizer, way)
+    return tokenizer, CodecFacts(
+        num_codebooks=tokenizer.n_q,
+        codebook_size=tokenizer.quantizer.bins,  # tokenizer.codebook_size is the quantizer's dimension
+        frame_rate_hz=float(tokenizer.sample_rate / tokenizer.hop_length),
+        sample_rate_hz=tokenizer.sample_rate,
+        fingerprint=_fingerprint(folder, Path(hubert_folder)),
+    )
+
+
+def _compare_keys(tokenizer: boson.HiggsAudioTokenizer, weights: Path) -> None:
+    """Load the weights once more and listen to what torch says about keys."""
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    result = tokenizer.load_state_dict(state, strict=False)
+    missing = [key for key in result.missing_keys if not key.startswith("semantic_model.")]
+    if missing or result.unexpected_keys:
+        found = [f"no {_some(missing)}"] if missing else []
+        found += [f"unknown {_some(result.unexpected_keys)}"] if result.unexpected_keys else []
+        raise InputError(str(weights), " and ".join(found), "exactly the weights config.json describes", _CODEC_HELP)
+
+
+def _fingerprint(folder: Path, hubert_folder: Path) -> str:
+    files = [folder / "config.json", folder / "model.pth", hubert_folder / "config.json"]
+    digest = hashlib.sha256()
+    for path in files + _hubert_weights(hubert_folder):
+        digest.update(sha256_file(path).encode())
+    return digest.hexdigest()
+
+
+def _read_config(folder: Path, what: str, help_text: str) -> dict:
+    path = folder / "config.json"
+    if not path.is_file():
+        found = "no config.json" if folder.is_dir() else "no such folder"
+        raise InputError(str(folder), found, f"a {what} folder", help_text)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(str(path), f"broken JSON ({error})", f"the {what}'s configuration", help_text) from error
+    return config
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(sorted(keys)[:3])
+    return shown if len(keys) <= 3 else f"{shown} and {len(keys) - 3} more"
+
+
+def at_codec_rate(waveform: np.ndarray, sample_rate_hz: int, codec_rate_hz: int) -> np.ndarray:
+    """A waveform at the codec's own rate, as Boson's encode resamples it."""
+    if sample_rate_hz == codec_rate_hz:
+        return waveform
+    return boson.librosa.resample(waveform, orig_sr=sample_rate_hz, target_sr=codec_rate_hz)
+
+
+def encode(tokenizer: boson.HiggsAudioTokenizer, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """uint16 [codebooks, frames]: the codes `tokenizer.encode(path)` gives for a file that decodes to `waveform`."""
+    codes = tokenizer.encode(waveform, sample_rate_hz).cpu().numpy().astype(np.uint16)
+    give_back(waveform.shape[-1] / sample_rate_hz)
+    return codes
+
+
+def load_codec_of(corpus: Corpus, codec: Path, hubert: Path) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
+    """As preprocess.codec.load.load_codec. Raises InputError for another codec than the corpus was made with."""
+    tokenizer, facts = load_codec(codec, hubert)
+    recorded = corpus.info["codec"]["fingerprint"]
+    if facts.fingerprint != recorded:
+        raise InputError(
+            str(codec),
+            f"a codec with fingerprint {facts.fingerprint[:12]}",
+            f"{recorded[:12]}, as corpus.json says",
+            "Name the codec and the HuBERT that the corpus was made with.",
+        )
+    return tokenizer, facts

@@ -1,0 +1,185 @@
+"""The output folder across runs: what it was started with, one run at a time, and no leftovers."""
+
+import argparse
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+import soundfile
+import torch
+
+from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ
+from preprocess.common.errors import InputError, explain_missing_locks
+from preprocess.common.files import write_atomically
+from preprocess.corpus.base_model import BaseModel
+from preprocess.corpus.codec_facts import CodecFacts
+from preprocess.corpus.shards import CORPUS_FILE, FORMAT_VERSION
+from preprocess.corpus.text import NORMALISER_VERSION, tokenizer_fingerprint
+from preprocess.encode.make_shard import FRAGMENTS_FOLDER, ShardReport
+from preprocess.encode.slices import Slice
+from preprocess.manifest.read import Manifest
+
+SETTINGS_FILE = "settings.json"
+_BEGIN_LOCK, _SLICES_FILE = ".begin.lock", "slices.json"
+_LOCK_PATIENCE_SEC = 3.0
+# Packages that a code, a waveform, a token or a figure may depend on.
+_PINNED = (
+    "boson-multimodal",
+    "librosa",
+    "numpy",
+    "resemblyzer",
+    "silero-vad",
+    "soundfile",
+    "soxr",
+    "tokenizers",
+    "torch",
+    "torchaudio",
+    "transformers",
+    "webrtcvad-wheels",
+)
+
+
+def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseModel, codec: CodecFacts) -> dict:
+    """All that decides what the corpus holds; recorded in corpus.json, and the same for every run on a folder."""
+    flac = {"format": "flac", "sample_rate_hz": WAVEFORM_SAMPLE_RATE_HZ}
+    return {
+        "format_version": FORMAT_VERSION,
+        "codec": asdict(codec),
+        "text_tokenizer": {"fingerprint": tokenizer_fingerprint(base.tokenizer)},
+        "layout": {
+            "name": args.layout,
+            "system_text": args.system_text,
+            "normaliser_version": NORMALISER_VERSION,
+            **({"keep_system": True} if args.keep_system else {}),
+        },
+        "waveforms": flac if args.waveforms == "flac" else {"format": "none", "sample_rate_hz": 0},
+        "settings": {
+            "manifest_sha256": manifest.sha256,
+            "hours_per_shard": args.hours_per_shard,
+            "val_speakers": args.val_speakers,
+            "seed": args.seed,
+            "device": args.device,
+            "precision": args.precision,
+            "screening": asdict(args.screening),
+            **({"noisy_references": args.noisy_references} if args.noisy_references else {}),
+        },
+        "pins": {
+            **{name: importlib.metadata.version(name) for name in _PINNED},
+            "libsndfile": soundfile.__libsndfile_version__,
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
+
+
+@contextlib.contextmanager
+def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterator[None]:
+    """Hold `out`, or one slice of it, for this run.
+
+    Raises InputError if another run holds it, if it was started otherwise, or with another number of slices, or if
+    its file system has no locks.
+    Locks are flocks, which the kernel frees when their holder dies, however it dies.
+    """
+    path = out / SETTINGS_FILE
+    own = {SETTINGS_FILE, f".{SETTINGS_FILE}.partial", _BEGIN_LOCK}
+    if out.is_dir() and not path.is_file() and any(other.name not in own for other in out.iterdir()):
+        raise InputError(
+            str(out),
+            "files that preprocess.shard did not write",
+            "a new folder, or one that an earlier run of this command began",
+            "Name another folder with --out.",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with open(out / _BEGIN_LOCK, "w") as begin:  # slices may begin at once
+            _flock(begin, fcntl.LOCK_EX)
+            if not path.is_file():
+                write_atomically(path, _as_json(settings))
+            _hold(held, path, fcntl.LOCK_SH if part else fcntl.LOCK_EX, "another run that is writing here")
+            _compare(out, json.loads(path.read_text()), settings)
+            if part:
+                _hold(held, out / f".slice-{part.number}.lock", fcntl.LOCK_EX, f"another run of slice {part}")
+                _refuse_other_count(out / _SLICES_FILE, part.count)
+            (out / CORPUS_FILE).unlink(missing_ok=True)  # the folder is finished again when this run is
+        yield
+
+
+@contextlib.contextmanager
+def finishing(out: Path) -> Iterator[None]:
+    """Wait for other slices that write index and corpus.json at this moment."""
+    try:
+        with open(out / _BEGIN_LOCK, "w") as file:
+            _flock(file, fcntl.LOCK_EX)
+            yield
+    except KeyboardInterrupt as stop:
+        stop.add_note("the shards are done and kept; run the same command again to write index and corpus.json")
+        raise
+
+
+def _hold(held: contextlib.ExitStack, path: Path, kind: int, holder: str) -> None:
+    """Lock a file until `held` closes. Forked workers hold it too: those of a killed run let go in a moment."""
+    file = held.enter_context(path.open("a"))  # NFS locks what is open for writing alone
+    give_up = time.monotonic() + _LOCK_PATIENCE_SEC
+    while True:
+        try:
+            return _flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > give_up:
+                raise InputError(str(path.parent), holder, "one run at a time", "Wait for it, or stop it.") from error
+            time.sleep(0.05)
+
+
+def _flock(file: TextIO, kind: int) -> None:
+    with explain_missing_locks(Path(file.name).parent, "Name a folder on another file system with --out."):
+        fcntl.flock(file, kind)
+
+
+def _refuse_other_count(path: Path, count: int) -> None:
+    if not path.is_file():
+        write_atomically(path, _as_json({"count": count}))
+    before = json.loads(path.read_text())["count"]
+    if before != count:
+        raise InputError(
+            str(path),
+            f"--slice i/{count}",
+            f"--slice i/{before}, as other slices of this folder have it",
+            f"Use {before} slices, or the command without --slice, which makes all that is missing.",
+        )
+
+
+def _as_json(value: dict) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _compare(out: Path, before: dict, now: dict) -> None:
+    before, now = _flat(before), _flat(now)
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if names:
+        raise InputError(
+            str(out),
+            "; ".join(f"{name} = {now.get(name)!r}" for name in names),
+            "; ".join(f"{name} = {before.get(name)!r}" for name in names) + ", as the folder was started",
+            "Give the same settings to continue, or name a new folder with --out.",
+        )
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def clean(out: Path, reports: list[ShardReport]) -> None:
+    """Remove what killed runs and earlier plans left: a folder holds the shards of its corpus.json alone."""
+    tars = {f"{report.name}.tar" for report in reports if report.rows}
+    fragments = {f"{report.name}.json" for report in reports}
+    leftovers = [*out.glob("shard-*.tar"), *out.glob(".*.partial"), *out.glob(".slice-*.lock"), out / _SLICES_FILE]
+    for path in [*leftovers, *(out / FRAGMENTS_FOLDER).glob("*")]:
+        if path.name not in tars | fragments:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,185 @@
+"""report.html: a finished corpus on one page. What is in it, what was dropped and why, ten clips to hear.
+
+It is made of the corpus folder alone, says nothing of the clock, and is the same for the same corpus.
+"""
+
+import base64
+import hashlib
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from preprocess.common.files import write_atomically
+from preprocess.common.page import Markup, account, fill, histogram, page, section, table, text, tiles
+from preprocess.corpus.shards import FAILURES_FILE, Corpus
+
+REPORT_FILE = "report.html"
+_NUM_CLIPS, _NUM_SPEAKERS, _NUM_EXAMPLES = 10, 30, 3
+# Column of the index, whose thresholds are min_ and max_ of it in the screening recipe; title; unit.
+_PLOTS = (
+    ("duration_sec", "Duration", "s"),
+    ("rms_dbfs", "Loudness (RMS)", "dBFS"),
+    ("bandwidth_hz", "Bandwidth", "Hz"),
+    ("letters_per_sec", "Pace", "letters/s"),
+    ("code_entropy_bits", "Code entropy", "bits a codebook"),
+    ("silence_share", "Silence", "of the clip"),
+    ("speech_share", "Speech (silero-vad)", "of the clip"),
+    ("speaker_similarity", "Voice, to the speaker's others", "similarity"),
+)
+
+
+def write_report(folder: Path) -> None:
+    """Write report.html into a finished corpus folder."""
+    corpus = Corpus(folder)
+    parts = [
+        "<h1>Corpus report</h1>",
+        f"<p>{text(_codec(corpus.info))}</p>",
+        section("What is in it", tiles(_tiles(corpus))),
+        section("Every manifest row, every clip", *_accounts(corpus.info)),
+        section("What was dropped, and why", _dropped(corpus)),
+        section("Figures of the clips", f'<div class="plots">{"".join(_plots(corpus))}</div>', _thresholds_note()),
+        section("Hours by language and speaker", _hours(corpus, "language"), "<p></p>", _hours(corpus, "speaker")),
+        section("Clips to hear", *_clips(corpus)),
+        section("Settings", _settings(corpus.info)),
+    ]
+    write_atomically(folder / REPORT_FILE, page("Corpus report", parts).encode())
+
+
+def _codec(info: dict) -> str:
+    codec = info["codec"]
+    return (
+        f"{codec['num_codebooks']} codebooks of {codec['codebook_size']} codes, {codec['frame_rate_hz']:g} frames a "
+        f"second; text normaliser {info['layout']['normaliser_version']}; shard format {info['format_version']}"
+    )
+
+
+def _tiles(corpus: Corpus) -> list[tuple[str, str]]:
+    info = corpus.info
+    tiles_shown = [
+        (f"{info['hours']:.2f}", "hours"),
+        (f"{info['clips']['written']:,}", "clips"),
+        *((f"{copies['written']:,}", "noisy copies, for reference") for copies in _copies(info)),
+        (f"{sum(info['samples'].values()):,}", "samples"),
+        *((f"{count:,}", f"{split} speakers") for split, count in info["speakers"].items()),
+        (f"{sum(info['lost_hours'].values()):.2f}", "hours dropped"),
+        (f"{info['digits']['clips']:,}", f"transcripts with digits ({info['digits']['digits']:,})"),
+    ]
+    pace = info["speech"].get("sec_per_letter")
+    return tiles_shown + ([(f"{1000 * pace:.0f} ms", "a letter, median")] if pace else [])
+
+
+def _accounts(info: dict) -> list[str]:
+    return [
+        f"<p>{sum(info['rows'].values()):,} rows</p>{account(info['rows'])}",
+        f"<p>{sum(info['clips'].values()):,} clips</p>{account(info['clips'])}",
+        *(f"<p>{sum(copies.values()):,} noisy copies</p>{account(copies)}" for copies in _copies(info)),
+    ]
+
+
+def _copies(info: dict) -> list[dict]:
+    return [info["derived_clips"]] if "derived_clips" in info else []
+
+
+def _dropped(corpus: Corpus) -> str:
+    """A line a reason, rows and hours, with examples; what no row needs any more is of its row's reason."""
+    examples, counts = defaultdict(list), Counter()
+    with open(corpus.folder / FAILURES_FILE, encoding="utf-8") as file:
+        for record in map(json.loads, file):
+            kind = record["status"], record["reason"]
+            if record["line"] is not None:
+                counts[kind] += 1
+                if len(examples[kind]) < _NUM_EXAMPLES:
+                    examples[kind].append(f"<div dir='auto'>{text(record['where'])}: {text(record['found'])}</div>")
+    if not counts:
+        return '<div class="card">Nothing.</div>'
+    lost_hours = corpus.info["lost_hours"]
+    rows = [
+        (status, reason, f"{count:,}", f"{lost_hours.get(reason, 0):.3f}", Markup("".join(examples[status, reason])))
+        for (status, reason), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    return table(("", "reason", "rows", "hours", "for example"), rows, numbers=(2, 3))
+
+
+def _plots(corpus: Corpus) -> list[str]:
+    chosen, plots = corpus.info["settings"].get("screening", {}), []
+    used = corpus.index.filter(pc.and_(corpus.index.column("use"), _original(corpus)))
+    for column, title, unit in _PLOTS:
+        values = used.column(column).drop_null().to_numpy().astype(np.float64)
+        limits = [chosen[f"{end}_{column}"] for end in ("min", "max") if chosen.get(f"{end}_{column}") is not None]
+        if len(values):
+            plots.append(histogram(title, unit, values, limits))
+    return plots
+
+
+def _original(corpus: Corpus) -> pa.ChunkedArray:
+    """Whether a clip is a recording, not a noisy copy of one."""
+    return pc.is_null(corpus.index.column("derived_from"))
+
+
+def _thresholds_note() -> str:
+    return "<p>Clips in use. A dashed line is a threshold of the screening; what lies beyond it was dropped.</p>"
+
+
+def _hours(corpus: Corpus, column: str) -> str:
+    """Hours and clips a value of the column, the largest first."""
+    seconds, clips = Counter(), Counter()
+    recordings = corpus.index.filter(_original(corpus))
+    columns = (recordings.column(name).to_pylist() for name in (column, "duration_sec", "use"))
+    for name, duration_sec, use in zip(*columns, strict=True):
+        if use:
+            seconds[name or "(not given)"] += duration_sec
+            clips[name or "(not given)"] += 1
+    largest = sorted(seconds, key=lambda name: (-seconds[name], name))
+    rows = [
+        (name, f"{seconds[name] / 3600:.3f}", f"{clips[name]:,}", fill(seconds[name] / seconds[largest[0]]))
+        for name in largest[:_NUM_SPEAKERS]
+    ]
+    rest = largest[_NUM_SPEAKERS:]
+    if rest:
+        hours, number = sum(seconds[name] for name in rest) / 3600, sum(clips[name] for name in rest)
+        rows.append((f"{len(rest):,} more", f"{hours:.3f}", f"{number:,}", ""))
+    return table((column, "hours", "clips", ""), rows, numbers=(1, 2))
+
+
+def _clips(corpus: Corpus) -> list[str]:
+    """Clips drawn by the corpus's seed, with their waveforms inside the page."""
+    index, seed = corpus.index, corpus.info["settings"]["seed"]
+    columns = (index.column(name).to_pylist() for name in ("key", "use", "flac_bytes"))
+    candidates = [(key, row) for row, (key, use, flac) in enumerate(zip(*columns, strict=True)) if use and flac]
+    if not candidates:
+        return ['<div class="card">The shards hold no waveforms (--waveforms none).</div>']
+    candidates.sort(key=lambda item: hashlib.sha256(f"{seed}:hear:{item[0]}".encode()).digest())
+    return ['<div class="plots">', *(_clip(corpus, row) for _, row in sorted(candidates[:_NUM_CLIPS])), "</div>"]
+
+
+def _clip(corpus: Corpus, row: int) -> str:
+    clip = corpus.clip(row, waveform=True)
+    quality = clip.meta["quality"]
+    about = (
+        f"{clip.meta['duration_sec']:.1f} s, {quality['rms_dbfs']:.0f} dBFS, {quality['bandwidth_hz'] / 1000:.1f} kHz"
+    )
+    if "disturbance" in clip.meta:
+        about += f", noisy copy ({clip.meta['disturbance']['snr_db']:.0f} dB)"
+    return (
+        f'<div class="card"><div class="said" dir="auto">{text(clip.meta["text_normalised"])}</div>'
+        f'<p dir="auto">{text(clip.meta["speaker"])}, {text(about)}<br>{text(clip.meta["source"])}</p>'
+        f'<audio controls preload="none" src="data:audio/flac;base64,{base64.b64encode(clip.flac).decode()}"></audio>'
+        "</div>"
+    )
+
+
+def _settings(info: dict) -> str:
+    groups = {name: info[name] for name in ("layout", "codec", "text_tokenizer", "waveforms", "settings", "pins")}
+    return table(("setting", "value"), sorted(_flat(groups)))
+
+
+def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        rows += _flat(value, f"{key}.") if isinstance(value, dict) else [(key, json.dumps(value, ensure_ascii=False))]
+    return rows

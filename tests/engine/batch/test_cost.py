@@ -1,0 +1,152 @@
+"""What a step costs, counted: the dtype of each matmul, waits for the device, peak memory."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from boson_multimodal.model.higgs_audio import HiggsAudioModel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.counting import ATTENTION, MATMULS, PeakBytes
+from engine.base import zero
+from engine.base.base_config import load_config
+from engine.base.recipe import Lora, Loss
+from engine.model.forward import LossModel
+from engine.model.lora import add_lora
+from engine.model.losses import codebook_weights, weigh
+from engine.model.weights import load_base
+from engine.plan.plan import Pack, Sample
+from engine.run import build_engine
+from tests.fixtures.steps import make_job, open_reader
+
+SAMPLES = tuple(
+    Sample(target=target, dialogue=-1, references=references, num_tokens=0)
+    for target, references in [(1, (0,)), (4, ()), (2, (3, 0))]
+)
+
+
+class Multiplications(TorchDispatchMode):
+    """(operator, dtypes of its inputs, shapes) of every matmul and attention call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in MATMULS or name in ATTENTION:
+            inputs = [value for value in args if isinstance(value, torch.Tensor)][:4]  # not attention's logsumexp
+            self.calls.append((name, {value.dtype for value in inputs}, [tuple(value.shape) for value in inputs]))
+        return func(*args, **(kwargs or {}))
+
+
+def multiplications_of_a_bf16_step(model_folder, data):
+    """Those of forward, loss, backward and update of one pack, through DeepSpeed."""
+    overrides = ["run.precision=bf16", "batch.packs_per_step=1", "lora.dropout=0.1"]
+    job = make_job(model_folder, data, Path("/nonexistent"), overrides)
+    engine = build_engine(job)
+    zero.set_lr(engine, 1e-3)
+    batch = job.reader[Pack(SAMPLES)].batch
+    with Multiplications() as seen:
+        sums = engine(batch)
+        engine.backward(weigh(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio))))
+        engine.step()
+    engine.destroy()
+    return seen.calls
+
+
+def is_rope_frequencies(name, shapes):
+    """Positions times inverse frequencies, an outer product, which inference has in fp32 too."""
+    return name == "bmm" and shapes[0][-1] == shapes[1][-2] == 1
+
+
+def test_no_matmul_or_attention_of_a_bf16_step_runs_in_fp32_but_the_rope_frequencies(
+    one_rank, model_folder, random_corpus
+):
+    calls = one_rank.run(multiplications_of_a_bf16_step, model_folder, random_corpus.folder)[0]
+    slow = [(name, shapes) for name, dtypes, shapes in calls if dtypes != {torch.bfloat16}]
+    assert all(is_rope_frequencies(name, shapes) for name, shapes in slow), slow
+    names = [name for name, _, _ in calls]
+    assert len(slow) == 1
+    assert sum(name in ATTENTION for name in names) >= 2 * len(SAMPLES) * 4, "attention went unseen"
+    assert sum(name in MATMULS for name in names) > 100, "matmuls went unseen"
+
+
+class Waits(TorchFunctionMode):
+    """Python calls that make the host wait for the device, each with the file that makes it."""
+
+    NAMES = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy", "nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in self.NAMES:
+            self.seen.append((func.__name__, Path(sys._getframe(1).f_code.co_filename).name))
+        return func(*args, **(kwargs or {}))
+
+
+class WaitingOperators(TorchDispatchMode):
+    """Operators whose result has a size or a value that the host must know: a wait on CUDA."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive", "_unique2", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
+        if name in self.NAMES or any(index is not None and index.dtype == torch.bool for index in indices):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def waits(model, batch):
+    with Waits() as calls, WaitingOperators() as operators:
+        sums = model(batch)
+        weigh(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio)))
+    return calls.seen, operators.seen
+
+
+@pytest.mark.parametrize("num_checkpointed_layers", [0, 2])
+def test_nothing_waits_for_the_device_between_batch_and_loss(num_checkpointed_layers, model_folder, random_corpus):
+    """Attention's tolist is the CPU path's alone: CUDA reads the segments in its kernel."""
+    model = LossModel(add_lora(load_base(model_folder, torch.float32), Lora(dropout=0.1)), num_checkpointed_layers)
+    calls, operators = waits(model, open_reader(random_corpus.folder, model_folder, "packed")[Pack(SAMPLES)].batch)
+    assert set(calls) == {("tolist", "attention.py")}
+    assert not operators
+    calls, operators = waits(model, open_reader(random_corpus.folder, model_folder, "boson")[Pack(SAMPLES)].batch)
+    assert calls, "Boson's forward waits, so the test would see it"
+    assert operators
+
+
+def peak_bytes(model_folder, corpus_folder, forward, vocabulary):
+    """Of forward, loss and backward."""
+    config = load_config(model_folder)
+    config.text_config.vocab_size = vocabulary
+    torch.manual_seed(0)
+    base = HiggsAudioModel(config).requires_grad_(False).train()
+    model = LossModel(add_lora(base, Lora(mode="attention", dropout=0.1)))
+    batch = open_reader(corpus_folder, model_folder, forward)[Pack(SAMPLES)].batch
+    with PeakBytes() as held:
+        sums = model(batch)
+        weigh(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
+    return held.peak
+
+
+def test_peak_memory_grows_with_the_vocabulary_at_labelled_positions_alone(model_folder, random_corpus):
+    small, large = 1_000, 21_000
+    stream = open_reader(random_corpus.folder, model_folder, "packed")[Pack(SAMPLES)].batch
+    growth = {
+        forward: peak_bytes(model_folder, random_corpus.folder, forward, large)
+        - peak_bytes(model_folder, random_corpus.folder, forward, small)
+        for forward in ("packed", "boson")
+    }
+    one_row = (large - small) * 4  # fp32 logits of a position
+    assert growth["packed"] <= 4 * len(stream.text_labels) * one_row
+    assert growth["boson"] >= len(stream.position_ids) * one_row, "the oracle has logits everywhere"

@@ -1,0 +1,62 @@
+"""DualFFN balance: the ratio of the two branches' updates, and what is said where one stands still."""
+
+import json
+
+import pytest
+import torch
+
+from engine.monitor.balance import describe, text_over_audio
+from tests.fixtures import gate
+
+OVERRIDES = ["run.precision=fp32", "run.max_steps=2", "run.save_every=1", "run.evaluate_every=9", "run.log_every=9"]
+
+
+def lora(layer, branch, scale, seed):
+    """Masters of a branch, {name: matrix}, whose B A is `scale` times that of the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    masters = {}
+    for projection, (rows, columns) in {"gate_proj": (12, 6), "down_proj": (6, 12)}.items():
+        name = f"model.base_model.model.layers.{layer}.{branch}.{projection}"
+        masters[f"{name}.lora_A.default.weight"] = torch.randn(3, columns, generator=generator)
+        masters[f"{name}.lora_B.default.weight"] = torch.randn(rows, 3, generator=generator) * scale
+    return masters
+
+
+def effective(masters, layer, branch):
+    """[both projections' B A], flat."""
+    prefix = f"model.base_model.model.layers.{layer}.{branch}."
+    weights = []
+    for projection in ("gate_proj", "down_proj"):
+        a, b = (masters[f"{prefix}{projection}.lora_{side}.default.weight"] for side in "AB")
+        weights.append((b @ a).flatten())
+    return torch.cat(weights)
+
+
+def test_the_ratio_is_that_of_the_effective_weights_updates():
+    before = lora(0, "mlp", 1, 0) | lora(0, "audio_mlp", 1, 1) | lora(1, "mlp", 1, 2)
+    now = lora(0, "mlp", 2, 3) | lora(0, "audio_mlp", 0.5, 4) | lora(1, "mlp", 2, 5)
+    text, audio = (
+        (effective(now, 0, branch) - effective(before, 0, branch)).norm() for branch in ("mlp", "audio_mlp")
+    )
+    assert text_over_audio(before, now) == {0: pytest.approx(float(text / audio), rel=1e-5)}
+
+
+def test_a_branch_that_stands_still_is_a_warning_and_one_that_is_not_trained_is_none():
+    text, audio = lora(3, "mlp", 1, 0), lora(3, "audio_mlp", 1, 1)
+    moved = lora(3, "audio_mlp", 1.1, 1)
+    ratios = text_over_audio(text | audio, text | moved)
+    assert ratios == {3: 0.0}
+    assert "warning: one branch hardly moves in layer 3: 0" in describe(ratios)
+    ratios = text_over_audio(text | audio, lora(3, "mlp", 1.1, 0) | audio)
+    assert "warning: one branch hardly moves in layer 3: 1e+06" in describe(ratios)
+    assert "warning" not in describe({0: 1.0, 1: 9.0})
+    assert text_over_audio(audio, moved) == {}
+
+
+def test_every_save_logs_the_balance_of_the_real_loop(tmp_path, one_rank, model_folder, random_corpus):
+    one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, OVERRIDES)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if line["kind"] == "balance"]
+    assert [line["step"] for line in found] == [1, 2]
+    for line in found:
+        assert 0.1 < line["ffn_balance_min"] <= line["ffn_balance_median"] <= line["ffn_balance_max"] < 10

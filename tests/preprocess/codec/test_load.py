@@ -1,0 +1,200 @@
+"""Codes in shards are Boson's, for every kind of file; the codec opens offline or says why not."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
+from boson_multimodal.serve.serve_engine import HiggsAudioServeEngine
+
+from preprocess.audio.decode import decode
+from preprocess.codec import load as codec
+from preprocess.codec.load import encode, hubert_from, load_codec
+from preprocess.common.errors import InputError
+from preprocess.corpus.shards import Corpus
+from tests.fixtures.codec import build_codec, code_entropy_bits
+from tests.fixtures.speech import save_variant
+from tests.preprocess.helpers import assert_parts, shard, write_jsonl
+
+# File name -> how it is saved. The MP3's rate and channels, and a WAV under another name, are part of the point.
+VARIANTS = {
+    "plain.wav": {},
+    "lossless.flac": {},
+    "lossy.mp3": {},
+    "stereo.wav": {"channels": 2},
+    "stereo_44k.mp3": {"channels": 2, "sample_rate_hz": 44100},
+    "telephone_8k.wav": {"sample_rate_hz": 8000},
+    "cd_44k.flac": {"sample_rate_hz": 44100},
+    "studio_48k.wav": {"sample_rate_hz": 48000},
+    "codec_rate_24k.wav": {"sample_rate_hz": 24000},
+    "six_channels.wav": {"channels": 6},
+}
+
+
+@pytest.fixture(scope="module")
+def boson_codec(codec_folder, hubert_folder):
+    """Boson's tokenizer as Boson's loader gives it: nothing of ours but the place of HuBERT."""
+    with hubert_from(hubert_folder):
+        return boson.load_higgs_audio_tokenizer(str(codec_folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory, speech_folder, model_folder, codec_folder, hubert_folder):
+    """A corpus of the same sentence saved in many ways, and where its files lie."""
+    folder = tmp_path_factory.mktemp("variants")
+    samples, rate_hz = soundfile.read(speech_folder / "salma/000.wav", frames=30000)
+    soundfile.write(folder / "source.wav", samples, rate_hz)
+    for name, how in VARIANTS.items():
+        save_variant(folder / "source.wav", folder / name, **how)
+    rows = [{"audio": name, "text": "صباح الخير", "speaker": "salma"} for name in VARIANTS]
+    manifest = write_jsonl(folder / "corpus.jsonl", rows)
+    tools = {"model": model_folder, "audio_tokenizer": codec_folder, "hubert": hubert_folder}
+    assert shard(manifest=manifest, out=folder / "out", workers=1, **tools) == 0
+    return Corpus(folder / "out"), folder
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_codes_in_the_shard_equal_boson_encode_of_the_file(name, variants, boson_codec):
+    corpus, folder = variants
+    sources = [corpus.clip(row).meta["source"] for row in range(corpus.index.num_rows)]
+    codes = corpus.clip(sources.index(name)).codes
+    expected = boson_codec.encode(str(folder / name)).numpy()
+    assert codes.dtype == np.uint16
+    assert np.array_equal(codes, expected)
+
+
+def test_codes_equal_boson_encode_at_every_length(boson_codec, codec_folder, hubert_folder):
+    """Lengths round a frame's border: some need Boson's padding, some its trimming, some neither."""
+    codec, facts = load_codec(codec_folder, hubert_folder)
+    hop = round(facts.sample_rate_hz / facts.frame_rate_hz)
+    noise = np.random.default_rng(0).normal(0, 0.1, 20 * hop).astype(np.float32)
+    runs = []
+    boson_codec.encoder.register_forward_hook(lambda *_: runs.append(1))
+    for num_samples in range(14 * hop, 15 * hop + 1, hop // 6):
+        wave = noise[:num_samples]
+        expected = boson_codec.encode(wave, facts.sample_rate_hz).numpy()
+        assert np.array_equal(encode(codec, wave, facts.sample_rate_hz), expected), num_samples
+    assert 7 < len(runs) < 14, "the lengths should cover both of Boson's ways"
+
+
+def test_codes_on_speech_are_varied(speech_corpus):
+    """Some 40 s of Arabic: the fixture's codes have more than 8 bits a codebook, so equal codes prove something."""
+    corpus = Corpus(speech_corpus)
+    codes = np.concatenate([corpus.clip(row).codes for row in range(corpus.index.num_rows)], axis=1)
+    entropies = code_entropy_bits(codes)
+    print("entropy of each codebook, bits:", [round(bits, 2) for bits in entropies])
+    assert min(entropies) > 8.0
+    assert codes.shape[0] == 8
+    assert codes.shape[1] > 800
+
+
+def test_two_codecs_of_different_shape_in_one_process(tmp_path, codec_folder, hubert_folder, speech_folder):
+    other_folder = build_codec(
+        tmp_path / "codec",
+        tmp_path / "hubert",
+        num_codebooks=5,
+        codebook_size=300,
+        ratios=(8, 5, 4, 2),
+        sample_rate_hz=16000,
+        dimension=32,
+        seed=3,
+    )
+    other, facts = load_codec(other_folder, tmp_path / "hubert")
+    assert (facts.num_codebooks, facts.codebook_size) == (5, 300)
+    assert (facts.frame_rate_hz, facts.sample_rate_hz) == (50.0, 16000)
+    path = speech_folder / "omar/000.wav"
+    audio = decode(path)
+    with hubert_from(tmp_path / "hubert"):
+        expected = boson.load_higgs_audio_tokenizer(str(other_folder), device="cpu").encode(str(path)).numpy()
+    codes = encode(other, audio.waveform, audio.sample_rate_hz)
+    assert np.array_equal(codes, expected)
+    assert min(code_entropy_bits(codes)) > 5.0
+
+    first, first_facts = load_codec(codec_folder, hubert_folder)
+    assert encode(first, audio.waveform, audio.sample_rate_hz).shape[0] == first_facts.num_codebooks == 8
+    assert first_facts.fingerprint != facts.fingerprint
+
+
+def test_fingerprint_depends_on_each_of_the_files(tmp_path, codec_folder, hubert_folder):
+    fingerprints = {load_codec(codec_folder, hubert_folder)[1].fingerprint}
+    for name in ("codec/config.json", "hubert/config.json"):
+        shutil.rmtree(tmp_path)
+        for source, kind in ((codec_folder, "codec"), (hubert_folder, "hubert")):
+            (tmp_path / kind).mkdir(parents=True)
+            for path in source.iterdir():
+                (tmp_path / kind / path.name).symlink_to(path)
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_text(text + "\n")
+        codec._load.cache_clear()
+        fingerprints.add(load_codec(tmp_path / "codec", tmp_path / "hubert")[1].fingerprint)
+    assert len(fingerprints) == 3
+
+
+def test_serve_engine_opens_and_boson_is_left_as_it_was(model_folder, codec_folder, hubert_folder):
+    before = boson.AutoModel
+    with hubert_from(hubert_folder):
+        engine = HiggsAudioServeEngine(str(model_folder), str(codec_folder), device="cpu", kv_cache_lengths=[64])
+    assert engine.audio_tokenizer.sampling_rate == 24000
+    assert boson.AutoModel is before
+    with pytest.raises(KeyError), hubert_from(hubert_folder):
+        raise KeyError
+    assert boson.AutoModel is before
+
+
+def test_a_hubert_that_brings_code_is_refused(tmp_path, codec_folder, hubert_folder):
+    shutil.copytree(hubert_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
+    with pytest.raises(InputError) as caught:
+        load_codec(codec_folder, tmp_path)
+    assert_parts(caught.value, str(tmp_path), "auto_map", "transformers' own class", "Remove auto_map")
+
+
+@pytest.mark.parametrize(("kind", "found"), [("codec", "no such folder"), ("hubert", "no such folder")])
+def test_a_missing_folder_is_named_with_the_download_command(kind, found, tmp_path, codec_folder, hubert_folder):
+    folders = {"codec": codec_folder, "hubert": hubert_folder, kind: tmp_path / "nowhere"}
+    with pytest.raises(InputError) as caught:
+        load_codec(folders["codec"], folders["hubert"])
+    assert_parts(
+        caught.value, str(tmp_path / "nowhere"), found, f"a {kind}".replace("hubert", "HuBERT"), "hf download"
+    )
+
+
+def test_hubert_without_weights_is_refused(tmp_path, codec_folder, hubert_folder):
+    shutil.copy(hubert_folder / "config.json", tmp_path)
+    with pytest.raises(InputError) as caught:
+        load_codec(codec_folder, tmp_path)
+    assert_parts(caught.value, str(tmp_path), "no weights", "model.safetensors", "--hubert")
+
+
+def test_codec_weights_that_do_not_match_the_config_are_refused(tmp_path, codec_folder, hubert_folder):
+    """Boson's loader takes both without a word, and leaves random weights behind."""
+    shutil.copy(codec_folder / "config.json", tmp_path)
+    state = torch.load(codec_folder / "model.pth", weights_only=True)
+    state["fc_prior.wait"] = state.pop("fc_prior.weight")
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(InputError) as caught:
+        load_codec(tmp_path, hubert_folder)
+    assert_parts(
+        caught.value,
+        "model.pth",
+        "no fc_prior.weight and unknown fc_prior.wait",
+        "exactly the weights config.json describes",
+        "Download the codec",
+    )
+
+
+def test_codec_without_semantic_weights_takes_them_from_hubert(tmp_path, codec_folder, hubert_folder):
+    shutil.copy(codec_folder / "config.json", tmp_path)
+    state = torch.load(codec_folder / "model.pth", weights_only=True)
+    kept = {name: value for name, value in state.items() if not name.startswith("semantic_model.")}
+    assert len(kept) < len(state)
+    torch.save(kept, tmp_path / "model.pth")
+    codec, _ = load_codec(tmp_path, hubert_folder)
+    whole, _ = load_codec(codec_folder, hubert_folder)
+    noise = np.random.default_rng(0).normal(0, 0.1, 24000).astype(np.float32)
+    assert np.array_equal(encode(codec, noise, 24000), encode(whole, noise, 24000))

@@ -1,0 +1,146 @@
+"""Shard format 2: what is written is what is read, by us and by stock webdataset; what decays is noticed."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+import webdataset
+
+from preprocess.common.errors import InputError
+from preprocess.common.files import sha256_file
+from preprocess.corpus.shards import Clip, Corpus, write_corpus, write_shard
+from tests.preprocess.helpers import assert_parts
+
+INDEX_REST = {
+    "text_tokens": 3,
+    "duration_sec": 1.0,
+    "speaker": "s",
+    "language": None,
+    "split": "train",
+    "draws_reference": True,
+    "dialogues": [],
+    "use": True,
+    "reason": None,
+}
+
+
+def _meta(text):
+    return {"text": text, "text_normalised": text, "dialogues": []}
+
+
+def make_clips(num_clips=5):
+    rng = np.random.default_rng(0)
+    clips = []
+    for number in range(num_clips):
+        codes = rng.integers(1024, size=(8, 10 + number), dtype=np.uint16)
+        flac = rng.bytes(100 + number) if number % 2 else None
+        clips.append(Clip(f"clip-{number}", _meta(f"نص {number}"), codes, flac))
+    return clips
+
+
+def write(folder, clips):
+    rows = write_shard(folder / "shard-000000.tar", clips)
+    rows = [{**row, "frames": clip.codes.shape[1], **INDEX_REST} for row, clip in zip(rows, clips, strict=True)]
+    path = folder / "shard-000000.tar"
+    shard = {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_corpus(folder, rows, {"shards": [shard], "codec": {}, "text_tokenizer": {}, "layout": {}})
+    return Corpus(folder)
+
+
+def test_what_is_written_is_read(tmp_path):
+    clips = make_clips()
+    corpus = write(tmp_path, clips)
+    assert corpus.index.num_rows == len(clips)
+    for row, clip in enumerate(clips):
+        read = corpus.clip(row, waveform=True)
+        assert (read.key, read.meta, read.flac) == (clip.key, clip.meta, clip.flac)
+        assert read.codes.dtype == np.uint16
+        assert np.array_equal(read.codes, clip.codes)
+        assert corpus.clip(row).flac is None
+
+
+def test_the_same_clips_make_the_same_bytes_and_tar_reads_them(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        write_shard(tmp_path / name, make_clips())
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members[:5]] == [
+        "clip-0.json",
+        "clip-0.codes.npy",
+        "clip-1.json",
+        "clip-1.codes.npy",
+        "clip-1.flac",
+    ]
+    assert {(m.mtime, m.uid, m.gid, m.uname) for m in members} == {(0, 0, 0, "")}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "b.tar"}
+
+
+def test_stock_webdataset_reads_the_shards_of_the_command(speech_corpus):
+    corpus = Corpus(speech_corpus)
+    paths = [str(speech_corpus / shard["name"]) for shard in corpus.info["shards"]]
+    assert len(paths) > 1
+    samples = {s["__key__"]: s for s in webdataset.WebDataset(paths, shardshuffle=False)}
+    assert sorted(samples) == corpus.index.column("key").to_pylist()
+    for row in range(corpus.index.num_rows):
+        clip = corpus.clip(row)
+        sample = samples[clip.key]
+        assert np.array_equal(np.load(io.BytesIO(sample["codes.npy"]), allow_pickle=False), clip.codes)
+        assert json.loads(sample["json"]) == clip.meta
+        waveform, rate_hz = soundfile.read(io.BytesIO(sample["flac"]))
+        assert rate_hz == corpus.info["waveforms"]["sample_rate_hz"]
+        assert len(waveform) / rate_hz == pytest.approx(clip.meta["duration_sec"], abs=0.001)
+
+
+def test_a_changed_byte_is_noticed_where_it_is_read(tmp_path):
+    corpus = write(tmp_path, make_clips())
+    offset = corpus.index.column("codes_offset")[2].as_py() + 130
+    with open(tmp_path / "shard-000000.tar", "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+    damaged = Corpus(tmp_path)
+    damaged.clip(1)
+    with pytest.raises(InputError) as caught:
+        damaged.clip(2)
+    assert_parts(
+        caught.value, "shard-000000.tar[clip-2]", "codes member with crc32", "as index.parquet says", "again"
+    )
+
+
+def test_a_shard_cut_at_a_member_s_border_is_noticed_at_once(tmp_path):
+    corpus = write(tmp_path, make_clips())
+    border = corpus.index.column("json_offset")[3].as_py() - 512
+    with open(tmp_path / "shard-000000.tar", "r+b") as file:
+        file.truncate(border)
+    with pytest.raises(InputError) as caught:
+        Corpus(tmp_path)
+    assert_parts(caught.value, "shard-000000.tar", f"{border} bytes", "as corpus.json says", "Copy the file again")
+
+
+def test_a_folder_that_is_not_finished_is_refused(tmp_path):
+    write_shard(tmp_path / "shard-000000.tar", make_clips())
+    with pytest.raises(InputError) as caught:
+        Corpus(tmp_path)
+    assert_parts(caught.value, str(tmp_path), "no corpus.json", "finished", "continues where it stopped")
+
+
+def test_a_corpus_of_another_format_is_refused(tmp_path):
+    write(tmp_path, make_clips())
+    info = json.loads((tmp_path / "corpus.json").read_text())
+    (tmp_path / "corpus.json").write_text(json.dumps({**info, "format_version": 1}))
+    with pytest.raises(InputError) as caught:
+        Corpus(tmp_path)
+    assert_parts(caught.value, "corpus.json", "format_version 1", "2", "into a new folder; --reuse takes the codes")
+
+
+def test_the_fingerprint_changes_with_the_split_and_the_prompt(tmp_path):
+    fingerprint = write(tmp_path, make_clips()).fingerprint
+    info = json.loads((tmp_path / "corpus.json").read_text())
+    assert Corpus(tmp_path).fingerprint == fingerprint
+    (tmp_path / "corpus.json").write_text(json.dumps({**info, "layout": {"system_text": "Shout."}}))
+    assert Corpus(tmp_path).fingerprint != fingerprint
