@@ -37,6 +37,7 @@ test-long: $(INSTALLED) .venv/.cluster
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,5 @@
-"""The project as a whole: names that don't collide, imports that go one way, a README whose commands exist."""
+"""The project as a whole: names that don't collide, a README whose commands exist."""
 
-import ast
 import re
 import shlex
 import sys
@@ -32,19 +31,6 @@ def modules(package: str) -> list[Path]:
     return found
 
 
-def project_imports(path: Path) -> set[str]:
-    """Full names of the project's modules that a file imports, at the top or inside functions."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            children = {f"{node.module}.{alias.name}" for alias in node.names} if node.module in PACKAGES else set()
-            names |= children or {node.module}
-    return {name for name in names if name.split(".")[0] in (*PACKAGES, "tests", "bench")}
-
-
 def readme_commands() -> list[list[str]]:
     """The words of every command in the shell blocks of README and docs, settings before the program left out."""
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
@@ -67,24 +53,6 @@ def launched(program: str) -> Iterator[list[str]]:
 def test_no_module_bears_a_standard_library_name(package):
     # `deepspeed launch/train.py` puts launch/ first on sys.path: an inspect.py there would break `import torch`.
     assert [path for path in modules(package) if path.stem in sys.stdlib_module_names] == []
-
-
-@pytest.mark.parametrize("path", modules("preprocess"), ids=lambda path: path.stem)
-def test_preprocess_imports_nothing_of_the_engine(path):
-    assert {name for name in project_imports(path) if not name.startswith("preprocess")} == set()
-
-
-@pytest.mark.parametrize("path", modules("engine"), ids=lambda path: path.stem)
-def test_the_engine_knows_of_preprocess_its_formats_alone(path):
-    names = ("errors", "shards", "storage", "layout", "strict_yaml")
-    allowed = tuple(f"preprocess.{name}" for name in names)
-    assert {name for name in project_imports(path) if not name.startswith(("engine", *allowed))} == set()
-
-
-@pytest.mark.parametrize("path", modules("launch"), ids=lambda path: path.stem)
-def test_nothing_that_users_run_needs_the_tests_but_the_demo(path):
-    allowed = (*PACKAGES, "tests.fixtures") if path.stem == "demo" else PACKAGES
-    assert {name for name in project_imports(path) if not name.startswith(allowed)} == set()
 
 
 def test_the_readme_shows_every_command_with_flags_that_exist():
