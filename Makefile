@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # DeepSpeed would compile its kernels while it installs; training uses none of them.
 export DS_BUILD_OPS := 0
 
-.PHONY: venv demo test test-long check style lock
+.PHONY: venv demo test test-avx2 test-long check style lock
 
 venv: $(INSTALLED)
 
@@ -26,6 +26,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+
+# Bits depend on the processor's instructions: what the codec does on one without AVX-512, on any that has it.
+test-avx2: $(INSTALLED)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest \
+		tests/preprocess/codec/test_load.py tests/preprocess/codec/test_fast_encode.py -n 2 --dist loadfile
 
 test-long: $(INSTALLED) .venv/.cluster
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile

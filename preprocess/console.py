@@ -59,6 +59,14 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
     sys.stdout.flush()
 
 
+def show_encoder(faster_forms: dict[str, bool]) -> None:
+    """Which faster forms of Boson's encoder are on, and which are off on this processor."""
+    on, off = ([name for name, equal in faster_forms.items() if equal is wanted] for wanted in (True, False))
+    print(f"encoder: faster than Boson's, with the same bits: {', '.join(on) or 'nothing'}", flush=True)
+    if off:
+        print(f"  left as Boson's: {', '.join(off)}; the faster form has other bits on this processor", flush=True)
+
+
 def show_screening(screening: Screening) -> None:
     """Which filters are on."""
     print(f"screening: {thresholds(screening) or 'none'}", flush=True)

@@ -75,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         failed = [error for _, error in errors if error.status == "failed"]
         refuse_many_failures(stage, failed, num_seen, args.max_failure_share)
     # What workers on the CPU share with this process. A process that has used a GPU can't be forked.
-    _, codec = load_codec(args.audio_tokenizer, args.hubert, way if way.device == "cpu" else BOSONS)
+    tokenizer, codec = load_codec(args.audio_tokenizer, args.hubert, way if way.device == "cpu" else BOSONS)
+    if way.device == "cpu":
+        report.show_encoder(tokenizer.faster_forms)
     load_screening_networks(args.screening)
     check_codec_fits(base, args.audio_tokenizer, codec)
     settings = corpus_settings(args, manifest, base, codec)

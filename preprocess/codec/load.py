@@ -90,6 +90,8 @@ def _hubert_weights(folder: Path) -> list[Path]:
 def load_codec(folder: Path, hubert_folder: Path, way: Way = BOSONS) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
     """Boson's tokenizer and its facts; loaded once a process, so a forked worker finds its parent's.
 
+    `faster_forms` of the tokenizer is what `speed_up` found on this processor.
+
     Raises InputError for a missing folder or file, and where weights and configuration do not fit each other:
     Boson loads with strict=False, which would leave random weights in silence.
     """
@@ -119,7 +121,7 @@ def _load(folder: Path, hubert_folder: Path, way: Way) -> tuple[boson.HiggsAudio
             ) from error
     _compare_keys(tokenizer, weights)
     _ = boson.librosa.resample  # librosa imports its parts on first use: now, rather than in every forked worker
-    speed_up(tokenizer, way)
+    tokenizer.faster_forms = speed_up(tokenizer, way)
     set_precision(tokenizer, way)
     return tokenizer, CodecFacts(
         num_codebooks=tokenizer.n_q,

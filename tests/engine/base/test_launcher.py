@@ -1,7 +1,6 @@
 """A rank knows when those who started it are gone, and mistakes nobody else's end for theirs."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -30,7 +29,6 @@ def ask(process):
 
 
 def listen(process):
-    assert select.select([process.stdout], [], [], 60)[0], "no answer in 60 s"
     return process.stdout.readline().strip()
 
 
@@ -54,7 +52,7 @@ def test_a_rank_misses_its_parent_and_deepspeeds_runner_alone(top, killed, gone,
         parent = int(listen(process))
         assert ask(process) == "False"
         os.kill(process.pid if killed == "top" else parent, signal.SIGKILL)
-        process.wait(timeout=60)
+        process.wait()
         assert ask(process) == str(gone)
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 import torch
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import HubertConfig
 
 from preprocess.codec import fast_encode as codec_speed
 from preprocess.codec.load import _load, encode, hubert_from
-from preprocess.codec.mkl_blocks import MIN_FRAMES, add_in_blocks
 from preprocess.codec.precision import BOSONS
+from preprocess.console import show_encoder
 from tests.fixtures.codec import RELEASED_SIZE, build_codec, build_hubert
 
 SAMPLE_RATE_HZ = 24000
 # Left to Boson, at the border, and in pieces, odd ones among them; each layer has its own pieces.
-NUM_SAMPLES = (700, 1988, 8097, 23362, 35999, 36000, 48019, 61234, 100003)
+NUM_SAMPLES = (700, 1988, 8097, 23362, 35999, 36000, 48019, 61234, 100003, 246001)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,18 @@ def features_and_codes(tokenizer, wave: np.ndarray) -> tuple[torch.Tensor, np.nd
     return seen[0], codes
 
 
+@settings(max_examples=12, deadline=None)
+@given(num_samples=st.integers(700, 90_000))
+def test_every_bit_before_the_quantizer_is_bosons_at_any_length(num_samples, pair):
+    assert_bits_are_bosons(num_samples, pair)
+
+
 @pytest.mark.parametrize("num_samples", NUM_SAMPLES)
 def test_every_bit_before_the_quantizer_is_bosons(num_samples, pair):
+    assert_bits_are_bosons(num_samples, pair)
+
+
+def assert_bits_are_bosons(num_samples, pair):
     wave = np.random.default_rng(num_samples).normal(0, 0.1, num_samples).astype(np.float32)
     (expected, expected_codes), (features, codes) = (features_and_codes(tokenizer, wave) for tokenizer in pair)
     assert torch.equal(features, expected)
@@ -56,21 +68,25 @@ def test_snake_is_bosons_to_the_bit(pair):
         snake.alpha.fill_(1)
 
 
-def test_a_forward_with_another_rounding_is_not_used():
-    linear = torch.nn.Linear(8, 8)
-    plain, x = linear.forward, torch.randn(20, 8)
-    codec_speed._use_if_equal(linear, lambda x: plain(x) * (1 + 2e-7), x)
-    assert "forward" not in vars(linear)
-    codec_speed._use_if_equal(linear, lambda x: plain(x) * 1.0, x)
-    assert "forward" in vars(linear)
+def test_the_faster_forms_are_in_use(pair):
+    _, ours = pair
+    assert ours.faster_forms == {"acoustic encoder": True, "HuBERT's convolutions": True}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("num_frames", [1, MIN_FRAMES - 1, MIN_FRAMES, 77, 750])
-@pytest.mark.parametrize(("num_in", "num_out"), [(768, 3072), (3072, 768), (700, 100)])
-def test_a_linear_layer_in_blocks_has_the_bits_of_torchs(num_frames, num_in, num_out):
-    linear = torch.nn.Linear(num_in, num_out)
-    x = torch.randn(1, num_frames, num_in)
-    expected = linear(x)
-    add_in_blocks(linear)
-    assert torch.equal(linear(x), expected)
+@pytest.mark.parametrize("odd_length", codec_speed._SAMPLES_TO_TRY)
+def test_a_form_that_rounds_otherwise_at_one_length_is_not_used(odd_length):
+    module, noise = torch.nn.Softsign(), torch.randn(1, max(codec_speed._SAMPLES_TO_TRY))
+
+    def other(x):
+        return module.forward(x) * (1 + 2e-7 * (x.shape[-1] == odd_length))
+
+    assert not codec_speed._use_if_equal(module, other, noise)
+    assert "forward" not in vars(module)
+
+
+def test_what_is_off_on_this_processor_is_said(capsys):
+    show_encoder({"acoustic encoder": True, "HuBERT's convolutions": False})
+    on, off = capsys.readouterr().out.splitlines()
+    assert on == "encoder: faster than Boson's, with the same bits: acoustic encoder"
+    assert off == "  left as Boson's: HuBERT's convolutions; the faster form has other bits on this processor"

@@ -66,12 +66,12 @@ def test_a_worker_that_hangs_is_killed_and_the_others_go_on(tmp_path):
                 file.write("x")
             time.sleep(600)
         for _ in range(4):  # longer than the silence allowed, but with signs of life
-            time.sleep(0.2)
+            time.sleep(2)
             progress(1.0)
         return job
 
-    results = dict(run_local(hang, list(range(3)), 2, max_silence_sec=0.6))
-    assert results == {0: 0, 1: WorkerDied("no sign of life for 1 s"), 2: 2}
+    results = dict(run_local(hang, list(range(3)), 2, max_silence_sec=6))
+    assert results == {0: 0, 1: WorkerDied("no sign of life for 6 s"), 2: 2}
     assert (tmp_path / "tries").read_text() == "xx"
 
 
@@ -111,17 +111,16 @@ def test_workers_die_with_their_parent(tmp_path):
         """
     )
     parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+    while len(list(tmp_path.iterdir())) < 2:
+        assert parent.poll() is None
         time.sleep(0.05)
     workers = [int(path.name) for path in tmp_path.iterdir()]
     assert len(workers) == 2
     assert all(alive(pid) for pid in workers)
     parent.kill()
     parent.wait()
-    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in workers):
         time.sleep(0.05)
-    assert not any(alive(pid) for pid in workers)
 
 
 def test_a_worker_has_none_of_its_parents_handlers():
@@ -148,8 +147,7 @@ def test_a_process_killed_while_it_draws_a_bar_stops_no_other_bar():
     process.join()
     drawing = threading.Thread(target=lambda: tqdm(total=1, disable=False).close(), daemon=True)
     drawing.start()
-    drawing.join(10)
-    assert not drawing.is_alive()
+    drawing.join()
 
 
 def test_ray_is_asked_for_by_name_where_it_is_missing(monkeypatch):
