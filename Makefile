@@ -27,11 +27,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
-test-long: $(INSTALLED) .venv/.cluster
+test-long: $(INSTALLED) .venv/.optional
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
-.venv/.cluster: $(INSTALLED) requirements-cluster.txt
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-cluster.txt
+.venv/.optional: $(INSTALLED) requirements-cluster.txt requirements-wandb.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-cluster.txt -r requirements-wandb.txt
 	touch $@
 
 check: $(INSTALLED)
@@ -42,6 +42,9 @@ style: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
+
 lock: $(INSTALLED)
-	$(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --extra dev --no-annotate \
-		--custom-compile-command "make lock" -o requirements.txt
+	$(COMPILE) pyproject.toml --extra dev -o requirements.txt
+	$(COMPILE) --group cluster -c requirements.txt -o requirements-cluster.txt
+	$(COMPILE) --group wandb -c requirements.txt -o requirements-wandb.txt
