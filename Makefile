@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # DeepSpeed would compile its kernels while it installs; training uses none of them.
 export DS_BUILD_OPS := 0
 
-.PHONY: venv demo test test-long check style lock
+.PHONY: venv demo test test-long coverage check style lock
 
 venv: $(INSTALLED)
 
@@ -29,6 +29,9 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED) .venv/.optional
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 .venv/.optional: $(INSTALLED) requirements-cluster.txt requirements-wandb.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-cluster.txt -r requirements-wandb.txt
