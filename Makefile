@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # DeepSpeed would compile its kernels while it installs; training uses none of them.
 export DS_BUILD_OPS := 0
 
-.PHONY: venv demo test test-avx2 test-long check style lock
+.PHONY: venv demo test test-avx2 test-long coverage check style lock
 
 venv: $(INSTALLED)
 
@@ -32,11 +32,14 @@ test-avx2: $(INSTALLED)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest \
 		tests/preprocess/codec/test_load.py tests/preprocess/codec/test_fast_encode.py -n 2 --dist loadfile
 
-test-long: $(INSTALLED) .venv/.cluster
+test-long: $(INSTALLED) .venv/.optional
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
-.venv/.cluster: $(INSTALLED) requirements-cluster.txt
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-cluster.txt
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+.venv/.optional: $(INSTALLED) requirements-cluster.txt requirements-wandb.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-cluster.txt -r requirements-wandb.txt
 	touch $@
 
 check: $(INSTALLED)
@@ -48,6 +51,9 @@ style: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
+
 lock: $(INSTALLED)
-	$(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --extra dev --no-annotate \
-		--custom-compile-command "make lock" -o requirements.txt
+	$(COMPILE) pyproject.toml --extra dev -o requirements.txt
+	$(COMPILE) --group cluster -c requirements.txt -o requirements-cluster.txt
+	$(COMPILE) --group wandb -c requirements.txt -o requirements-wandb.txt

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import os
-import pickle
+import pickle  # noqa: S403 - only to measure how long an epoch is as spawned workers get it
 import platform
 import statistics
 import tempfile

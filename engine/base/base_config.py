@@ -65,4 +65,4 @@ def _refuse_untrainable(path: Path, config: HiggsAudioConfig) -> None:
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     """The text tokenizer of a base folder."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

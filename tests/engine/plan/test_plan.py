@@ -2,7 +2,7 @@
 
 import json
 import os
-import pickle
+import pickle  # noqa: S403 - only to measure how long an epoch is as spawned workers get it
 import subprocess
 import sys
 from collections import Counter
