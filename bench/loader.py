@@ -23,12 +23,12 @@ import soundfile
 import torch
 from plan import cpu_model, in_fresh_process, peak_memory_mb
 
-from engine.base.base_config import load_tokenizer
 from engine.batch.loader import PackReader, load_packs
 from engine.batch.sample import layout_cost
 from engine.plan.corpora import Corpora
 from engine.plan.plan import Plan
 from preprocess.common.files import sha256_file
+from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.shards import INDEX_SCHEMA, Clip, Corpus, write_corpus, write_shard
 from preprocess.corpus.text import NORMALISER_VERSION, tokenizer_fingerprint
@@ -78,7 +78,7 @@ def write_clips(folder: Path, model: Path, num_clips: int) -> None:
     """A corpus as preprocess.shard would leave it, of noise."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    tokenizer = load_tokenizer(model)
+    tokenizer = read_base_model(model).tokenizer
     noise = (rng.standard_normal(RATE_HZ * 31) * 0.1).astype(np.float32)
     duration_sec = np.clip(rng.lognormal(np.log(7), 0.7, num_clips), 1, 30)
     rows, shards = [], []

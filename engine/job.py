@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from engine.base import zero
-from engine.base.base_config import has_audio_tower
 from engine.base.recipe import Recipe, load_recipe, recipe_dict
 from engine.batch.loader import PackReader
 from engine.batch.sample import layout_cost
@@ -16,6 +15,7 @@ from engine.plan.corpora import Corpora
 from engine.plan.plan import Pack, Plan
 from engine.plan.swapped import swap_references
 from preprocess.common.errors import InputError
+from preprocess.corpus.base_model import check_codec_fits, has_audio_tower
 from preprocess.corpus.dialogue import AS_WRITTEN
 from preprocess.corpus.shards import CORPUS_FILE
 from preprocess.corpus.storage import Cache
@@ -119,16 +119,9 @@ def _dtype(recipe: Recipe) -> torch.dtype:
 
 def _refuse_other_encoding(reader: PackReader) -> None:
     """Codes, tokens and texts of the corpora, which agree, must be those that this model and this release read."""
-    corpora, config = reader.corpus, reader.config
+    corpora = reader.corpus
     path, codec = corpora.folders[0] / CORPUS_FILE, corpora.info["codec"]
-    expected = (config.audio_num_codebooks, config.audio_codebook_size)
-    if (codec["num_codebooks"], codec["codebook_size"]) != expected:
-        raise InputError(
-            str(path),
-            f"codes of {codec['num_codebooks']} codebooks x {codec['codebook_size']}",
-            f"{expected[0]} codebooks x {expected[1]}, as the model's config says",
-            "Encode the corpus again with this model's codec: preprocess.shard into a new folder.",
-        )
+    check_codec_fits(reader.base, path, codec["num_codebooks"], codec["codebook_size"])
     found, live = corpora.info["text_tokenizer"]["fingerprint"], tokenizer_fingerprint(reader.tokenizer)
     if found != live:
         raise InputError(

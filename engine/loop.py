@@ -13,6 +13,7 @@ from tqdm import tqdm
 from engine.base import zero
 from engine.base.console import print_rank0
 from engine.base.launcher import Launcher
+from engine.base.ranks import packs_of_rank
 from engine.base.recipe import Optimizer, Recipe
 from engine.base.stop import StopRequest
 from engine.batch.loader import WaitClock, load_packs
@@ -25,7 +26,7 @@ from engine.model.losses import LossSums, weigh
 from engine.monitor import balance
 from engine.monitor.metrics import RunLog, step_line, step_metrics, sum_over_ranks
 from engine.monitor.throughput import Window
-from engine.plan.plan import Pack, Step, describe_start, locate, packs_of_rank
+from engine.plan.plan import Pack, Step, describe_start, locate
 from engine.validation import validate, validate_owed
 from preprocess.common.errors import InputError
 

@@ -91,7 +91,7 @@ def _show_cost(
     codec = None
     if args.audio_tokenizer and args.hubert:
         tokenizer, codec = load_codec(args.audio_tokenizer, args.hubert, Way(args.device, args.precision))
-        check_codec_fits(base, args.audio_tokenizer, codec)
+        check_codec_fits(base, args.audio_tokenizer, codec.num_codebooks, codec.codebook_size)
     num_bytes, measured_sec, encode_sec, num_measured = 0, 0.0, 0.0, 0
     for clip in clips:
         try:

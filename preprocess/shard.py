@@ -23,8 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     from preprocess import console as report
     from preprocess.codec.load import load_codec
     from preprocess.codec.precision import BOSONS, Way, check_way
-    from preprocess.corpus.base_model import check_codec_fits, check_system_text, read_base_model
+    from preprocess.corpus.base_model import check_codec_fits, read_base_model
     from preprocess.corpus.dialogue import AS_WRITTEN
+    from preprocess.corpus.text import refuse_special_tokens
     from preprocess.dry_run import show_plan
     from preprocess.encode.agreement import measure_agreement
     from preprocess.encode.failure_budget import refuse_many_failures
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     num_cores = len(os.sched_getaffinity(0))
     num_workers = args.workers or (num_cores if way.device == "cpu" else torch.cuda.device_count())
     base = read_base_model(args.model)
-    check_system_text(base, args.system_text)
+    refuse_special_tokens("--system-text", "system text", args.system_text, base.special_tokens)
     manifest = read_manifest(
         args.manifest,
         base.special_tokens,
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if way.device == "cpu":
         report.show_encoder(tokenizer.faster_forms)
     load_screening_networks(args.screening)
-    check_codec_fits(base, args.audio_tokenizer, codec)
+    check_codec_fits(base, args.audio_tokenizer, codec.num_codebooks, codec.codebook_size)
     settings = corpus_settings(args, manifest, base, codec)
     if args.reuse:
         settings |= check_reuse(args.reuse, args.out, settings)

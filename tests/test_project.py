@@ -1,5 +1,6 @@
 """The project as a whole: names that don't collide, a README whose commands exist."""
 
+import ast
 import re
 import shlex
 import sys

@@ -18,8 +18,10 @@ from deepspeed.utils import (
 )
 from torch import nn
 
+from engine.base.ranks import packs_of_rank
 from engine.base.recipe import Recipe
 from preprocess.common.errors import InputError
+from preprocess.common.json_file import read_json_object
 
 # On a CPU the engine would compile a shared-memory collective for a minute that training never calls.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -34,23 +36,10 @@ def resolve_config(path: Path | str, recipe: Recipe, world_size: int) -> dict:
     recipe knows nothing of (DeepSpeed would read 5e8 into it), another ZeRO stage, or a setting that is the recipe's.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(str(path), "no file", "a DeepSpeed JSON", "Give --deepspeed ds_configs/zero2.json.")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(str(path), f"text that is no JSON: {error}", "JSON", "Correct the file.") from error
-    num_packs = recipe.batch.packs_per_step
-    if num_packs % world_size:
-        fitting = [w for w in range(1, num_packs + 1) if num_packs % w == 0]
-        raise InputError(
-            f"world size and {path}",
-            f"{world_size} ranks for batch.packs_per_step={num_packs}",
-            f"one of {fitting} ranks",
-            "Launch so many ranks (deepspeed --num_gpus N), or set batch.packs_per_step to a multiple.",
-        )
+    action = "Give --deepspeed ds_configs/zero2.json, or correct the file."
+    config = read_json_object(path, "a JSON object of DeepSpeed's settings", action)
     answers = {
-        "gradient_accumulation_steps": num_packs // world_size,
+        "gradient_accumulation_steps": len(packs_of_rank(recipe.batch.packs_per_step, 0, world_size)),
         "gradient_clipping": recipe.optimizer.gradient_clipping,
         "bf16.enabled": recipe.run.precision == "bf16",
         "optimizer.params.lr": recipe.optimizer.lr,

@@ -9,8 +9,8 @@ import torch
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
 from torch.utils.data import DataLoader, Dataset
 
-from engine.base.base_config import load_config, load_tokenizer
 from engine.base.stop import ignore_signals
+from engine.base.trainable_base import read_trainable_base
 from engine.batch.sample import build_sample, collate
 from engine.batch.stream import Stream, lay_out, map_tensors
 from engine.plan.corpora import Corpora
@@ -51,8 +51,8 @@ class PackReader(Dataset):
         self.forward = forward
         self.conditioning = conditioning
         self.dtype = dtype
-        self.config = load_config(model_folder)
-        self.tokenizer = load_tokenizer(model_folder)
+        self.base = read_trainable_base(model_folder)
+        self.config, self.tokenizer = self.base.config, self.base.tokenizer
         self.system_text = corpus.info["layout"]["system_text"]
         self.frame_rate_hz = corpus.info["codec"]["frame_rate_hz"]
 

@@ -68,8 +68,8 @@ def build_sample(
             raise InputError(
                 f"clip {clip.key}",
                 f"codes of {len(clip.codes)} codebooks",
-                f"{config.audio_num_codebooks}, as the model's config says",
-                "Encode again with this model's codec: preprocess.shard into a new folder.",
+                f"{config.audio_num_codebooks}, as corpus.json says",
+                "The shard is not what preprocess.shard wrote: run `python -m preprocess.verify` on the folder.",
             )
     starts = np.cumsum([0] + [clip_codes.shape[1] for clip_codes in codes[:-1]])
     chunks = [chunk for _, chunk in waveforms]

@@ -15,10 +15,10 @@ from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from boson_multimodal.model.higgs_audio.utils import build_delay_pattern_mask
 
-from engine.base.base_config import has_audio_tower
 from engine.batch.sample import spoken_audios
 from engine.batch.whisper import feature_extractor
 from engine.plan.samples import tower_outputs
+from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.dialogue import IGNORE_INDEX
 
 

@@ -14,9 +14,9 @@ import soundfile
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from transformers import WhisperFeatureExtractor
 
-from engine.base.base_config import has_audio_tower
 from engine.plan.corpora import Corpora
 from preprocess.common.errors import InputError
+from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.shards import Clip
 
 

@@ -12,10 +12,11 @@ from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchI
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from peft import PeftModel
 
-from engine.base.base_config import has_audio_tower, load_config, load_tokenizer
+from engine.base.trainable_base import read_trainable_base
 from engine.batch.sample import build_sample, collate
 from engine.merge.weights import DTYPES, read_header, weight_files
 from engine.model.weights import load_base
+from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT, canonical_dialogue
 from preprocess.corpus.shards import Clip
 
@@ -45,7 +46,7 @@ def check_merge(base: Path, adapter: Path, merged: Path) -> MergeCheck:
     widens no tolerance; where nothing was rounded, with base + adapter itself as well.
     """
     prompt = random_prompt(base)
-    model = PeftModel.from_pretrained(load_base(base, torch.float32), adapter).eval()
+    model = PeftModel.from_pretrained(load_base(base, torch.float32, "--base"), adapter).eval()
     live = _logits(model.get_base_model(), prompt)
     with model.disable_adapter():
         untouched = _logits(model.get_base_model(), prompt)
@@ -77,7 +78,8 @@ def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
 
     A base with an audio tower hears the reference too, as half a second of noise.
     """
-    config = load_config(base)
+    model = read_trainable_base(base, "--base")
+    config = model.config
     rng = np.random.default_rng(0)
     noise = io.BytesIO()
     soundfile.write(noise, 0.1 * rng.standard_normal(8000), 16000, format="FLAC")
@@ -91,7 +93,7 @@ def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
         for key in ("reference", "target")
     )
     sample = build_sample(
-        load_tokenizer(base),
+        model.tokenizer,
         config,
         DEFAULT_SYSTEM_TEXT,
         canonical_dialogue("three", [(reference.key, "one two")]),

@@ -22,7 +22,7 @@ def merge(
     Of the base one tensor is in memory at a time; `verify` loads whole models (engine.merge.check). Raises
     InputError for what the user can mend, before anything is written.
     """
-    from engine.base.base_config import load_config
+    from engine.base.trainable_base import read_trainable_base
     from engine.merge.check import check_merge
     from engine.merge.weights import assign_tensors, read_adapter, read_header, weight_files, write_merged_shard
     from engine.speak.voice_training import write_facts
@@ -31,8 +31,8 @@ def merge(
     _refuse_used_folder(out)
     state = _read_state(checkpoint, base)
     base = Path(base or state["base"])
-    _check_base(base, checkpoint, state)
-    load_config(base)
+    read_trainable_base(base, "--base")
+    _refuse_other_base(base, checkpoint, state)
     adapter = read_adapter(checkpoint)
     shards = weight_files(base)
     shapes = {name: entry["shape"] for shard in shards for name, entry in read_header(shard).items()}
@@ -98,13 +98,9 @@ def _read_state(checkpoint: Path, base: Path | None) -> dict:
     return json.loads((checkpoint / STATE_FILE).read_text())
 
 
-def _check_base(base: Path, checkpoint: Path, state: dict) -> None:
+def _refuse_other_base(base: Path, checkpoint: Path, state: dict) -> None:
     from engine.model.weights import base_fingerprint
 
-    if not (base / "config.json").is_file():
-        raise InputError(
-            str(base), "no config.json", "the base model's folder", "Name where the base model is now with --base."
-        )
     expected = state["identity"]["base_fingerprint"] if state else None
     found = base_fingerprint(base)
     if expected not in (None, found):

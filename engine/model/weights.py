@@ -1,12 +1,17 @@
 """The base model: load it, refuse what can't be trained, and name it by a fingerprint."""
 
+import contextlib
+import copy
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 
-from engine.base.base_config import load_config
+from engine.base.trainable_base import read_trainable_base
+from preprocess.common.errors import InputError, first_line
+from preprocess.corpus.base_model import how_to_name_a_base
 
 # Of each weight file: its header (names, shapes, dtypes) and this many blocks spread over it. Hashing all of a
 # 12 GB base on every start would cost more than it tells.
@@ -14,13 +19,34 @@ _FINGERPRINT_BLOCKS = 64
 _FINGERPRINT_BLOCK_BYTES = 65536
 
 
-def load_base(folder: Path | str, dtype: torch.dtype) -> HiggsAudioModel:
-    """Boson's model with the base weights in `dtype`, all frozen, in training mode."""
-    model = HiggsAudioModel.from_pretrained(
-        folder, config=load_config(folder), torch_dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
+def load_base(folder: Path | str, dtype: torch.dtype, flag: str = "--model") -> HiggsAudioModel:
+    """Boson's model with the base weights in `dtype`, all frozen, in training mode. `flag` names the folder.
+
+    Raises InputError for a folder that can't be loaded.
+    """
+    config = copy.deepcopy(read_trainable_base(folder, flag).config)
+    with explain_load_errors(folder, flag):
+        model = HiggsAudioModel.from_pretrained(
+            folder, config=config, torch_dtype=dtype, attn_implementation="sdpa", local_files_only=True
+        )
     model.requires_grad_(False)
     return model.train()
+
+
+@contextlib.contextmanager
+def explain_load_errors(folder: Path | str, flag: str = "--model") -> Iterator[None]:
+    """Inside, what Boson and transformers raise about a model's config or weights becomes an InputError."""
+    try:
+        yield
+    except Exception as error:  # errors of every kind
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "CUDA" in str(error):
+            raise
+        raise InputError(
+            str(folder),
+            f"a model that can't be loaded ({first_line(error)})",
+            "config.json and weights of one Higgs Audio v2 model",
+            how_to_name_a_base(flag),
+        ) from error
 
 
 def base_fingerprint(folder: Path | str) -> str:

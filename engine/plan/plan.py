@@ -75,19 +75,6 @@ class Step:
         return sum(pack.num_contrasted for pack in self.packs)
 
 
-def packs_of_rank(packs_per_step: int, rank: int, world_size: int) -> range:
-    """Numbers of the packs of a step that `rank` takes: rank, rank + world_size, ... Raises InputError."""
-    if packs_per_step % world_size:
-        possible = [str(w) for w in range(1, packs_per_step + 1) if packs_per_step % w == 0]
-        raise InputError(
-            "world size",
-            f"{world_size} ranks",
-            f"{', '.join(possible)}: a number that divides packs_per_step={packs_per_step}",
-            f"Start one of these numbers of ranks, or set packs_per_step to a multiple of {world_size}.",
-        )
-    return range(rank, packs_per_step, world_size)
-
-
 @dataclass(frozen=True)
 class EpochPlan:
     """One epoch as global steps of `packs_per_step` packs. Flat arrays: small, and cheap to send to workers.

@@ -22,21 +22,17 @@ def load_engine(model: Path, audio_tokenizer: Path, hubert: Path, device: str = 
     import torch
     from boson_multimodal.serve.serve_engine import HiggsAudioServeEngine
 
-    from engine.base.base_config import load_config
+    from engine.base.trainable_base import read_trainable_base
+    from engine.model.weights import explain_load_errors
     from preprocess.codec.load import hubert_from, load_codec
+    from preprocess.corpus.base_model import check_codec_fits
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = load_config(model)
+    base = read_trainable_base(model)
     _, codec = load_codec(audio_tokenizer, hubert)  # its checks: Boson's loader would leave random weights in silence
-    if (codec.num_codebooks, codec.codebook_size) != (config.audio_num_codebooks, config.audio_codebook_size):
-        raise InputError(
-            str(audio_tokenizer),
-            f"a codec of {codec.num_codebooks} codebooks x {codec.codebook_size}",
-            f"{config.audio_num_codebooks} x {config.audio_codebook_size}, as {model} has them",
-            "Name the codec that the corpus was encoded with.",
-        )
-    with hubert_from(hubert):
+    check_codec_fits(base, audio_tokenizer, codec.num_codebooks, codec.codebook_size)
+    with hubert_from(hubert), explain_load_errors(model):
         return HiggsAudioServeEngine(str(model), str(audio_tokenizer), device=device)
 
 
@@ -63,11 +59,13 @@ def clone(
 
     from preprocess.audio.decode import decode
     from preprocess.corpus.dialogue import voice_cloning_dialogue
-    from preprocess.corpus.text import normalise_text
+    from preprocess.corpus.text import normalise_text, refuse_special_tokens, special_tokens
 
     texts = [normalise_text(line, layout["normaliser_version"]) for line in (text, *(line for line, _ in references))]
     for line in texts:
-        _refuse_text(engine, line)
+        if not line:
+            raise InputError("text ''", "nothing to say", "words", "Correct --text or --reference-text.")
+        refuse_special_tokens(f"text {line!r}", "text", line, special_tokens(engine.tokenizer))
     for _, path in references:
         decode(Path(path))
     pairs = [(line, str(path)) for line, (_, path) in zip(texts[1:], references, strict=True)]
@@ -101,23 +99,10 @@ def default_max_new_tokens(engine: "HiggsAudioServeEngine", text: str) -> int:
     return int(longest_sec * engine.audio_tokenizer_tps) + engine.audio_num_codebooks + 4
 
 
-def _refuse_text(engine: "HiggsAudioServeEngine", text: str) -> None:
-    from preprocess.corpus.text import special_tokens
-
-    special = next((token for token in special_tokens(engine.tokenizer) if token in text), None)
-    if special or not text:
-        raise InputError(
-            f"text {text!r}",
-            f"the special token {special}" if special else "nothing to say",
-            "plain text",
-            "Correct --text or --reference-text.",
-        )
-
-
 def choose_layout(engine: "HiggsAudioServeEngine", layout: dict, system_text: str | None) -> dict:
     """The layout of training, with `system_text` in it where that is given. Raises InputError for special tokens."""
     from preprocess.corpus.dialogue import AS_WRITTEN
-    from preprocess.corpus.text import foreign_token, special_tokens
+    from preprocess.corpus.text import refuse_special_tokens, special_tokens
 
     if layout.get("name") == AS_WRITTEN:
         print("warning: the model was trained on conversations as their rows have them, and this prompt is canonical")
@@ -125,9 +110,7 @@ def choose_layout(engine: "HiggsAudioServeEngine", layout: dict, system_text: st
         if layout.get("keep_system"):
             print(f"rows of the corpus had system texts of their own; this prompt has {layout['system_text']!r}")
         return layout
-    special = foreign_token(system_text, special_tokens(engine.tokenizer))
-    if special:
-        raise InputError("--system-text", f"the special token {special}", "words alone", "Remove it from the text.")
+    refuse_special_tokens("--system-text", "system text", system_text, special_tokens(engine.tokenizer))
     if system_text != layout["system_text"] and not layout.get("keep_system"):
         print(f"warning: the model was trained with the system text {layout['system_text']!r} alone")
     return {**layout, "system_text": system_text}

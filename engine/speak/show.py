@@ -88,11 +88,15 @@ def _drawable(corpus: "Corpus", row: int) -> list[int]:
 
 def show_sample(corpus: "Corpus", row: int, model: Path, image: Path | None) -> None:
     """Print a training sample of the clip token by token: what is trained bears a star, audio is one line a run."""
-    from engine.base.base_config import load_config, load_tokenizer
+    from engine.base.trainable_base import read_trainable_base
     from engine.batch.sample import build_sample
+    from preprocess.corpus.base_model import check_codec_fits
     from preprocess.corpus.dialogue import IGNORE_INDEX
+    from preprocess.corpus.shards import CORPUS_FILE
 
-    config, tokenizer = load_config(model), load_tokenizer(model)
+    base, codec = read_trainable_base(model), corpus.info["codec"]
+    check_codec_fits(base, corpus.folder / CORPUS_FILE, codec["num_codebooks"], codec["codebook_size"])
+    config, tokenizer = base.config, base.tokenizer
     target = corpus.clip(row)
     dialogue, references, how = choose_dialogue(corpus, row)
     system_text = corpus.info["layout"]["system_text"]

@@ -10,6 +10,7 @@ voice_training.json
 """
 
 import json
+import os
 from pathlib import Path
 
 from engine.checkpoint.checkpoint import ADAPTER_FILE
@@ -44,7 +45,7 @@ def read_facts(folder: Path) -> dict:
     Raises InputError where the file is broken.
     """
     path = folder / FACTS_FILE
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises where the folder may not be read
         return {"layout": _DEFAULT_LAYOUT}
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))

@@ -10,7 +10,6 @@ that one call open a local folder instead, without remote code; the serve engine
 import contextlib
 import functools
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,9 @@ from transformers import AutoModel
 from preprocess.codec.fast_encode import speed_up
 from preprocess.codec.freed_memory import give_back
 from preprocess.codec.precision import BOSONS, Way, set_precision
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, first_line
 from preprocess.common.files import sha256_file
+from preprocess.common.json_file import read_json_object
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import Corpus
 
@@ -47,7 +47,12 @@ def hubert_from(folder: Path | str) -> Iterator[None]:
     class FromFolder:
         @staticmethod
         def from_pretrained(name: str, **options: object) -> torch.nn.Module:
-            model, loading = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            options = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+            try:
+                model, loading = AutoModel.from_pretrained(folder, **options)
+            except Exception as error:  # transformers raises errors of every kind
+                found = f"a HuBERT that transformers refuses ({first_line(error)})"
+                raise InputError(str(folder), found, "config.json and weights of one HuBERT", _HUBERT_HELP) from error
             if loading["missing_keys"]:
                 raise InputError(
                     str(folder),
@@ -66,7 +71,7 @@ def hubert_from(folder: Path | str) -> Iterator[None]:
 
 
 def _check_hubert(folder: Path) -> None:
-    config = _read_config(folder, "HuBERT", _HUBERT_HELP)
+    config = read_json_object(folder / "config.json", "config.json of a HuBERT folder", _HUBERT_HELP)
     if "auto_map" in config:
         raise InputError(
             str(folder / "config.json"),
@@ -100,7 +105,7 @@ def load_codec(folder: Path, hubert_folder: Path, way: Way = BOSONS) -> tuple[bo
 
 @functools.cache
 def _load(folder: Path, hubert_folder: Path, way: Way) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
-    config = _read_config(folder, "codec", _CODEC_HELP)
+    config = read_json_object(folder / "config.json", "config.json of a codec folder", _CODEC_HELP)
     weights = folder / "model.pth"
     if not weights.is_file():
         raise InputError(str(folder), "no model.pth", "the codec's weights", _CODEC_HELP)
@@ -112,10 +117,12 @@ def _load(folder: Path, hubert_folder: Path, way: Way) -> tuple[boson.HiggsAudio
         warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's older weight_norm
         try:
             tokenizer = boson.load_higgs_audio_tokenizer(str(folder), device=way.device)
-        except (TypeError, RuntimeError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # errors of every kind
             raise InputError(
                 str(folder),
-                f"a codec that Boson's loader refuses ({str(error).splitlines()[0]})",
+                f"a codec that Boson's loader refuses ({first_line(error)})",
                 "config.json and model.pth of one codec",
                 _CODEC_HELP,
             ) from error
@@ -149,18 +156,6 @@ def _fingerprint(folder: Path, hubert_folder: Path) -> str:
     for path in files + _hubert_weights(hubert_folder):
         digest.update(sha256_file(path).encode())
     return digest.hexdigest()
-
-
-def _read_config(folder: Path, what: str, help_text: str) -> dict:
-    path = folder / "config.json"
-    if not path.is_file():
-        found = "no config.json" if folder.is_dir() else "no such folder"
-        raise InputError(str(folder), found, f"a {what} folder", help_text)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(str(path), f"broken JSON ({error})", f"the {what}'s configuration", help_text) from error
-    return config
 
 
 def _some(keys: list[str]) -> str:

@@ -57,6 +57,11 @@ class Rejected(InputError):
         return {name: getattr(self, name) for name in names}
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def explain_write_errors(folder: Path) -> Iterator[None]:
     """Inside, an OSError that says `folder` can't be written (full, read-only, not ours) becomes an InputError."""

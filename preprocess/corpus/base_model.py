@@ -1,7 +1,8 @@
-"""What the offline stage needs to know of the base model: its codebooks and its text tokenizer."""
+"""The one reader of a base model's folder: its config and its text tokenizer, but not its weights."""
 
 import functools
-import json
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,27 +10,23 @@ from boson_multimodal.data_types import ChatMLSample
 from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
-from preprocess.common.errors import InputError
-from preprocess.corpus.codec_facts import CodecFacts
+from preprocess.common.errors import InputError, first_line
+from preprocess.common.json_file import read_file, read_json_object
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of
-from preprocess.corpus.text import foreign_token, special_tokens
+from preprocess.corpus.text import special_tokens
 
-_MODEL_HELP = (
-    "Download the base model (`hf download bosonai/higgs-audio-v2-generation-3B-base --local-dir BASE`) "
-    "and name it with --model."
-)
-_AUDIO_TOKEN = "<|AUDIO_OUT|>"
+# text_config may say null, a number or a list of numbers here, and nothing reads them.
+_UNREAD_KEYS = {"bos_token_id", "eos_token_id"}
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Number of codebooks and of codes in each, and the tokenizer of the text."""
+    """A base model's config and text tokenizer. Many callers share both: copy the config before changing it."""
 
     folder: Path
-    num_codebooks: int
-    codebook_size: int
+    config: HiggsAudioConfig
     tokenizer: PreTrainedTokenizerFast
 
     @property
@@ -48,61 +45,108 @@ class BaseModel:
         return len(input_ids) - len(audios), sum(label != IGNORE_INDEX for label in label_ids) - num_trained
 
 
+def has_audio_tower(config: HiggsAudioConfig) -> bool:
+    """Whether checkpoints of this config hold Whisper's encoder. The released 3B base has none."""
+    return not config.skip_audio_tower
+
+
+def how_to_name_a_base(flag: str) -> str:
+    """What to do about a folder that is no base model; `flag` is the one that names it on the command line."""
+    return (
+        f"Name the model's folder with {flag}. Download the model where it is missing or broken: "
+        "`hf download bosonai/higgs-audio-v2-generation-3B-base --local-dir BASE`."
+    )
+
+
 @functools.cache
-def read_base_model(folder: Path) -> BaseModel:
-    """Read config and tokenizer, not the weights; once a process. Raises InputError for what is not there."""
+def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
+    """Read config and tokenizer, once per process. `flag` is the one that names the folder on the command line.
+
+    Raises InputError for whatever is no Higgs Audio v2 model. No code of the folder runs.
+    """
+    action = how_to_name_a_base(flag)
     path = folder / "config.json"
-    if not path.is_file():
-        found = "no config.json" if folder.is_dir() else "no such folder"
-        raise InputError(str(folder), found, "a Higgs Audio v2 model folder", _MODEL_HELP)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(str(path), f"broken JSON ({error})", "the model's configuration", _MODEL_HELP) from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type != "higgs_audio":
-        raise InputError(str(path), f"model_type {model_type!r}", "'higgs_audio'", _MODEL_HELP)
-    config = HiggsAudioConfig.from_pretrained(folder, local_files_only=True)
-    tokenizer = _read_tokenizer(folder)
-    audio_token = tokenizer.convert_tokens_to_ids(_AUDIO_TOKEN)
-    if audio_token != config.audio_out_token_idx:
-        raise InputError(
-            str(folder / "tokenizer.json"),
-            f"{_AUDIO_TOKEN} as token {audio_token}",
-            f"token {config.audio_out_token_idx}, as {path.name} says: the tokenizer of this model",
-            _MODEL_HELP,
-        )
-    return BaseModel(folder, config.audio_num_codebooks, config.audio_codebook_size, tokenizer)
+    given = read_json_object(path, "config.json of a Higgs Audio v2 model folder", action)
+    if given.get("model_type") != HiggsAudioConfig.model_type:
+        found = f"model_type {given.get('model_type')!r:.80}"
+        raise InputError(str(path), found, repr(HiggsAudioConfig.model_type), action)
+    config = _make_config(path, given, action)
+    return BaseModel(folder, config, _read_tokenizer(folder, config, action))
 
 
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    missing = [name for name in ("tokenizer_config.json", "tokenizer.json") if not (folder / name).is_file()]
-    if missing:
-        found = f"no {' and no '.join(missing)}"
-        raise InputError(str(folder), found, "the tokenizer's files beside the model's", _MODEL_HELP)
-    name = "tokenizer.json"
+def _make_config(path: Path, given: dict, action: str) -> HiggsAudioConfig:
+    default = HiggsAudioConfig(audio_dual_ffn_layers=[0])
+    wrong = list(_wrong_types(given, default))
+    if wrong:
+        found, expected = ("; ".join(texts) for texts in zip(*wrong, strict=True))
+        raise InputError(str(path), found, expected, action)
     try:
-        Tokenizer.from_file(str(folder / name))
+        config = HiggsAudioConfig.from_dict(given)
+    except Exception as error:  # Boson and transformers raise errors of every kind
+        found = f"values that Boson's HiggsAudioConfig refuses ({first_line(error)})"
+        raise InputError(str(path), found, "the file as it was downloaded", action) from error
+    for name in ("text_config", "audio_encoder_config"):
+        found, expected = getattr(config, name).model_type, getattr(default, name).model_type
+        if found != expected:
+            raise InputError(str(path), f"{name}.model_type {found!r}", repr(expected), action)
+    return config
+
+
+def _wrong_types(given: dict, default: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(found, expected) of each value of another type than its default, of all that the config's class reads."""
+    read = inspect.signature(type(default).__init__).parameters.keys() - _UNREAD_KEYS
+    for name in sorted(read & given.keys()):
+        value, usual = given[name], getattr(default, name, None)
+        if isinstance(usual, PretrainedConfig) and isinstance(value, dict):
+            yield from _wrong_types(value, usual, f"{prefix}{name}.")
+        elif not _fits(value, usual):
+            kind = "dict" if isinstance(usual, PretrainedConfig) else type(usual).__name__
+            yield f"{prefix}{name} {value!r:.80}", f"{kind} for {prefix}{name}"
+
+
+def _fits(value: object, usual: object) -> bool:
+    """Whether a value has the type of the default `usual`. A default of None says nothing about the type."""
+    if isinstance(usual, list):
+        return value is None or (isinstance(value, list) and all(_fits(item, usual[0]) for item in value))
+    if isinstance(usual, PretrainedConfig):
+        return value is None
+    return usual is None or type(value) is type(usual) or (type(usual) is float and type(value) is int)
+
+
+def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreTrainedTokenizerFast:
+    expected = "the tokenizer's files beside the model's"
+    read_json_object(folder / "tokenizer_config.json", expected, action)
+    name, data = "tokenizer.json", read_file(folder / "tokenizer.json", expected, action)
+    placeholders = {"<|AUDIO|>": config.audio_in_token_idx, "<|AUDIO_OUT|>": config.audio_out_token_idx}
+    try:
+        Tokenizer.from_buffer(data)
         name = "tokenizer_config.json"  # the other one is whole: what fails now is this one's fault
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        options = {"config": config, "local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        found = {token: tokenizer.encode(token, add_special_tokens=False) for token in placeholders}
     except Exception as error:  # the tokenizers library raises nothing more special
-        found = f"a tokenizer that can't be opened ({str(error).splitlines()[0]})"
-        raise InputError(str(folder / name), found, "the file as it was downloaded", _MODEL_HELP) from error
+        text = f"a tokenizer that can't be opened ({first_line(error)})"
+        raise InputError(str(folder / name), text, "the file as it was downloaded", action) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        text = f"tokenizer_class {type(tokenizer).__name__}"
+        raise InputError(str(folder / name), text, "a class that reads tokenizer.json", action)
+    for token, number in placeholders.items():
+        if found[token] != [number]:
+            text = f"{token} as token {', '.join(map(str, found[token]))}"
+            expected = f"token {number}, as config.json says: the tokenizer of this model"
+            raise InputError(str(folder / "tokenizer.json"), text, expected, action)
+    return tokenizer
 
 
-def check_system_text(base: BaseModel, text: str) -> None:
-    """Raise InputError for a special token in the system text: it would change the structure of every prompt."""
-    special = foreign_token(text, base.special_tokens)
-    if special:
-        raise InputError("--system-text", f"the special token {special}", "words alone", "Remove it from the text.")
-
-
-def check_codec_fits(base: BaseModel, codec_folder: Path, facts: CodecFacts) -> None:
-    """Raise InputError unless the codec has the codebooks that the model expects."""
-    if (facts.num_codebooks, facts.codebook_size) != (base.num_codebooks, base.codebook_size):
+def check_codec_fits(base: BaseModel, where: object, num_codebooks: int, codebook_size: int) -> None:
+    """Raise InputError unless the codec or the codes at `where` have the shape that the model expects."""
+    config = base.config
+    if (num_codebooks, codebook_size) != (config.audio_num_codebooks, config.audio_codebook_size):
         raise InputError(
-            str(codec_folder),
-            f"a codec with {facts.num_codebooks} codebooks of {facts.codebook_size} codes",
-            f"{base.num_codebooks} codebooks of {base.codebook_size}, as {base.folder / 'config.json'} says",
-            "Name the codec this model was trained with (--audio-tokenizer), or another model (--model).",
+            str(where),
+            f"{num_codebooks} codebooks of {codebook_size} codes",
+            f"{config.audio_num_codebooks} codebooks of {config.audio_codebook_size} codes, "
+            f"as {base.folder / 'config.json'} says",
+            "Name the codec this model was trained with (--audio-tokenizer), or another model (--model); a corpus "
+            "of another codec must be encoded again, into a new folder.",
         )

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, Rejected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -82,6 +82,19 @@ def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
     return sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
-def foreign_token(system_text: str, specials: Iterable[str]) -> str | None:
-    """The first special token that may not stand in a system text, since it would change the prompt's structure."""
-    return next((token for token in specials if token in system_text and token not in _SYSTEM_MARKUP), None)
+def refuse_special_tokens(where: str, place: str, text: str, specials: Iterable[str]) -> None:
+    """Raise Rejected, which is an InputError too, for a text with a special token, as the model reads the text.
+
+    place: what the text is, "transcript" say; a "system text" may hold Boson's own markup.
+    """
+    allowed = _SYSTEM_MARKUP if place == "system text" else ()
+    special = next((token for token in specials if token in text and token not in allowed), None)
+    if special:
+        raise Rejected(
+            "failed",
+            "special_token",
+            where,
+            f"the special token {special} in the {place}",
+            "words alone: a special token would change the prompt's structure",
+            "Remove it from the text.",
+        )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preprocess.common.errors import InputError, Rejected
-from preprocess.corpus.text import foreign_token, normalise_text, num_letters
+from preprocess.corpus.text import normalise_text, num_letters, refuse_special_tokens
 from preprocess.manifest import ljspeech
 from preprocess.manifest import metadata_json as folder
 from preprocess.manifest.chatml import Prompt, from_chatml
@@ -298,30 +298,17 @@ def _check_text(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
             "the words that are spoken",
             "Transcribe the audio, or remove the row.",
         )
-    _refuse_special(where, "transcript", next((token for token in special_tokens if token in read), None))
+    refuse_special_tokens(where, "transcript", read, special_tokens)
 
 
 def _check_words(where: str, row: Row, special_tokens: tuple[str, ...]) -> None:
     """Raise Rejected for a special token in the system text that a row has of its own, or in turns that it keeps."""
     system, *turns = row.turns or [("system", [("text", row.system_text or "")])]
     for text in _texts(system):
-        _refuse_special(where, "system text", foreign_token(text, special_tokens))
+        refuse_special_tokens(where, "system text", text, special_tokens)
     for text in (text for turn in turns for text in _texts(turn)):
-        read = normalise_text(text)
-        _refuse_special(where, "text", next((token for token in special_tokens if token in read), None))
+        refuse_special_tokens(where, "text", normalise_text(text), special_tokens)
 
 
 def _texts(turn: Turn) -> list[str]:
     return [content for kind, content in turn[1] if kind == "text"]
-
-
-def _refuse_special(where: str, place: str, special: str | None) -> None:
-    if special:
-        raise Rejected(
-            "failed",
-            "special_token",
-            where,
-            f"the special token {special} in the {place}",
-            "spoken words alone: a special token would change the prompt's structure",
-            "Remove it from the text.",
-        )

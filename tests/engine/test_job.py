@@ -28,9 +28,9 @@ def refused(model, data, overrides=(), recipe="demo.yaml", world_size=1):
 def test_shards_of_another_codec(other_model_folder, random_corpus):
     error = refused(other_model_folder, random_corpus.folder)
     assert error.where == str(random_corpus.folder / "corpus.json")
-    assert error.found == "codes of 8 codebooks x 1024"
-    assert error.expected == "4 codebooks x 64, as the model's config says"
-    assert "Encode the corpus again" in error.action
+    assert error.found == "8 codebooks of 1024 codes"
+    assert error.expected == f"4 codebooks of 64 codes, as {other_model_folder / 'config.json'} says"
+    assert "a corpus of another codec must be encoded again" in error.action
 
 
 def test_a_corpus_counted_with_another_tokenizer(tmp_path, model_folder, random_corpus):

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 import torch
 
-from engine.base.base_config import load_config, load_tokenizer
 from engine.base.recipe import Lora
+from engine.base.trainable_base import read_trainable_base
 from engine.batch.sample import build_sample, collate
 from engine.merge.folder import merge
 from engine.speak.generate import LEARNT_TEXT, choose_layout, clone, default_max_new_tokens, load_engine
@@ -61,10 +61,10 @@ def speaker(tmp_path_factory, model_folder, codec_folders):
     reference_codes = tokenizer.encode(str(folder / "voice.wav")).cpu().numpy()
     reference = Clip("reference", {}, reference_codes)
     target = Clip("target", {}, rng.integers(facts.codebook_size, size=(facts.num_codebooks, NUM_FRAMES)))
-    config = load_config(model_folder)
+    base = read_trainable_base(model_folder)
     dialogue = canonical_dialogue(TARGET_TEXT, [(reference.key, REFERENCE_TEXT)])
-    sample = build_sample(load_tokenizer(model_folder), config, SYSTEM_TEXT, dialogue, target, [reference])
-    batch = collate([sample], config)
+    sample = build_sample(base.tokenizer, base.config, SYSTEM_TEXT, dialogue, target, [reference])
+    batch = collate([sample], base.config)
     lora = Lora(mode="full", rank=4, alpha=8, train_whole=["audio_head", "text_head"])
     model = random_lora(model_folder, lora)
     teach_heads(model, batch)
@@ -180,7 +180,12 @@ def test_texts_and_recordings_that_cannot_be_used_are_refused(speaker, speaking_
         return caught.value
 
     error = refusal(REFERENCE_TEXT, speaker.reference, "say <|AUDIO_OUT|> twice")
-    assert (error.found, error.expected) == ("the special token <|AUDIO_OUT|>", "plain text")
+    assert (error.where, error.found) == (
+        "text 'say <|AUDIO_OUT|> twice'",
+        "the special token <|AUDIO_OUT|> in the text",
+    )
+    assert error.expected == "words alone: a special token would change the prompt's structure"
+    assert error.action == "Remove it from the text."
     assert refusal(" ", speaker.reference, TARGET_TEXT).found == "nothing to say"
     missing = refusal(REFERENCE_TEXT, tmp_path / "none.wav", TARGET_TEXT)
     assert (missing.where, missing.found) == (str(tmp_path / "none.wav"), "no such file")
@@ -192,9 +197,9 @@ def test_codec_of_another_shape_is_refused(other_model_folder, codec_folders):
     with pytest.raises(InputError) as caught:
         load_engine(other_model_folder, *codec_folders, "cpu")
     assert caught.value.where == str(codec_folders[0])
-    assert caught.value.found == "a codec of 8 codebooks x 1024"
-    assert caught.value.expected == f"4 x 64, as {other_model_folder} has them"
-    assert caught.value.action == "Name the codec that the corpus was encoded with."
+    assert caught.value.found == "8 codebooks of 1024 codes"
+    assert caught.value.expected == f"4 codebooks of 64 codes, as {other_model_folder / 'config.json'} says"
+    assert caught.value.action.startswith("Name the codec this model was trained with (--audio-tokenizer)")
 
 
 def test_another_system_text_opens_the_prompt_and_is_warned_of(speaker, speaking_engine, capsys):
@@ -217,7 +222,7 @@ def test_special_tokens_that_the_tokenizer_gives_no_role_are_refused_too(speaker
     for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
         facts = json.loads(path.read_text())
         path.write_text(json.dumps({k: v for k, v in facts.items() if k != "additional_special_tokens"}))
-    engine = SimpleNamespace(tokenizer=load_tokenizer(folder))
+    engine = SimpleNamespace(tokenizer=read_trainable_base(folder).tokenizer)
     assert "<|AUDIO_OUT|>" not in engine.tokenizer.all_special_tokens
     with pytest.raises(InputError, match=r"--system-text: found the special token <\|AUDIO_OUT\|>"):
         choose_layout(engine, speaker.layout, "Whisper.<|AUDIO_OUT|>")

@@ -216,8 +216,9 @@ def test_a_base_that_moved_is_asked_for(tmp_path, model_folder):
     folder = save_checkpoint(tmp_path, base, random_lora(base, ADAPTERS["attention"]))
     base.rename(tmp_path / "moved")
     error = refusal(folder, None, tmp_path / "merged")
-    assert (error.where, error.found) == (str(base), "no config.json")
-    assert error.action == "Name where the base model is now with --base."
+    assert (error.where, error.found) == (str(base), "no such folder")
+    assert error.expected == "config.json of a Higgs Audio v2 model folder"
+    assert error.action.startswith("Name the model's folder with --base. Download the model where it is missing")
     merge(folder, tmp_path / "moved", tmp_path / "merged", verify=False)
 
 

@@ -39,7 +39,7 @@ def test_without_a_key_every_clip_has_a_line(corpus, capsys):
 
 
 def test_a_sample_is_shown_as_the_model_is_trained_on_it(corpus, model_folder, tmp_path, capsys):
-    from engine.base.base_config import load_config, load_tokenizer
+    from engine.base.trainable_base import read_trainable_base
 
     key, image, audio = corpus.clip(5).key, tmp_path / "x.png", tmp_path / "x.flac"
     flags = ["--model", str(model_folder), "--image", str(image), "--audio", str(audio)]
@@ -48,7 +48,8 @@ def test_a_sample_is_shown_as_the_model_is_trained_on_it(corpus, model_folder, t
     dialogue, references, _ = choose_dialogue(corpus, 5)
     assert references[0].meta["speaker"] == corpus.clip(5).meta["speaker"]
     assert references[0].key != key
-    tokenizer, config = load_tokenizer(model_folder), load_config(model_folder)
+    base = read_trainable_base(model_folder)
+    tokenizer, config = base.tokenizer, base.config
     system_text = corpus.info["layout"]["system_text"]
     sample = build_sample(tokenizer, config, system_text, dialogue, corpus.clip(5), references)
     shown = re.findall(r"^ +\d+ +(\*?) +(\d+) ('.*'|\".*\"|audio columns.*)$", said, flags=re.MULTILINE)

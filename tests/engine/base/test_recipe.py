@@ -137,7 +137,8 @@ def test_a_world_size_that_does_not_divide_the_packs_names_those_that_do():
     recipe = load_recipe(ROOT / "launch" / "recipes" / "arabic_8xh200.yaml")
     with pytest.raises(InputError) as caught:
         resolve_config(ZERO2, recipe, 3)
-    assert "world size" in caught.value.where
-    assert caught.value.found == "3 ranks for batch.packs_per_step=8"
-    assert caught.value.expected == "one of [1, 2, 4, 8] ranks"
+    assert caught.value.where == "world size"
+    assert caught.value.found == "3 ranks"
+    assert caught.value.expected == "1, 2, 4, 8: a number that divides batch.packs_per_step=8"
     assert "--num_gpus" in caught.value.action
+    assert "batch.packs_per_step to a multiple of 3" in caught.value.action

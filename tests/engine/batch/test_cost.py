@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.counting import ATTENTION, MATMULS, PeakBytes
 from engine.base import zero
-from engine.base.base_config import load_config
 from engine.base.recipe import Lora, Loss
+from engine.base.trainable_base import read_trainable_base
 from engine.model.forward import LossModel
 from engine.model.lora import add_lora
 from engine.model.losses import codebook_weights, weigh
@@ -127,7 +127,7 @@ def test_nothing_waits_for_the_device_between_batch_and_loss(num_checkpointed_la
 
 def peak_bytes(model_folder, corpus_folder, forward, vocabulary):
     """Of forward, loss and backward."""
-    config = load_config(model_folder)
+    config = read_trainable_base(model_folder).config
     config.text_config.vocab_size = vocabulary
     torch.manual_seed(0)
     base = HiggsAudioModel(config).requires_grad_(False).train()

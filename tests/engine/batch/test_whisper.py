@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from engine.base import zero
-from engine.base.base_config import load_config, load_tokenizer
+from engine.base.ranks import packs_of_rank
+from engine.base.trainable_base import read_trainable_base
 from engine.batch.loader import WaitClock
 from engine.batch.sample import build_sample, collate, make_collator
 from engine.batch.stream import lay_out
@@ -18,7 +19,6 @@ from engine.model.forward import LossModel
 from engine.model.lora import find_targets
 from engine.model.weights import load_base
 from engine.monitor.metrics import sum_over_ranks
-from engine.plan.plan import packs_of_rank
 from engine.run import build_engine
 from preprocess.common.errors import InputError
 from preprocess.corpus.dialogue import canonical_dialogue
@@ -51,7 +51,8 @@ REFERENCES = [[("one two", SHORT)], [], [("three", LONG), ("four", SHORT)]]
 
 def samples(folder, conditioning, references=REFERENCES):
     """Built anew for each use: Boson's collator writes into them."""
-    tokenizer, config = load_tokenizer(folder), load_config(folder)
+    base = read_trainable_base(folder)
+    tokenizer, config = base.tokenizer, base.config
     built = []
     for pairs in references:
         dialogue = canonical_dialogue("five six", [(c.key, text) for text, c in pairs])
@@ -62,7 +63,7 @@ def samples(folder, conditioning, references=REFERENCES):
 
 @pytest.mark.parametrize("conditioning", ["whisper", "both"])
 def test_packed_equals_bosons_collator_and_forward(tower_folder, conditioning):
-    model, config = adapted_model(tower_folder, "both"), load_config(tower_folder)
+    model, config = adapted_model(tower_folder, "both"), read_trainable_base(tower_folder).config
     theirs = loss_and_gradients(model, collate(samples(tower_folder, conditioning), config), 3)
     ours = loss_and_gradients(model, lay_out(samples(tower_folder, conditioning), config), 3)
     for found, expected in zip(ours[0], theirs[0], strict=True):
@@ -73,7 +74,7 @@ def test_packed_equals_bosons_collator_and_forward(tower_folder, conditioning):
 
 
 def test_features_in_the_towers_dtype_change_no_bit(tower_folder):
-    config = load_config(tower_folder)
+    config = read_trainable_base(tower_folder).config
     model = LossModel(load_base(tower_folder, torch.bfloat16))
     streams = [
         lay_out(samples(tower_folder, "both"), config, None, dtype) for dtype in (torch.float32, torch.bfloat16)
@@ -97,7 +98,7 @@ def dtype_of_features(model, data, out, precision):
 
 
 def test_without_a_waveform_in_the_pack_the_projector_has_gradients_of_zero(tower_folder):
-    model, config = adapted_model(tower_folder, "both"), load_config(tower_folder)
+    model, config = adapted_model(tower_folder, "both"), read_trainable_base(tower_folder).config
     unheard = [[], []]
     with torch.no_grad():
         theirs = model(collate(samples(tower_folder, "both", unheard), config))
@@ -109,7 +110,7 @@ def test_without_a_waveform_in_the_pack_the_projector_has_gradients_of_zero(towe
 
 
 def test_the_target_is_predicted_from_what_is_heard(tower_folder):
-    model, config = adapted_model(tower_folder, "both"), load_config(tower_folder)
+    model, config = adapted_model(tower_folder, "both"), read_trainable_base(tower_folder).config
     other = Clip("short", {}, SHORT.codes, clip("other", 0.93, 5).flac)
     with torch.no_grad():
         losses = [
@@ -120,7 +121,7 @@ def test_the_target_is_predicted_from_what_is_heard(tower_folder):
 
 
 def test_a_waveform_longer_than_the_tower_is_chunked_as_bosons_collator_chunks_it(tower_folder):
-    config = load_config(tower_folder)
+    config = read_trainable_base(tower_folder).config
     (sample,) = samples(tower_folder, "both", [[("three", LONG)]])
     is_heard = sample.input_ids == config.audio_in_token_idx
     assert int(is_heard.sum()) == 3
@@ -218,7 +219,7 @@ PROMPTS = {
 @pytest.mark.parametrize("conditioning", PROMPTS)
 def test_where_the_reference_stands(tower_folder, conditioning):
     (sample,) = samples(tower_folder, conditioning, [[("one two", SHORT)]])
-    text = load_tokenizer(tower_folder).decode(sample.input_ids)
+    text = read_trainable_base(tower_folder).tokenizer.decode(sample.input_ids)
     text = text.replace("<|audio_bos|><|AUDIO|><|audio_eos|>", "<heard>")
     text = text.replace("<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>", "<spoken>")
     turns = text.replace("<|begin_of_text|>", "").replace("<|end_header_id|>\n\n", ": ").replace("<|eot_id|>", "")

@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.base.ranks import packs_of_rank
 from engine.batch.loader import PackReader, load_packs
 from engine.job import prepare
 from engine.loop import _seed_pack
 from engine.plan.corpora import Corpora
-from engine.plan.plan import describe, packs_of_rank
+from engine.plan.plan import describe
 from preprocess.common.errors import InputError
 from preprocess.corpus.shards import INDEX_FILE, INDEX_SCHEMA, Corpus
 from tests.fixtures import gate

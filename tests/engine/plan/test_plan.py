@@ -15,8 +15,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from engine.base.ranks import packs_of_rank
 from engine.plan.packing import complete_last_step, pack_samples
-from engine.plan.plan import describe, describe_start, locate, packs_of_rank
+from engine.plan.plan import describe, describe_start, locate
 from preprocess.common.errors import InputError
 from tests.fixtures.index import (
     all_samples,
@@ -234,6 +235,7 @@ def test_a_world_size_that_does_not_divide_the_packs_is_refused():
     assert error.value.where == "world size"
     assert error.value.found == "8 ranks"
     assert error.value.expected.startswith("1, 2, 3, 4, 6, 12:")
+    assert "--num_gpus" in error.value.action
     assert "packs_per_step to a multiple of 8" in error.value.action
 
 

@@ -78,7 +78,14 @@ BAD_ROWS = {
     6: ("failed", "truncated", "cut.wav", "0.40 s of audio", "0.80 s, as its header says", "was cut short"),
     7: ("screened", "empty_transcript", "corpus.jsonl line 7", "'  '", "the words that are spoken", "Transcribe"),
     8: ("failed", "no_speaker", "line 8", "neither speaker nor reference_audio", "one of them", "Fill in one"),
-    9: ("failed", "special_token", "line 9", "<|eot_id|>", "spoken words alone", "Remove it from the text"),
+    9: (
+        "failed",
+        "special_token",
+        "line 9",
+        "<|eot_id|>",
+        "words alone: a special token would change the prompt's structure",
+        "Remove it from the text",
+    ),
     10: ("screened", "too_short", "short.wav", "0.363 s", "at least 0.5", "Nothing to do"),
     11: ("screened", "too_long", "long.wav", "31.00 s", "at most 30", "Cut the recording"),
     12: ("failed", "reference_truncated", "cut_reference.wav", "0.40 s", "0.80 s", "was cut short"),
@@ -189,7 +196,9 @@ def test_a_model_folder_without_config_is_refused(tmp_path, short_folder, tools)
 def test_a_model_folder_with_another_config_is_refused(tmp_path, short_folder, tools):
     (tmp_path / "config.json").write_text("[]")
     error = refused(manifest=short_folder / "corpus.jsonl", out=tmp_path / "out", **{**tools, "model": tmp_path})
-    assert_parts(error, "config.json", "model_type None", "'higgs_audio'", "--model")
+    assert_parts(
+        error, "config.json", "JSON of type list, no object", "config.json of a Higgs Audio v2 model", "--model"
+    )
 
 
 def test_a_special_token_in_the_system_text_is_refused(tmp_path, short_folder, tools):
@@ -216,7 +225,7 @@ def test_a_model_without_tokenizer_is_refused(tmp_path, short_folder, tools, mod
     [
         ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "can't be opened (expected value at line 1"),
         ("tokenizer.json", "{}", "can't be opened (Model missing"),
-        ("tokenizer_config.json", '{"a', "can't be opened (Unterminated string"),
+        ("tokenizer_config.json", '{"a', "broken JSON (Unterminated string"),
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', "requires you to execute"),
     ],
 )
@@ -242,7 +251,7 @@ def test_a_codec_that_does_not_fit_the_model_is_refused_before_any_work(tmp_path
         error,
         str(tools["audio_tokenizer"]),
         "8 codebooks of 1024 codes",
-        "4 codebooks of 64",
+        "4 codebooks of 64 codes, as",
         "Name the codec this model was trained with",
     )
     assert not (tmp_path / "out").exists()

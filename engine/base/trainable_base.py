@@ -1,0 +1,34 @@
+"""The bases that this engine and Boson's serve engine handle rightly."""
+
+from pathlib import Path
+
+from preprocess.common.errors import InputError
+from preprocess.corpus.base_model import BaseModel, has_audio_tower, read_base_model
+
+
+def read_trainable_base(folder: Path | str, flag: str = "--model") -> BaseModel:
+    """As read_base_model. Raises InputError too for a model that can't be trained, or spoken with afterwards."""
+    base = read_base_model(Path(folder), flag)
+    config, wrong = base.config, []
+    if config.use_audio_out_self_attention:
+        wrong.append(("use_audio_out_self_attention true", "false"))
+    if config.use_rq_transformer:
+        wrong.append(("use_rq_transformer true", "false"))
+    if has_audio_tower(config) and not config.encode_whisper_embed:
+        wrong.append(("an audio tower (skip_audio_tower false) with encode_whisper_embed false", "true"))
+    if has_audio_tower(config) and config.encode_audio_in_tokens:
+        wrong.append(("an audio tower with encode_audio_in_tokens true", "false: references' codes are spoken"))
+    if not config.use_delay_pattern:
+        wrong.append(("use_delay_pattern false", "true, as the serve engine decodes it"))
+    if config.audio_adapter_type == "dual_ffn_fast_forward" and 0 not in config.audio_dual_ffn_layers:
+        # Boson's static cache takes its length from layer 0, which audio positions would skip: columns
+        # overwrite each other in the serve engine.
+        wrong.append((f"audio_dual_ffn_layers {config.audio_dual_ffn_layers} without layer 0", "layer 0 among them"))
+    if wrong:
+        raise InputError(
+            str(base.folder / "config.json"),
+            "; ".join(found for found, _ in wrong),
+            "; ".join(expected for _, expected in wrong),
+            "Use the released base: neither this engine nor Boson's serve engine handles such a model rightly.",
+        )
+    return base
