@@ -9,7 +9,7 @@ from preprocess.audio.decode import Header
 from preprocess.common.errors import InputError, Rejected
 from preprocess.corpus.shards import FAILURES_FILE
 from preprocess.encode.make_shard import ShardReport
-from preprocess.encode.slices import Slice
+from preprocess.plan.slices import Slice
 from preprocess.finish.accounts import Outcome
 from preprocess.finish.corpus_page import REPORT_FILE
 from preprocess.manifest.columns import few

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from preprocess.common.errors import InputError
 from preprocess.corpus.dialogue import AS_WRITTEN, CANONICAL, DEFAULT_SYSTEM_TEXT
-from preprocess.encode.slices import parse_slice
+from preprocess.plan.slices import parse_slice
 from preprocess.manifest.columns import parse_columns
 from preprocess.plan.screening import load_screening
 

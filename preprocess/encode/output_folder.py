@@ -22,7 +22,7 @@ from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import CORPUS_FILE, FORMAT_VERSION
 from preprocess.corpus.text import NORMALISER_VERSION, tokenizer_fingerprint
 from preprocess.encode.make_shard import FRAGMENTS_FOLDER, ShardReport
-from preprocess.encode.slices import Slice
+from preprocess.plan.slices import Slice
 from preprocess.manifest.read import Manifest
 
 SETTINGS_FILE = "settings.json"
