@@ -1,6 +1,5 @@
 """What the command says: what was read, what is lost and why, what was written, what comes next."""
 
-import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -9,13 +8,14 @@ from preprocess.audio.decode import Header
 from preprocess.common.errors import InputError, Rejected
 from preprocess.corpus.shards import FAILURES_FILE
 from preprocess.encode.make_shard import ShardReport
-from preprocess.encode.slices import Slice
 from preprocess.finish.accounts import Outcome
 from preprocess.finish.corpus_page import REPORT_FILE
 from preprocess.manifest.columns import few
 from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable
 from preprocess.plan.screening import Screening, dominating_reason, screen, thresholds
+from preprocess.plan.settings import Settings
+from preprocess.plan.slices import Slice
 
 _SHOWN_PER_REASON = 5
 
@@ -105,34 +105,34 @@ def show_validation(
     return 0
 
 
-def show_reused(args: argparse.Namespace, reports: list[ShardReport]) -> None:
+def show_reused(settings: Settings, reports: list[ShardReport]) -> None:
     """How many clips --reuse saved from being encoded."""
-    if args.reuse:
+    if settings.reuse:
         count = sum(report.num_reused for report in reports)
-        print(f"reused: {count} clips of {args.reuse}; those of shards kept from an earlier run are not counted")
+        print(f"reused: {count} clips of {settings.reuse}; those of shards kept from an earlier run are not counted")
 
 
-def show_outcome(args: argparse.Namespace, outcome: Outcome) -> None:
+def show_outcome(settings: Settings, outcome: Outcome) -> None:
     """What was written and lost, and the command that trains on it."""
     _show_problems([error for _, error in outcome.rejected_rows], f"see {FAILURES_FILE}")
     screened = Counter(error.reason for _, error in outcome.rejected_rows if error.status == "screened")
-    warning = dominating_reason(args.screening, screened, sum(outcome.rows.values()))
+    warning = dominating_reason(settings.screening, screened, sum(outcome.rows.values()))
     if warning:
         print(warning, file=sys.stderr, flush=True)
     rows = ", ".join(f"{count} {name}" for name, count in outcome.rows.items())
     print(f"rows: {rows}")
     lost = ", ".join(f"{hours:.3f} h {reason}" for reason, hours in outcome.lost_hours.items())
     print(f"clips: {outcome.clips['written']} written, {outcome.hours:.3f} h; dropped: {lost or 'nothing'}")
-    if args.noisy_references:
+    if settings.noisy_references:
         counts = ", ".join(f"{count} {name}" for name, count in outcome.derived.items())
         print(f"noisy copies of clips, drawn as references only: {counts}")
     for split, count in outcome.usable_samples.items():
         print(f"{split}: {count} samples, {outcome.speakers[split]} speakers")
     print(
-        f"wrote {args.out}; look at {args.out / REPORT_FILE}\nnext:\n"
+        f"wrote {settings.out}; look at {settings.out / REPORT_FILE}\nnext:\n"
         "  deepspeed launch/train.py --deepspeed ds_configs/zero2.json "
         "--recipe launch/recipes/arabic_8xh200.yaml \\\n"
-        f"      --model {args.model} --data {args.out} --out runs/first",
+        f"      --model {settings.model} --data {settings.out} --out runs/first",
         flush=True,
     )
 

@@ -1,6 +1,5 @@
 """--dry-run: what the command would do, told before it takes hours. Nothing is written."""
 
-import argparse
 import time
 from collections.abc import Sequence
 
@@ -17,19 +16,20 @@ from preprocess.corpus.text import normalise_text
 from preprocess.encode.make_shard import Clip
 from preprocess.plan.clips import ClipPlan, ClipTable, Use
 from preprocess.plan.screening import screen
+from preprocess.plan.settings import Settings
 
 _MEASURED_CLIPS = 3
 _TAR_BLOCK_BYTES = 512
 
 
 def show_plan(
-    args: argparse.Namespace, base: BaseModel, table: ClipTable, headers: dict[str, Header], num_workers: int
+    settings: Settings, base: BaseModel, table: ClipTable, headers: dict[str, Header], num_workers: int
 ) -> None:
     """Print one row as it will be trained, and hours, speakers, clips, size and time."""
     clips = [table.clips[key] for key in headers]
-    fits = [clip for clip in clips if _fits(args, headers[clip.key])]
+    fits = [clip for clip in clips if _fits(settings, headers[clip.key])]
     total_sec = sum(headers[clip.key].duration_sec for clip in fits)
-    _show_example(args, base, table, headers)
+    _show_example(settings, base, table, headers)
     speakers = len({clip.speaker for clip in fits})
     print(f"to encode: {len(fits)} clips, {total_sec / 3600:.3f} h, {speakers} speakers (by their headers)")
     if not fits:
@@ -37,24 +37,24 @@ def show_plan(
     by_length = sorted(fits, key=lambda clip: (headers[clip.key].duration_sec, clip.key))
     last = len(by_length) - 1
     places = sorted({last * number // (_MEASURED_CLIPS + 1) for number in range(1, _MEASURED_CLIPS + 1)})
-    _show_cost(args, base, [by_length[place] for place in places], total_sec, num_workers)
+    _show_cost(settings, base, [by_length[place] for place in places], total_sec, num_workers)
 
 
-def _fits(args: argparse.Namespace, header: Header) -> bool:
+def _fits(settings: Settings, header: Header) -> bool:
     try:
-        screen(args.screening, {"duration_sec": header.duration_sec}, "")
+        screen(settings.screening, {"duration_sec": header.duration_sec}, "")
     except Rejected:
         return False
     return True
 
 
-def _show_example(args: argparse.Namespace, base: BaseModel, table: ClipTable, headers: dict[str, Header]) -> None:
+def _show_example(settings: Settings, base: BaseModel, table: ClipTable, headers: dict[str, Header]) -> None:
     use = next((use for use in table.uses if use.key in headers), None)
     if use is None:
         return
     clip = table.clips[use.key]
     stored, how = _as_trained(table, use, clip, headers)
-    dialogue = read_dialogue(stored, clip.key, args.system_text)
+    dialogue = read_dialogue(stored, clip.key, settings.system_text)
     input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, base.tokenizer)
     print(f"one row as it will be, {how}; trained: what stands in [[ ]]\n")
     print(marked_text(base.tokenizer, input_ids, label_ids))
@@ -85,20 +85,21 @@ def marked_text(tokenizer: PreTrainedTokenizerFast, input_ids: Sequence[int], la
 
 
 def _show_cost(
-    args: argparse.Namespace, base: BaseModel, clips: list[ClipPlan], total_sec: float, num_workers: int
+    settings: Settings, base: BaseModel, clips: list[ClipPlan], total_sec: float, num_workers: int
 ) -> None:
     """Size and time, from a few clips: decoded, and encoded where the codec is named."""
     codec = None
-    if args.audio_tokenizer and args.hubert:
-        tokenizer, codec = load_codec(args.audio_tokenizer, args.hubert, Way(args.device, args.precision))
-        check_codec_fits(base, args.audio_tokenizer, codec.num_codebooks, codec.codebook_size)
+    if settings.audio_tokenizer and settings.hubert:
+        way = Way(settings.device, settings.precision)
+        tokenizer, codec = load_codec(settings.audio_tokenizer, settings.hubert, way)
+        check_codec_fits(base, settings.audio_tokenizer, codec.num_codebooks, codec.codebook_size)
     num_bytes, measured_sec, encode_sec, num_measured = 0, 0.0, 0.0, 0
     for clip in clips:
         try:
             audio = clip.recording.decode()
         except Rejected:
             continue
-        flac = flac_16khz(audio) if args.waveforms == "flac" else b""
+        flac = flac_16khz(audio) if settings.waveforms == "flac" else b""
         sizes = [len(flac)]
         if codec:
             if not num_measured:
@@ -118,7 +119,7 @@ def _show_cost(
         print(f"size: {size} of waveforms, and codes; time: unknown (name --audio-tokenizer and --hubert)")
         return
     hours = encode_sec / measured_sec * total_sec / num_workers / 3600
-    at_most = "at most (what --reuse finds is not encoded) " if args.reuse else ""
+    at_most = "at most (what --reuse finds is not encoded) " if settings.reuse else ""
     print(
         f"size: {size}; time: {at_most}{hours:.3f} h with {num_workers} workers of "
         f"{measured_sec / encode_sec:.1f}x real time (from {num_measured} clips, {measured_sec:.1f} s of audio)"

@@ -1,15 +1,17 @@
-"""The flags of preprocess.shard. Imports no torch, so that `--help` answers at once."""
+"""The flags of preprocess.shard, which become Settings. Imports little, so that `--help` answers at once."""
 
 import argparse
 import math
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preprocess.common.errors import InputError
 from preprocess.corpus.dialogue import AS_WRITTEN, CANONICAL, DEFAULT_SYSTEM_TEXT
-from preprocess.encode.slices import parse_slice
-from preprocess.manifest.columns import parse_columns
-from preprocess.plan.screening import load_screening
+
+if TYPE_CHECKING:
+    from preprocess.plan.settings import Settings
 
 EXAMPLE = """example:
   python -m preprocess.shard --manifest corpus.jsonl --model higgs-audio-v2-generation-3B-base \\
@@ -24,25 +26,33 @@ REQUIRED = {
 }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, checked; paths absolute. Raises InputError naming every required flag that is missing."""
-    args = _flags().parse_args(argv)
+def parse(argv: list[str] | None) -> "Settings":
+    """The command line, read and checked. Raises InputError: all flags that are missing, or all wrong values."""
+    args = flags().parse_args(argv)
     _refuse_missing(args)
     _refuse_contradictions(args)
-    args.val_speakers = args.val_speakers or ("0" if args.val_manifest else "0.02")
-    _check_numbers(args)
-    for name in (*REQUIRED, "audio_root", "val_manifest", "reuse", "noise", "room_responses"):
-        if getattr(args, name) is not None:
-            setattr(args, name, getattr(args, name).absolute())
-    args.screening = load_screening(args.screening)
-    args.columns = parse_columns(args.columns)
-    args.slice = parse_slice(args.slice) if args.slice else None
-    args.val_audio_root = args.audio_root or (args.val_manifest and folder_of(args.val_manifest))
-    args.audio_root = args.audio_root or folder_of(args.manifest)
-    return args
+    if args.val_speakers is None:
+        args.val_speakers = "0" if args.val_manifest else "0.02"
+
+    # After the flags are read, so that --help need not wait for these.
+    from preprocess.manifest.columns import parse_columns
+    from preprocess.plan.screening import load_screening
+    from preprocess.plan.settings import Settings
+    from preprocess.plan.slices import parse_slice
+
+    values = {name: value.absolute() if isinstance(value, Path) else value for name, value in vars(args).items()}
+    problems = list(_wrong_numbers(args))
+    for name, read in {"columns": parse_columns, "screening": load_screening, "slice": parse_slice}.items():
+        try:
+            values[name] = read(getattr(args, name))
+        except InputError as problem:
+            problems.append(problem)
+    _refuse(problems)
+    return Settings(**values)
 
 
-def _flags() -> argparse.ArgumentParser:
+def flags() -> argparse.ArgumentParser:
+    """The parser: one flag per field of Settings."""
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.shard",
         description=textwrap.fill(
@@ -54,10 +64,11 @@ def _flags() -> argparse.ArgumentParser:
         ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     needed = parser.add_argument_group("needed")
     for name, help_text in REQUIRED.items():
-        needed.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="PATH", help=help_text)
+        needed.add_argument(_flag(name), type=Path, metavar="PATH", help=help_text)
     _add_recordings(parser.add_argument_group("recordings", "rows and the audio they name"))
     _add_prompt(parser.add_argument_group("prompt", "what the model reads beside the codes; recorded in corpus.json"))
     _add_clips(parser.add_argument_group("clips", "what becomes of a recording"))
@@ -199,25 +210,35 @@ def _add_looks(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _refuse_missing(args: argparse.Namespace) -> None:
     required = ["manifest", "model"] if args.validate_only or args.dry_run else list(REQUIRED)
-    missing = [f"--{name.replace('_', '-')}" for name in required if getattr(args, name) is None]
+    missing = [_flag(name) for name in required if getattr(args, name) is None]
     if missing:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in required)
-        raise InputError("command line", f"no {', '.join(missing)}", flags, f"Add what is missing.\n{EXAMPLE}")
+        expected = ", ".join(_flag(name) for name in required)
+        raise InputError("command line", f"no {', '.join(missing)}", expected, f"Add what is missing.\n{EXAMPLE}")
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     pairs = (
-        ("val_manifest", args.val_manifest, "val_speakers", args.val_speakers, "Leave out --val-speakers."),
+        (
+            "val-manifest",
+            args.val_manifest is not None,
+            "val-speakers",
+            args.val_speakers is not None,
+            "Leave out --val-speakers.",
+        ),
         (
             "layout as-written",
             args.layout == AS_WRITTEN,
             "noisy-references",
-            args.noisy_references,
+            args.noisy_references != 0,
             "Rows that are kept as written name their own references: none is drawn.",
         ),
-        ("slice", args.slice, "finalize", args.finalize, "Run --finalize after the slices."),
+        ("slice", args.slice is not None, "finalize", args.finalize, "Run --finalize after the slices."),
         (
             "executor ray",
             args.executor == "ray",
@@ -228,36 +249,46 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     )
     for one, has_one, other, has_other, action in pairs:
         if has_one and has_other:
-            found = f"--{one} and --{other}".replace("_", "-")
-            raise InputError("command line", found, "one of them", action)
+            raise InputError("command line", f"--{one} and --{other}", "one of them", action)
     if (args.noise or args.room_responses) and not args.noisy_references:
         found = "--noise or --room-responses alone"
         raise InputError("command line", found, "--noisy-references with it", "Add --noisy-references 0.2.")
 
 
-def folder_of(manifest: Path) -> Path:
-    """What a manifest's audio paths are relative to, where nothing else is said."""
-    return manifest if manifest.is_dir() else manifest.parent
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    try:
-        share = float(args.val_speakers)
-        fits = 0 <= share < 1 if "." in args.val_speakers else int(args.val_speakers) >= 0
-    except ValueError:
-        fits = False
-    if not fits:
-        raise InputError(
-            "--val-speakers",
-            repr(args.val_speakers),
+def _wrong_numbers(args: argparse.Namespace) -> Iterator[InputError]:
+    share = "a share from 0 to 1"
+    for name, fits, expected, example in (
+        (
+            "val_speakers",
+            _is_number_of_voices(args.val_speakers),
             "a number of voices (3) or a share below 1 with a point (0.02)",
-            "Use --val-speakers 0.02, or 0 for no validation.",
+            "0.02, or 0 for no validation",
+        ),
+        ("max_failure_share", 0 <= args.max_failure_share <= 1, share, "0.05"),
+        ("noisy_references", 0 <= args.noisy_references <= 1, share, "0.2"),
+        ("hours_per_shard", 0 < args.hours_per_shard < math.inf, "hours above 0", "0.5"),
+        ("workers", args.workers >= 0, "0 (all cores) or more", "0"),
+    ):
+        if not fits:
+            flag = _flag(name)
+            yield InputError(flag, repr(getattr(args, name)), expected, f"Use {flag} {example}.")
+
+
+def _is_number_of_voices(text: str) -> bool:
+    try:
+        return 0 <= float(text) < 1 if "." in text else int(text) >= 0
+    except ValueError:
+        return False
+
+
+def _refuse(problems: list[InputError]) -> None:
+    """Raise the one problem, or one InputError that names all."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise InputError(
+            "command line",
+            "; ".join(f"{problem.where} {problem.found}" for problem in problems),
+            "; ".join(f"{problem.where} {problem.expected}" for problem in problems),
+            " ".join(problem.action for problem in problems),
         )
-    if not 0 <= args.noisy_references <= 1:
-        raise InputError("--noisy-references", str(args.noisy_references), "a share from 0 to 1", "Use 0.2.")
-    if not 0 < args.hours_per_shard < math.inf:
-        raise InputError("--hours-per-shard", str(args.hours_per_shard), "hours above 0", "Use 0.5.")
-    if not 0 <= args.max_failure_share <= 1:
-        raise InputError("--max-failure-share", str(args.max_failure_share), "a share from 0 to 1", "Use 0.05.")
-    if args.workers < 0:
-        raise InputError("--workers", str(args.workers), "0 (all cores) or more", "Leave it out for all cores.")

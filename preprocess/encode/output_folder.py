@@ -1,6 +1,5 @@
 """The output folder across runs: what it was started with, one run at a time, and no leftovers."""
 
-import argparse
 import contextlib
 import fcntl
 import importlib.metadata
@@ -22,8 +21,9 @@ from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import CORPUS_FILE, FORMAT_VERSION
 from preprocess.corpus.text import NORMALISER_VERSION, tokenizer_fingerprint
 from preprocess.encode.make_shard import FRAGMENTS_FOLDER, ShardReport
-from preprocess.encode.slices import Slice
 from preprocess.manifest.read import Manifest
+from preprocess.plan.settings import Settings
+from preprocess.plan.slices import Slice
 
 SETTINGS_FILE = "settings.json"
 _BEGIN_LOCK, _SLICES_FILE = ".begin.lock", "slices.json"
@@ -45,7 +45,7 @@ _PINNED = (
 )
 
 
-def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseModel, codec: CodecFacts) -> dict:
+def corpus_settings(settings: Settings, manifest: Manifest, base: BaseModel, codec: CodecFacts) -> dict:
     """All that decides what the corpus holds; recorded in corpus.json, and the same for every run on a folder."""
     flac = {"format": "flac", "sample_rate_hz": WAVEFORM_SAMPLE_RATE_HZ}
     return {
@@ -53,21 +53,21 @@ def corpus_settings(args: argparse.Namespace, manifest: Manifest, base: BaseMode
         "codec": asdict(codec),
         "text_tokenizer": {"fingerprint": tokenizer_fingerprint(base.tokenizer)},
         "layout": {
-            "name": args.layout,
-            "system_text": args.system_text,
+            "name": settings.layout,
+            "system_text": settings.system_text,
             "normaliser_version": NORMALISER_VERSION,
-            **({"keep_system": True} if args.keep_system else {}),
+            **({"keep_system": True} if settings.keep_system else {}),
         },
-        "waveforms": flac if args.waveforms == "flac" else {"format": "none", "sample_rate_hz": 0},
+        "waveforms": flac if settings.waveforms == "flac" else {"format": "none", "sample_rate_hz": 0},
         "settings": {
             "manifest_sha256": manifest.sha256,
-            "hours_per_shard": args.hours_per_shard,
-            "val_speakers": args.val_speakers,
-            "seed": args.seed,
-            "device": args.device,
-            "precision": args.precision,
-            "screening": asdict(args.screening),
-            **({"noisy_references": args.noisy_references} if args.noisy_references else {}),
+            "hours_per_shard": settings.hours_per_shard,
+            "val_speakers": settings.val_speakers,
+            "seed": settings.seed,
+            "device": settings.device,
+            "precision": settings.precision,
+            "screening": asdict(settings.screening),
+            **({"noisy_references": settings.noisy_references} if settings.noisy_references else {}),
         },
         "pins": {
             **{name: importlib.metadata.version(name) for name in _PINNED},

@@ -6,7 +6,6 @@ key alone. Voices of which no reference is drawn, and the clips of --val-manifes
 figures are those of the clean recording, but for the entropy of the codes.
 """
 
-import argparse
 import hashlib
 from collections import Counter
 from dataclasses import replace
@@ -19,21 +18,22 @@ from preprocess.audio.decode import Header, file_sha256, probe
 from preprocess.audio.noise import Disturbance
 from preprocess.common.errors import InputError, Rejected
 from preprocess.plan.clips import ClipTable
+from preprocess.plan.settings import Settings
 
 KEY_SUFFIX = "-noisy"
 _SNR_DB = 5.0, 15.0
 _SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
-def add_noisy_references(args: argparse.Namespace, table: ClipTable, headers: dict[str, Header]) -> None:
+def add_noisy_references(settings: Settings, table: ClipTable, headers: dict[str, Header]) -> None:
     """Put the second clips into `table` and `headers`. Raises InputError for folders or files that can't be used."""
-    noises, responses = _Files("--noise", args.noise), _Files("--room-responses", args.room_responses)
+    noises, responses = _Files("--noise", settings.noise), _Files("--room-responses", settings.room_responses)
     clips = [table.clips[key] for key in sorted(headers) if key not in (table.validation or ())]
     num_clips = Counter(clip.speaker for clip in clips)
     drawing = {clip.speaker for clip in clips if clip.draws_reference and num_clips[clip.speaker] > 1}
     for clip in tqdm(clips, desc="noise", unit="clip", leave=False):
-        digest = hashlib.sha256(f"{args.seed}:noisy:{clip.key}".encode()).digest()
-        if clip.speaker not in drawing or int.from_bytes(digest[:8]) >= args.noisy_references * 2**64:
+        digest = hashlib.sha256(f"{settings.seed}:noisy:{clip.key}".encode()).digest()
+        if clip.speaker not in drawing or int.from_bytes(digest[:8]) >= settings.noisy_references * 2**64:
             continue
         noisy = replace(
             clip,

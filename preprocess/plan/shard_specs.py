@@ -3,7 +3,6 @@
 The plan depends on manifest, files and settings alone: not on workers, working directory or hash seed.
 """
 
-import argparse
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from preprocess.common.errors import Rejected
 from preprocess.plan.clips import ClipPlan, ClipTable
 from preprocess.plan.respelled_names import find_respelled
 from preprocess.plan.screening import Screening
+from preprocess.plan.settings import Settings
 
 GPU_READERS = 4
 
@@ -112,43 +112,42 @@ def deal(
         yield f"shard-{number:06d}", sorted(shard, key=lambda clip: clip.key)
 
 
-def plan_shards(
-    args: argparse.Namespace, table: ClipTable, headers: dict[str, Header], settings: dict
-) -> list[ShardSpec]:
-    """Specs of all shards; clips without a header are in none."""
+def plan_shards(settings: Settings, table: ClipTable, headers: dict[str, Header], recorded: dict) -> list[ShardSpec]:
+    """Specs of all shards; clips without a header are in none. recorded: the settings as corpus.json has them."""
     clips = [clip for key, clip in table.clips.items() if key in headers]
+    shards = deal(clips, headers, settings.hours_per_shard, settings.seed, settings.screening.longest_sec)
     return [
         ShardSpec(
             name=name,
             clips=tuple(shard),
-            out=args.out,
-            model=args.model,
-            system_text=args.system_text,
-            codec=args.audio_tokenizer,
-            hubert=args.hubert,
-            waveforms=args.waveforms,
-            screening=args.screening,
-            reuse=args.reuse,
-            noise=args.noise,
-            room_responses=args.room_responses,
-            way=Way(args.device, args.precision),
-            identity=_identity(name, shard, headers, settings),
-            num_readers=_num_readers(args, shard),
+            out=settings.out,
+            model=settings.model,
+            system_text=settings.system_text,
+            codec=settings.audio_tokenizer,
+            hubert=settings.hubert,
+            waveforms=settings.waveforms,
+            screening=settings.screening,
+            reuse=settings.reuse,
+            noise=settings.noise,
+            room_responses=settings.room_responses,
+            way=Way(settings.device, settings.precision),
+            identity=_identity(name, shard, headers, recorded),
+            num_readers=_num_readers(settings, shard),
         )
-        for name, shard in deal(clips, headers, args.hours_per_shard, args.seed, args.screening.longest_sec)
+        for name, shard in shards
     ]
 
 
-def _num_readers(args: argparse.Namespace, clips: list[ClipPlan]) -> int:
+def _num_readers(settings: Settings, clips: list[ClipPlan]) -> int:
     """Threads to feed a GPU; one where clips lie in Parquet, whose row groups are read in order, one at a time."""
-    if args.device == "cpu" or args.reuse:  # most of what is reused is not decoded
+    if settings.device == "cpu" or settings.reuse:  # most of what is reused is not decoded
         return 0
     return 1 if any(clip.recording.row for clip in clips) else GPU_READERS
 
 
-def _identity(name: str, clips: list[ClipPlan], headers: dict[str, Header], settings: dict) -> str:
+def _identity(name: str, clips: list[ClipPlan], headers: dict[str, Header], recorded: dict) -> str:
     """sha256 over settings and clips, with each file's size, so that a replaced recording is encoded again."""
-    parts = [name, repr(sorted(settings.items()))]
+    parts = [name, repr(sorted(recorded.items()))]
     for clip in clips:
         about = {name: value for name, value in asdict(clip).items() if name != "path"}
         parts.append(repr((about, headers[clip.key].num_bytes)))

@@ -1,14 +1,178 @@
 """Flags: each is taken or refused before anything is read, at its very border."""
 
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
 import pytest
 
+from preprocess import options, verify
 from preprocess.common.errors import InputError
 from preprocess.options import parse
-from tests.preprocess.helpers import flags
+from preprocess.plan.screening import Screening
+from preprocess.plan.settings import Settings
+from preprocess.plan.slices import Slice
+from tests.preprocess.helpers import assert_parts, flags
 
 
 def parsed(**given):
     return parse(flags(manifest="m.jsonl", model="m", dry_run=True, **given))
+
+
+def actions() -> dict:
+    """{name: action} of every flag, --help left out."""
+    return {action.dest: action for action in options.flags()._actions if action.dest != "help"}
+
+
+def test_every_flag_is_a_field_of_settings_and_every_field_a_flag():
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    assert actions().keys() == fields
+    for name, action in actions().items():
+        assert action.option_strings == [f"--{name.replace('_', '-')}"]
+
+
+def test_the_settings_without_flags_are_the_defaults_that_help_names(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    needed = {name: tmp_path / name for name in ("manifest", "model", "audio_tokenizer", "hubert", "out")}
+    assert parse(flags(**{name: name for name in needed})) == Settings(
+        **needed,
+        audio_root=None,
+        columns={},
+        val_speakers="0.02",
+        val_manifest=None,
+        reuse=None,
+        system_text="Generate audio following instruction.",
+        keep_system=False,
+        layout="canonical",
+        screening=Screening(),
+        max_failure_share=0.05,
+        noisy_references=0.0,
+        noise=None,
+        room_responses=None,
+        waveforms="flac",
+        hours_per_shard=0.5,
+        seed=0,
+        workers=0,
+        executor="local",
+        slice=None,
+        finalize=False,
+        device="cpu",
+        precision="fp32",
+        validate_only=False,
+        dry_run=False,
+    )
+    for name in ("max_failure_share", "waveforms", "hours_per_shard", "seed", "executor", "device", "precision"):
+        assert f"({actions()[name].default})" in actions()[name].help, name
+
+
+@pytest.mark.parametrize("name", actions())
+def test_each_flag_sets_its_field_to_a_value_of_its_type_and_no_other_field(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thresholds.yaml").write_text("max_peak: 1.5\n")
+    special = {
+        "columns": ("audio=path", {"audio": "path"}),
+        "val_speakers": ("3", "3"),
+        "screening": ("thresholds.yaml", Screening(max_peak=1.5)),
+        "slice": ("2/3", Slice(2, 3)),
+        "waveforms": ("none", "none"),
+        "layout": ("as-written", "as-written"),
+        "executor": ("ray", "ray"),
+        "device": ("cuda", "cuda"),
+        "precision": ("bf16", "bf16"),
+        "system_text": ("Speak.", "Speak."),
+    }
+    plain = {bool: (True, True), int: ("7", 7), float: ("0.25", 0.25)}
+    hint = get_type_hints(Settings)[name]
+    text, value = special.get(name) or plain.get(hint, ("folder", tmp_path / "folder"))
+    required = {"manifest": "m", "model": "m", "audio_tokenizer": "c", "hubert": "h", "out": "o"}
+    more = {"noisy_references": "0.5"} if name in ("noise", "room_responses") else {}
+    before, after = parse(flags(**required, **more)), parse(flags(**{**required, **more, name: text}))
+    assert getattr(after, name) == value
+    expected = {name: value} | ({"val_speakers": "0"} if name == "val_manifest" else {})
+    assert after == dataclasses.replace(before, **expected)
+    assert before != after
+
+
+def test_settings_never_change():
+    settings = parsed()
+    for field in dataclasses.fields(Settings):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(settings, field.name, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.another = 1
+
+
+def test_all_paths_are_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = [name for name, action in actions().items() if action.type is Path and name != "screening"]
+    assert len(names) == 10
+    given = dict.fromkeys(names, "some/where")
+    settings = parse(flags(**given, noisy_references="0.5"))
+    assert {getattr(settings, name) for name in names} == {tmp_path / "some/where"}
+
+
+def test_audio_lies_in_the_folder_of_its_manifest_unless_a_root_is_named(tmp_path):
+    settings = parsed()
+    assert settings.audio_root_of(tmp_path / "m.jsonl") == tmp_path
+    assert settings.audio_root_of(tmp_path) == tmp_path
+    assert parsed(audio_root=tmp_path / "root").audio_root_of(tmp_path / "m.jsonl") == tmp_path / "root"
+
+
+def test_all_wrong_values_are_named_at_once(tmp_path):
+    (tmp_path / "t.yaml").write_text("max_peek: 1\n")
+    with pytest.raises(InputError) as caught:
+        parsed(workers="-1", hours_per_shard="0", slice="2/2", columns="x", screening=tmp_path / "t.yaml")
+    for found, expected in (
+        ("--workers -1", "--workers 0 (all cores) or more"),
+        ("--hours-per-shard 0.0", "--hours-per-shard hours above 0"),
+        ("--slice '2/2'", "--slice i/n with i from 0 to n - 1"),
+        ("--columns 'x'", "--columns FIELD=COLUMN"),
+        ("max_peek", f"{tmp_path / 't.yaml'} "),
+    ):
+        assert_parts(caught.value, "command line", found, expected, "Use --hours-per-shard 0.5.")
+    assert "--seed" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["slice", "val_speakers"])
+def test_an_empty_value_is_no_value_left_out(name):
+    with pytest.raises(InputError) as caught:
+        parse([*flags(manifest="m", model="m", dry_run=True), f"--{name.replace('_', '-')}", ""])
+    assert caught.value.found == "''"
+
+
+@pytest.mark.parametrize("argument", ["--hours=1", "--noisy=0.1", "--validate", "--val-man=m", "--workrs=1"])
+def test_an_unknown_or_shortened_flag_is_refused(argument, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse([*flags(manifest="m", model="m", dry_run=True), argument])
+    assert stopped.value.code == 2
+    assert f"unrecognized arguments: {argument}" in capsys.readouterr().err
+
+
+def test_verify_refuses_shortened_flags_and_no_clips(capsys):
+    with pytest.raises(SystemExit):
+        verify.parse_arguments(["shards", "--clip", "3"])
+    assert "unrecognized arguments: --clip" in capsys.readouterr().err
+    verify.parse_arguments(["shards", "--clips", "1"])
+    for value in ("0", "-1"):
+        with pytest.raises(InputError) as caught:
+            verify.parse_arguments(["shards", "--clips", value])
+        assert_parts(caught.value, "--clips", value, "1 or more", "--clips 20")
+
+
+def test_reading_the_flags_imports_nothing_heavy():
+    """--help and a missing flag are answered before anything heavy is imported, good flags before torch is."""
+    code = (
+        "import sys\n"
+        "from preprocess import options, shard, verify\n"
+        "options.flags().format_help()\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'transformers', 'omegaconf', 'soundfile'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+        "options.parse(['--manifest', 'm', '--model', 'm', '--dry-run'])\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess import verify
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
 from preprocess.corpus.shards import Corpus, write_corpus
+from preprocess.corpus.verify_shards import verify_corpus, verify_shard
 from tests.preprocess.corpus.test_shards import make_clips, write
 from tests.preprocess.helpers import assert_parts
 
@@ -36,7 +36,7 @@ def corpus(whole, tmp_path):
 
 
 def problems(folder) -> list[InputError]:
-    return [problem for _, found in verify.verify_corpus(folder) for problem in found]
+    return [problem for _, found in verify_corpus(folder) for problem in found]
 
 
 def spoil(folder, change, hashed: bool = True) -> None:
@@ -73,10 +73,10 @@ def test_a_tar_cut_at_every_block_is_named_with_and_without_its_hash(whole):
     for cut in cuts:
         path = whole.parent / "cut.tar"
         path.write_bytes(data[:cut])
-        (first, *_) = verify.verify_shard(path, true, rows, {})
+        (first, *_) = verify_shard(path, true, rows, {})
         assert first.found.startswith(f"{cut} bytes with sha256")
         forged = {"bytes": cut, "sha256": sha256_file(path)}
-        (problem,) = verify.verify_shard(path, forged, rows, {})
+        (problem,) = verify_shard(path, forged, rows, {})
         assert f"{path} at byte " in problem.where
         assert "end" in problem.found
         assert "again" in problem.action

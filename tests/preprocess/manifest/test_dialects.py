@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -412,7 +413,7 @@ def test_a_dry_runs_hours_size_and_time_are_of_what_fits(reuse, short_folder, ro
     """Headers that promise 100 hours each; one clip is below the shortest that is kept."""
     given = {"manifest": short_folder / "corpus.jsonl", **tools, **({"reuse": reuse} if reuse else {})}
     args = parse(flags(dry_run=True, **given))
-    args.screening = Screening(max_duration_sec=None)
+    args = replace(args, screening=Screening(max_duration_sec=None))
     table = build_clips(read(args.manifest), short_folder)
     headers = {key: Header(1, 360_000.0) for key in table.clips}
     headers[next(key for key in headers if table.clips[key].speaker == "salma")] = Header(1, 0.4)

@@ -12,11 +12,11 @@ from preprocess.audio.decode import Audio, Header
 from preprocess.audio.noise import Disturbance, disturb
 from preprocess.common.errors import Rejected
 from preprocess.corpus.shards import Corpus
+from preprocess.corpus.verify_shards import verify_corpus
 from preprocess.encode import make_shard
 from preprocess.options import parse
 from preprocess.plan.clips import ClipPlan, ClipTable
 from preprocess.plan.noisy_references import add_noisy_references
-from preprocess.verify import verify_corpus
 from tests.preprocess.helpers import assert_parts, flags, folder_bytes, refused, shard, write_jsonl
 
 RATE_HZ = 16000

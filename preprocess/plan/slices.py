@@ -26,8 +26,10 @@ class Slice:
         return f"{self.number}/{self.count}"
 
 
-def parse_slice(text: str) -> Slice:
-    """`i/n` with i from 0 to n - 1. Raises InputError."""
+def parse_slice(text: str | None) -> Slice | None:
+    """`i/n` with i from 0 to n - 1; None without one. Raises InputError."""
+    if text is None:
+        return None
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise InputError(

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 import pytest
 
 from preprocess.common.errors import InputError
-from preprocess.encode.slices import Slice, parse_slice
+from preprocess.plan.slices import Slice, parse_slice
 from tests.preprocess.helpers import assert_parts, folder_bytes, refused, shard
 
 

@@ -1,0 +1,112 @@
+"""The whole way of preprocess.shard: manifest -> clips -> plan (headers only) -> shards -> index, split, accounts."""
+
+import os
+
+import torch
+
+from preprocess import console
+from preprocess.codec.load import load_codec
+from preprocess.codec.precision import BOSONS, Way, check_way
+from preprocess.common.errors import Rejected, explain_write_errors
+from preprocess.corpus.base_model import BaseModel, check_codec_fits, read_base_model
+from preprocess.corpus.dialogue import AS_WRITTEN
+from preprocess.corpus.text import refuse_special_tokens
+from preprocess.dry_run import show_plan
+from preprocess.encode.agreement import measure_agreement
+from preprocess.encode.failure_budget import refuse_many_failures
+from preprocess.encode.make_shard import load_screening_networks
+from preprocess.encode.output_folder import clean, corpus_settings, finishing, open_folder
+from preprocess.encode.reuse import check_reuse
+from preprocess.encode.run import make_shards, refuse_missing, split_by_state
+from preprocess.finish.accounts import finish
+from preprocess.finish.corpus_page import write_report
+from preprocess.manifest.read import Manifest, read_manifest
+from preprocess.plan.clips import ClipTable, build_clips
+from preprocess.plan.noisy_references import add_noisy_references
+from preprocess.plan.settings import Settings
+from preprocess.plan.shard_specs import plan_shards, probe_clips
+
+
+def run(settings: Settings) -> int:
+    """Do what the flags ask for; returns the exit code. Raises InputError where nothing can be done."""
+    way = Way(settings.device, settings.precision)
+    check_way(way)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
+    torch.set_num_threads(1)  # one process per core; and a parent's thread pool would not survive the fork
+    num_cores = len(os.sched_getaffinity(0))
+    num_workers = settings.workers or (num_cores if way.device == "cpu" else torch.cuda.device_count())
+    base = read_base_model(settings.model)
+    refuse_special_tokens("--system-text", "system text", settings.system_text, base.special_tokens)
+
+    manifest = _read_manifest(settings, base)
+    table = build_clips(manifest, settings.audio_root_of(settings.manifest), settings.val_audio_root)
+    console.show_manifest(manifest, table, settings.keep_system)
+    console.show_screening(settings.screening)
+    headers, rejected = probe_clips(table.clips.values(), num_cores)
+    if settings.validate_only:
+        return console.show_validation(manifest, table, headers, rejected, settings.screening)
+    if settings.noisy_references:
+        add_noisy_references(settings, table, headers)
+    if settings.dry_run:
+        console.show_problems(manifest, table, rejected)
+        show_plan(settings, base, table, headers, num_workers)
+        return 0
+
+    _refuse_many_failures(settings, manifest, table, rejected)
+    recorded = _load_networks(settings, way, manifest, base)
+    with explain_write_errors(settings.out), open_folder(settings.out, recorded, settings.slice):
+        specs = plan_shards(settings, table, headers, recorded)
+        if settings.finalize:
+            refuse_missing(specs)
+        recorded_too = measure_agreement(specs)
+        mine = settings.slice.of(specs) if settings.slice else specs
+        reports = make_shards(mine, headers, num_workers, settings.max_failure_share, settings.executor)
+        console.show_reused(settings, reports)
+        with finishing(settings.out):
+            if settings.slice:
+                reports, missing = split_by_state(specs)
+                if missing:
+                    return console.show_slice(settings.slice, len(reports), len(specs))
+            clean(settings.out, reports)
+            outcome = finish(settings.out, manifest, table, reports, rejected, recorded | recorded_too)
+            write_report(settings.out)
+    console.show_outcome(settings, outcome)
+    return 0
+
+
+def _read_manifest(settings: Settings, base: BaseModel) -> Manifest:
+    return read_manifest(
+        settings.manifest,
+        base.special_tokens,
+        settings.system_text,
+        settings.columns,
+        settings.val_manifest,
+        keep_system=settings.keep_system,
+        as_written=settings.layout == AS_WRITTEN,
+    )
+
+
+def _refuse_many_failures(
+    settings: Settings, manifest: Manifest, table: ClipTable, rejected: dict[str, Rejected]
+) -> None:
+    """Raise InputError where more rows, or more headers of clips, fail than may."""
+    for stage, errors, num_seen in (
+        ("manifest", [error for _, error in manifest.rejected + table.rejected], manifest.num_rows),
+        ("headers", list(rejected.values()), len(table.clips)),
+    ):
+        failed = [error for error in errors if error.status == "failed"]
+        refuse_many_failures(stage, failed, num_seen, settings.max_failure_share)
+
+
+def _load_networks(settings: Settings, way: Way, manifest: Manifest, base: BaseModel) -> dict:
+    """Load what workers on the CPU share with this process; returns what corpus.json records of all settings."""
+    # A process that has used a GPU can't be forked.
+    tokenizer, codec = load_codec(settings.audio_tokenizer, settings.hubert, way if way.device == "cpu" else BOSONS)
+    if way.device == "cpu":
+        console.show_encoder(tokenizer.faster_forms)
+    load_screening_networks(settings.screening)
+    check_codec_fits(base, settings.audio_tokenizer, codec.num_codebooks, codec.codebook_size)
+    recorded = corpus_settings(settings, manifest, base, codec)
+    if settings.reuse:
+        recorded |= check_reuse(settings.reuse, settings.out, recorded)
+    return recorded
