@@ -23,6 +23,11 @@ def load_base(folder: Path | str, dtype: torch.dtype) -> HiggsAudioModel:
     return model.train()
 
 
+def weight_dtype(precision: str) -> torch.dtype:
+    """The dtype of the model's weights under a recipe's `run.precision`."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def base_fingerprint(folder: Path | str) -> str:
     """sha256 over config.json and, of each weight file, its size, its header and blocks spread over its bytes."""
     folder = Path(folder)
