@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from engine.base import zero
 from engine.base.recipe import Recipe, load_recipe, recipe_dict
 from engine.batch.loader import PackReader
 from engine.batch.sample import layout_cost
 from engine.batch.whisper import refuse_unheard
-from engine.model.weights import base_fingerprint
+from engine.model.weights import base_fingerprint, weight_dtype
 from engine.plan.corpora import Corpora
 from engine.plan.plan import Pack, Plan
 from engine.plan.swapped import swap_references
@@ -22,7 +20,7 @@ from preprocess.corpus.storage import Cache
 from preprocess.corpus.text import normalise_text, tokenizer_fingerprint
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
     """A checked run: what to train on, in which order, how, and where to."""
 
@@ -53,7 +51,7 @@ def prepare(
     chosen = load_recipe(recipe, overrides)
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
     corpora = Corpora(data, cache)
-    reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, _dtype(chosen))
+    reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, weight_dtype(chosen.run.precision))
     _refuse_other_encoding(reader)
     _refuse_other_number_of_repeats(chosen, data)
     _refuse_other_number_of_weights(chosen, reader)
@@ -110,11 +108,6 @@ def prepare(
         facts=facts,
         out=Path(out),
     )
-
-
-def _dtype(recipe: Recipe) -> torch.dtype:
-    """Of the model's weights."""
-    return torch.bfloat16 if recipe.run.precision == "bf16" else torch.float32
 
 
 def _refuse_other_encoding(reader: PackReader) -> None:

@@ -56,9 +56,11 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
         leave=False,
     )
     ffns = balance.ffn_masters(zero.gather_masters(engine))
+    if untrained := balance.describe_untrained(ffns):
+        print_rank0(untrained)
     engine.train()
     window = Window()
-    begun_with_weights = progress.step == 0 and bool(job.facts["lineage"])  # another run's
+    begun_with_weights = progress.step == 0 and bool(progress.lineage)  # another run's
     progress.owes_evaluation = bool(job.validation) and (progress.owes_evaluation or begun_with_weights)
     if progress.owes_evaluation:
         validate_owed(engine, job, log, progress, stop)

@@ -13,10 +13,10 @@ from engine.base.console import print_rank0
 from engine.base.launcher import Launcher
 from engine.base.recipe import save_recipe
 from engine.checkpoint.progress import Progress
-from engine.job import Job, _dtype
+from engine.job import Job
 from engine.model.forward import LossModel
 from engine.model.lora import add_lora, describe
-from engine.model.weights import load_base
+from engine.model.weights import load_base, weight_dtype
 from engine.monitor.environment import describe_environment
 from engine.plan.plan import describe as describe_plan
 
@@ -33,7 +33,7 @@ def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str 
         if progress.step < job.total_steps or progress.owes_evaluation:
             engine = build_engine(job)
             restore(engine, start)
-            announce(job, progress)
+            announce(job, progress, engine.config)
             progress = train(engine, job, progress, launcher)
             engine.destroy()
     if progress.step < job.total_steps or progress.owes_evaluation:
@@ -64,15 +64,14 @@ def build_engine(job: Job) -> DeepSpeedEngine:
     torch.manual_seed(run.seed)
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
-    base = load_base(job.model_folder, _dtype(job.recipe))
+    base = load_base(job.model_folder, weight_dtype(run.precision))
     adapted = add_lora(base, job.recipe.lora, job.recipe.conditioning)
     model = LossModel(adapted, job.recipe.batch.checkpointed_layers, job.recipe.loss)
     print_rank0(describe(model.model))
-    job.deepspeed_config = zero.fit_buckets(job.deepspeed_config, model)
-    return zero.initialize(model, job.deepspeed_config)
+    return zero.initialize(model, zero.fit_buckets(job.deepspeed_config, model))
 
 
-def announce(job: Job, progress: Progress) -> None:
+def announce(job: Job, progress: Progress, deepspeed_config: dict) -> None:
     """Print the arithmetic of a step once, and write what the run uses into its folder, every "auto" resolved."""
     num_packs, summary = job.recipe.batch.packs_per_step, job.summary
     world_size = job.facts["world_size"]
@@ -106,10 +105,11 @@ def announce(job: Job, progress: Progress) -> None:
     if dist.get_rank() == 0:
         job.out.mkdir(parents=True, exist_ok=True)
         save_recipe(job.recipe, job.out / "recipe.yaml")
-        (job.out / "deepspeed.json").write_text(json.dumps(job.deepspeed_config, indent=2) + "\n")
+        (job.out / "deepspeed.json").write_text(json.dumps(deepspeed_config, indent=2) + "\n")
         environment = describe_environment(zero.device(), job.recipe.run.precision, job.recipe.forward)
+        facts = {**job.facts, "lineage": progress.lineage}
         process = {"host": socket.gethostname(), "rank0_pid": os.getpid()}  # for launch.stop
         (job.out / "run.json").write_text(
-            json.dumps({**job.facts, **arithmetic, **environment, **process}, indent=2) + "\n"
+            json.dumps({**facts, **arithmetic, **environment, **process}, indent=2) + "\n"
         )
     dist.barrier()

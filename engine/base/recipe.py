@@ -1,245 +1,212 @@
 """The recipe: every choice of a run, as strict dataclasses filled from one YAML file and `key=value` overrides.
 
-An unknown key, a wrong type or a value out of range is an error; all of them are reported together. What is
-not here is derived: shapes from the base model, batch arithmetic from the plan, DeepSpeed's "auto" from here.
+Each key stands with its range, default and meaning. An unknown key, a wrong type or a value out of range is an error;
+all of them are reported together. What is not here is derived: shapes from the base model, batch arithmetic from the
+plan, DeepSpeed's "auto" from here.
 """
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
+import yaml
+from pydantic import AfterValidator, Field, StrictBool, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
 
-from preprocess.common.strict_yaml import load_yaml, refuse_wrong_values
+from preprocess.common.strict_yaml import STRICT, load_yaml, wrong_value
 
-CONDITIONINGS = ("codes", "whisper", "both")
+_LARGEST = 10**9  # of a number that counts something
+Count = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
+Positive = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
+Weight = Annotated[float, Field(strict=True, ge=0)]
+Above0 = Annotated[float, Field(strict=True, gt=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Below1 = Annotated[float, Field(strict=True, ge=0, lt=1)]
 
 
-@dataclass
+def _is_range(ends: list[int]) -> list[int]:
+    if len(ends) not in (0, 2) or ends != sorted(ends):
+        raise wrong_value("[] or [low, high]")
+    return ends
+
+
+def _has_one_above_0(weights: list[float]) -> list[float]:
+    if weights and not any(weights):
+        raise wrong_value("[] or weights with one above 0")
+    return weights
+
+
+@dataclass(frozen=True, config=STRICT)
 class Batch:
     """What one optimiser step sees. A global step is `packs_per_step` packs; a pack is a micro-batch."""
 
-    max_tokens: int = 8192  # tokens of text and audio columns a pack may hold
-    packs_per_step: int = 8  # M; must be a multiple of the world size
-    checkpointed_layers: int = 0  # layers, from the first, that recompute activations: less memory, more time
-    loader_workers: int = 16  # processes a rank that read and tokenise; 0 reads in the training process
-    expected_samples_per_step: list[int] = field(default_factory=list)  # [low, high] refused outside; [] = any
+    max_tokens: Positive = Field(8192, description="text tokens and audio columns that a pack may hold")
+    packs_per_step: Positive = Field(8, description="packs per global step; must be a multiple of the world size")
+    checkpointed_layers: Count = Field(
+        0, description="layers, from the first, that recompute activations: less memory, more time"
+    )
+    loader_workers: Count = Field(
+        16, description="processes per rank that read and tokenise; 0 reads in the training process"
+    )
+    expected_samples_per_step: Annotated[list[Count], Field(strict=True), AfterValidator(_is_range)] = Field(
+        default_factory=list, description="[low, high] of the mean samples per step; outside is refused; [] = any"
+    )
 
 
-@dataclass
+@dataclass(frozen=True, config=STRICT)
 class Data:
     """Which samples an epoch takes, and with how many references."""
 
-    references_per_sample: int = 1  # 1 to 3 drawn from the same speaker's other clips; fewer where there are fewer
-    share_without_reference: float = 0.0  # of the samples with drawn references: trains without, others each epoch
-    # Times an epoch takes each sample of a corpus, one number a --data; [] = 1 each. 0.25 takes a quarter an epoch,
-    # the next quarter in the next; 2.5 takes half of them twice and half three times; references are fresh each time.
-    repeat: list[float] = field(default_factory=list)
+    references_per_sample: Annotated[int, Field(strict=True, ge=1, le=3)] = Field(
+        1, description="references drawn from the same speaker's other clips; fewer where there are fewer"
+    )
+    share_without_reference: Share = Field(
+        0.0, description="share of the samples with drawn references that train without, others each epoch"
+    )
+    repeat: Annotated[list[Above0], Field(strict=True)] = Field(
+        default_factory=list,
+        description="times an epoch takes each sample of a corpus, one number per --data; [] = 1 each. 0.25 takes a "
+        "quarter per epoch, the next quarter in the next; 2.5 takes half of them twice and half three times; "
+        "references are drawn afresh each time",
+    )
 
 
-@dataclass
+@dataclass(frozen=True, config=STRICT)
 class Lora:
-    """PEFT LoRA. `mode` is attention, audio (attention and audio_mlp of DualFFN layers, audio head) or full."""
+    """PEFT LoRA."""
 
-    mode: str = "full"
-    rank: int = 32
-    alpha: float = 64.0
-    dropout: float = 0.05
-    rslora: bool = False
-    dora: bool = False
-    train_whole: list[str] = field(default_factory=list)  # of audio_head, text_head: trained whole, not by LoRA
+    mode: Literal["attention", "audio", "full"] = Field(
+        "full",
+        description="layers that are adapted: attention; audio = attention and audio_mlp of the DualFFN layers and "
+        "the audio head; full = attention, both FFNs and both heads",
+    )
+    rank: Positive = Field(32, description="rank of each adapted layer's update")
+    alpha: Above0 = Field(64.0, description="the update is scaled by alpha / rank (rslora: alpha / sqrt(rank))")
+    dropout: Below1 = Field(0.05, description="share of an adapter's inputs that a step drops")
+    rslora: StrictBool = Field(False, description="rank-stabilised LoRA")
+    dora: StrictBool = Field(False, description="weight-decomposed LoRA; slower")
+    train_whole: Annotated[list[Literal["audio_head", "text_head"]], Field(strict=True)] = Field(
+        default_factory=list, description="heads that are trained whole, not by LoRA"
+    )
 
 
-@dataclass
+@dataclass(frozen=True, config=STRICT)
 class Loss:
     """What the gradient is of. Each loss is a mean over the whole global step: its labelled positions, or samples."""
 
-    text_weight: float = 1.0
-    audio_weight: float = 1.0
-    codebook_weights: list[float] = field(default_factory=list)  # one a codebook, scaled to sum 1; [] = equal
-    label_smoothing: float = 0.0  # of text and audio, as torch's cross_entropy; reported losses stay without it
-    consistency_weight: float = 0.0  # of the reference consistency (engine.model.consistency); 0 = off, 0.1 when on
-    consistency_temperature: float = 0.1  # that its cosine similarities are divided by
+    text_weight: Weight = Field(1.0, description="factor of the text loss")
+    audio_weight: Above0 = Field(1.0, description="factor of the audio loss")
+    codebook_weights: Annotated[list[Weight], Field(strict=True), AfterValidator(_has_one_above_0)] = Field(
+        default_factory=list, description="one per codebook in the audio loss, scaled to sum 1; [] = equal"
+    )
+    label_smoothing: Below1 = Field(
+        0.0, description="of text and audio, as torch's cross_entropy; reported losses stay without it"
+    )
+    consistency_weight: Weight = Field(
+        0.0, description="factor of the reference consistency (engine.model.consistency); 0 = off, 0.1 when on"
+    )
+    consistency_temperature: Above0 = Field(0.1, description="what its cosine similarities are divided by")
 
 
-@dataclass
+@dataclass(frozen=True, config=STRICT)
 class Optimizer:
     """AdamW, clipping and the learning rate: linear warm-up, then cosine down to `lr * final_lr_share`."""
 
-    lr: float = 2e-4
-    final_lr_share: float = 0.1
-    warmup_steps: int = 500
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    gradient_clipping: float = 1.0  # L2 norm over all gradients
+    lr: Above0 = Field(2e-4, description="learning rate after the warm-up")
+    final_lr_share: Share = Field(0.1, description="learning rate of the last step, as a share of lr")
+    warmup_steps: Count = Field(500, description="global steps in which the learning rate rises to lr")
+    betas: Annotated[list[Below1], Field(strict=True, min_length=2, max_length=2)] = Field(
+        default_factory=lambda: [0.9, 0.99], description="AdamW's decay of the first and of the second moment"
+    )
+    eps: Above0 = Field(1e-8, description="AdamW's term against a division by 0")
+    weight_decay: Weight = Field(0.01, description="AdamW's decay of the trained weights")
+    gradient_clipping: Above0 = Field(1.0, description="largest L2 norm over all gradients")
 
 
-@dataclass
+@dataclass(frozen=True, config=STRICT)
 class Run:
     """Length, precision, randomness and what happens every so many global steps."""
 
-    epochs: int = 3
-    max_steps: int = 0  # stop after so many global steps; 0 = all epochs
-    precision: str = "bf16"  # bf16 or fp32
-    seed: int = 0
-    deterministic: bool = False  # bit-exact CUDA kernels; slower
-    log_every: int = 10
-    evaluate_every: int = 500
-    evaluate_max_packs: int = 64  # of the validation split, the same each time; 0 = all
-    evaluate_conditioning: bool = True  # a second pass over them with other speakers' references: conditioning gain
-    save_every: int = 500
-    keep_checkpoints: int = 3  # newest ones kept beside the best
-    monitors: list[str] = field(default_factory=lambda: ["tensorboard"])  # also csv_monitor, wandb
+    epochs: Positive = Field(3, description="times the training split is gone through")
+    max_steps: Count = Field(0, description="global steps after which the run ends; 0 = all epochs")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="dtype of the model's weights and activations")
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = Field(
+        0, description="seed of the plan, of dropout and of the LoRA weights' start"
+    )
+    deterministic: StrictBool = Field(False, description="bit-exact CUDA kernels; slower")
+    log_every: Positive = Field(10, description="global steps between two lines of training metrics")
+    evaluate_every: Positive = Field(500, description="global steps between two evaluations")
+    evaluate_max_packs: Count = Field(
+        64, description="packs of the validation split in an evaluation, the same each time; 0 = all"
+    )
+    evaluate_conditioning: StrictBool = Field(
+        True, description="a second pass over them with other speakers' references: conditioning gain"
+    )
+    save_every: Positive = Field(500, description="global steps between two checkpoints")
+    keep_checkpoints: Positive = Field(3, description="newest checkpoints that are kept beside the best")
+    monitors: Annotated[list[Literal["tensorboard", "csv_monitor", "wandb"]], Field(strict=True)] = Field(
+        default_factory=lambda: ["tensorboard"], description="where metrics go beside metrics.jsonl"
+    )
 
 
-@dataclass
+@dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """One training run.
+    """One training run."""
 
-    `forward` is packed (fast) or boson (Boson's own on a padded batch: slow, the oracle). `conditioning` says how
-    references are shown: codes; for bases with an audio tower also whisper (heard as 16 kHz waveforms) or both,
-    which Boson's stock serve engine does not offer.
-    """
+    batch: Batch = Field(default_factory=Batch, description="what one optimiser step sees")
+    data: Data = Field(default_factory=Data, description="which samples an epoch takes")
+    lora: Lora = Field(default_factory=Lora, description="what is trained")
+    loss: Loss = Field(default_factory=Loss, description="what the gradient is of")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW and the learning rate")
+    run: Run = Field(default_factory=Run, description="length, precision, logs and checkpoints")
+    forward: Literal["packed", "boson"] = Field(
+        "packed", description="packed (fast) or boson (Boson's own on a padded batch: slow, the oracle)"
+    )
+    conditioning: Literal["codes", "whisper", "both"] = Field(
+        "codes",
+        description="how references are shown: codes; for bases with an audio tower also whisper (16 kHz waveforms) "
+        "or both, which Boson's stock serve engine does not offer",
+    )
 
-    batch: Batch = field(default_factory=Batch)
-    data: Data = field(default_factory=Data)
-    lora: Lora = field(default_factory=Lora)
-    loss: Loss = field(default_factory=Loss)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    run: Run = field(default_factory=Run)
-    forward: str = "packed"
-    conditioning: str = "codes"
+    # A key is checked against those before it; `info.data` holds the ones that are right.
+    @field_validator("forward")
+    @classmethod
+    def _fits_batch_and_loss(cls, forward: str, info: ValidationInfo) -> str:
+        batch, loss = info.data.get("batch"), info.data.get("loss")
+        wrong = []
+        if forward == "boson" and batch and batch.checkpointed_layers > 0:
+            wrong.append(f"batch.checkpointed_layers={batch.checkpointed_layers}, which boson can't recompute")
+        if forward == "boson" and loss and loss.consistency_weight > 0:
+            wrong.append(f"loss.consistency_weight={loss.consistency_weight}: boson pools no hidden states")
+        if wrong:
+            raise wrong_value(f"packed with {', and with '.join(wrong)}")
+        return forward
+
+    @field_validator("conditioning")
+    @classmethod
+    def _fits_forward_and_loss(cls, conditioning: str, info: ValidationInfo) -> str:
+        loss = info.data.get("loss")
+        wrong = []
+        if conditioning != "codes" and info.data.get("forward") == "boson":
+            wrong.append("forward=boson, which leaves the projector without a gradient where a pack has no waveform")
+        if conditioning == "whisper" and loss and loss.consistency_weight > 0:
+            weight = f"loss.consistency_weight={loss.consistency_weight}"
+            wrong.append(f"{weight}, which compares columns that waveforms do not have")
+        if wrong:
+            raise wrong_value(f"codes with {', and with '.join(wrong)}")
+        return conditioning
 
 
 def load_recipe(path: Path | str, overrides: list[str] = ()) -> Recipe:
     """The recipe of a YAML file with `group.key=value` overrides applied, complete and checked."""
-    path = Path(path)
-    recipe = load_yaml(path, Recipe, "engine/base/recipe.py", overrides, example="launch/recipes/*.yaml")
-    _check_values(str(path), recipe)
-    return recipe
+    return load_yaml(Path(path), Recipe, "engine/base/recipe.py", overrides, example="launch/recipes/*.yaml")
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the complete recipe, so that a run can be repeated from its folder."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    path.write_text(yaml.safe_dump(recipe_dict(recipe), sort_keys=False))
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain JSON-able values."""
-    return OmegaConf.to_container(OmegaConf.structured(recipe))
-
-
-def _check_values(where: str, recipe: Recipe) -> None:
-    """Refuse values out of range and keys that do not go together, all of them in one message."""
-    batch, lora, loss, optimizer, run = recipe.batch, recipe.lora, recipe.loss, recipe.optimizer, recipe.run
-    data = recipe.data
-    ranges = [
-        ("forward", recipe.forward, "packed or boson", recipe.forward in ("packed", "boson")),
-        (
-            "conditioning",
-            recipe.conditioning,
-            f"one of {', '.join(CONDITIONINGS)}",
-            recipe.conditioning in CONDITIONINGS,
-        ),
-        ("batch.max_tokens", batch.max_tokens, "1 or more", batch.max_tokens >= 1),
-        ("batch.packs_per_step", batch.packs_per_step, "1 or more", batch.packs_per_step >= 1),
-        ("batch.checkpointed_layers", batch.checkpointed_layers, "0 or more", batch.checkpointed_layers >= 0),
-        ("batch.loader_workers", batch.loader_workers, "0 or more", batch.loader_workers >= 0),
-        (
-            "batch.expected_samples_per_step",
-            batch.expected_samples_per_step,
-            "[] or [low, high]",
-            len(batch.expected_samples_per_step) in (0, 2)
-            and batch.expected_samples_per_step == sorted(batch.expected_samples_per_step),
-        ),
-        ("data.references_per_sample", data.references_per_sample, "1 to 3", 1 <= data.references_per_sample <= 3),
-        (
-            "data.share_without_reference",
-            data.share_without_reference,
-            "0 to 1",
-            0 <= data.share_without_reference <= 1,
-        ),
-        ("data.repeat", data.repeat, "[] or numbers above 0", all(0 < times < math.inf for times in data.repeat)),
-        ("lora.mode", lora.mode, "attention, audio or full", lora.mode in ("attention", "audio", "full")),
-        ("lora.rank", lora.rank, "1 or more", lora.rank >= 1),
-        ("lora.alpha", lora.alpha, "above 0", lora.alpha > 0),
-        ("lora.dropout", lora.dropout, "0 to below 1", 0 <= lora.dropout < 1),
-        (
-            "lora.train_whole",
-            lora.train_whole,
-            "audio_head, text_head or both",
-            set(lora.train_whole) <= {"audio_head", "text_head"},
-        ),
-        ("loss.text_weight", loss.text_weight, "0 or more", loss.text_weight >= 0),
-        ("loss.audio_weight", loss.audio_weight, "above 0", loss.audio_weight > 0),
-        (
-            "loss.codebook_weights",
-            loss.codebook_weights,
-            "[] or weights of 0 or more, one above 0",
-            not loss.codebook_weights or (min(loss.codebook_weights) >= 0 and max(loss.codebook_weights) > 0),
-        ),
-        ("loss.label_smoothing", loss.label_smoothing, "0 to below 1", 0 <= loss.label_smoothing < 1),
-        ("loss.consistency_weight", loss.consistency_weight, "0 or more", loss.consistency_weight >= 0),
-        ("loss.consistency_temperature", loss.consistency_temperature, "above 0", loss.consistency_temperature > 0),
-        ("optimizer.lr", optimizer.lr, "above 0", 0 < optimizer.lr < math.inf),
-        ("optimizer.eps", optimizer.eps, "above 0", optimizer.eps > 0),
-        ("optimizer.weight_decay", optimizer.weight_decay, "0 or more", optimizer.weight_decay >= 0),
-        ("optimizer.final_lr_share", optimizer.final_lr_share, "0 to 1", 0 <= optimizer.final_lr_share <= 1),
-        ("optimizer.warmup_steps", optimizer.warmup_steps, "0 or more", optimizer.warmup_steps >= 0),
-        (
-            "optimizer.betas",
-            optimizer.betas,
-            "two numbers from 0 to below 1",
-            len(optimizer.betas) == 2 and all(0 <= b < 1 for b in optimizer.betas),
-        ),
-        ("optimizer.gradient_clipping", optimizer.gradient_clipping, "above 0", optimizer.gradient_clipping > 0),
-        ("run.epochs", run.epochs, "1 or more", run.epochs >= 1),
-        ("run.max_steps", run.max_steps, "0 or more", run.max_steps >= 0),
-        ("run.precision", run.precision, "bf16 or fp32", run.precision in ("bf16", "fp32")),
-        ("run.seed", run.seed, "0 or more", run.seed >= 0),
-        (
-            "run.monitors",
-            run.monitors,
-            "some of tensorboard, csv_monitor, wandb",
-            set(run.monitors) <= {"tensorboard", "csv_monitor", "wandb"},
-        ),
-        ("run.log_every", run.log_every, "1 or more", run.log_every >= 1),
-        ("run.evaluate_every", run.evaluate_every, "1 or more", run.evaluate_every >= 1),
-        ("run.evaluate_max_packs", run.evaluate_max_packs, "0 or more", run.evaluate_max_packs >= 0),
-        ("run.save_every", run.save_every, "1 or more", run.save_every >= 1),
-        ("run.keep_checkpoints", run.keep_checkpoints, "1 or more", run.keep_checkpoints >= 1),
-    ]
-    refuse_wrong_values(where, ranges + _combinations(recipe))
-
-
-def _combinations(recipe: Recipe) -> list[tuple[str, object, str, bool]]:
-    """What a key must be beside others, as `refuse_wrong_values` takes it."""
-    batch, loss, is_boson = recipe.batch, recipe.loss, recipe.forward == "boson"
-    return [
-        (
-            "conditioning",
-            recipe.conditioning,
-            "codes with forward=boson, which leaves the projector without a gradient where a pack hears nothing",
-            not is_boson or recipe.conditioning == "codes",
-        ),
-        (
-            "batch.checkpointed_layers",
-            batch.checkpointed_layers,
-            "0 with forward=boson, which can't recompute",
-            not is_boson or batch.checkpointed_layers == 0,
-        ),
-        (
-            "loss.consistency_weight",
-            loss.consistency_weight,
-            "0 with forward=boson, which pools no hidden states",
-            not is_boson or loss.consistency_weight == 0,
-        ),
-        (
-            "loss.consistency_weight",
-            loss.consistency_weight,
-            "0 with conditioning=whisper, whose references have no columns to compare with",
-            recipe.conditioning != "whisper" or loss.consistency_weight == 0,
-        ),
-    ]
+    return asdict(recipe)

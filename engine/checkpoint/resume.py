@@ -6,7 +6,7 @@ Rank 0 decides, before any model is loaded, so that a refusal or a finished run 
 import contextlib
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,15 +27,11 @@ from preprocess.common.errors import InputError, explain_missing_locks
 
 @dataclass
 class Start:
-    """Where a run begins. checkpoint: to restore whole. adapter: to take the weights of. Neither: fresh weights.
-
-    lineage: what the weights come from and every change on the way, oldest first; goes into each checkpoint.
-    """
+    """Where a run begins. checkpoint: to restore whole. adapter: to take the weights of. Neither: fresh weights."""
 
     progress: Progress = field(default_factory=Progress)
     checkpoint: Path | None = None
     adapter: Path | None = None
-    lineage: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -88,15 +84,13 @@ def _on_rank0(function: Callable[[], Any]) -> Any:
 def find_start(
     job: Job, mode: str = "auto", allow_change: Sequence[str] = (), init_adapter: str | None = None
 ) -> Start:
-    """Where this run begins, the same on every rank; its lineage goes into `job.facts`.
+    """Where this run begins, the same on every rank.
 
     mode: auto resumes where there is a checkpoint, fresh refuses one. allow_change: names of an identity's facts that
     may differ from the checkpoint's. init_adapter: run folder, checkpoint or PEFT adapter whose weights a run without
     checkpoint begins with. Raises InputError where what is found does not fit the job.
     """
-    start = _on_rank0(lambda: _find_start(job, mode, allow_change, init_adapter))
-    job.facts["lineage"] = start.lineage
-    return start
+    return _on_rank0(lambda: _find_start(job, mode, allow_change, init_adapter))
 
 
 def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: str | None) -> Start:
@@ -115,7 +109,7 @@ def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: 
         if init_adapter is None:
             return Start()
         adapter, origin = check_adapter(init_adapter, job)
-        return Start(adapter=adapter, lineage=[origin])
+        return Start(Progress(lineage=[origin]), adapter=adapter)
     state = checkpoint.read_state(newest)
     lineage = state["lineage"]
     origin = lineage[0].get("init_adapter") if lineage else None
@@ -149,13 +143,13 @@ def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: 
             "the learning rate follows the cosine of the new length from here on",
         )
     lineage += [{"step": state["step"], "changed": name, "was": was, "now": now} for name, was, now in changes]
-    return Start(_progress(root, newest, state), checkpoint=newest, lineage=lineage)
+    return Start(_progress(root, newest, {**state, "lineage": lineage}), checkpoint=newest)
 
 
 def _progress(root: Path, newest: Path, state: dict) -> Progress:
     """Where the run stands; `latest` and `best` are made to say so, which a kill may have come between."""
     checkpoint.point(root, "latest", newest)
-    owes_evaluation = state.get("owes_evaluation", False)  # not in checkpoints of before
+    progress = Progress(state["step"], state["lineage"], owes_evaluation=state["owes_evaluation"])
     for folder in reversed(checkpoint.list_checkpoints(root)):  # an older one knows the best before
         if folder > newest or (folder != newest and checkpoint.find_problem(folder) is not None):
             continue
@@ -166,9 +160,9 @@ def _progress(root: Path, newest: Path, state: dict) -> Progress:
         problem = None if best == newest else checkpoint.find_problem(best)
         if problem is None:
             checkpoint.point(root, "best", best)
-            return Progress(state["step"], told["best_loss"], told["best_step"], owes_evaluation)
+            return replace(progress, best_loss=told["best_loss"], best_step=told["best_step"])
         print_rank0(f"{best}, the best as of {folder.name}, is passed over: {problem}")
-    return Progress(state["step"], owes_evaluation=owes_evaluation)
+    return progress
 
 
 def restore(engine: DeepSpeedEngine, start: Start) -> None:

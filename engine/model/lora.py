@@ -73,7 +73,7 @@ def add_lora(model: HiggsAudioModel, lora: Lora, conditioning: str = "codes") ->
 
 
 def describe(model: PeftModel) -> str:
-    """What is adapted and how much of it trains, for the log."""
+    """What is adapted, what is trained whole and how much trains, for the log."""
     kinds: dict[str, int] = {}
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):
@@ -82,4 +82,6 @@ def describe(model: PeftModel) -> str:
     num_trainable = sum(parameter.numel() for _, parameter in trainable_parameters(model))
     num_all = sum(parameter.numel() for parameter in model.parameters())
     parts = ", ".join(f"{kind} x{count}" for kind, count in kinds.items())
+    if whole := model.peft_config["default"].modules_to_save:
+        parts += f"; trained whole: {', '.join(sorted(whole))}"
     return f"LoRA on {parts}; {num_trainable:,} of {num_all:,} parameters train ({num_trainable / num_all:.2%})"

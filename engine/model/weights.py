@@ -33,6 +33,11 @@ def load_base(folder: Path | str, dtype: torch.dtype, flag: str = "--model") -> 
     return model.train()
 
 
+def weight_dtype(precision: str) -> torch.dtype:
+    """The dtype of the model's weights under a recipe's `run.precision`."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 @contextlib.contextmanager
 def explain_load_errors(folder: Path | str, flag: str = "--model") -> Iterator[None]:
     """Inside, what Boson and transformers raise about a model's config or weights becomes an InputError."""

@@ -54,6 +54,13 @@ def describe(ratios: dict[int, float]) -> str:
     )
 
 
+def describe_untrained(masters: Masters) -> str:
+    """A line for the log where LoRA trains one FFN or none, so that there is no balance; "" where it trains both."""
+    trained = {match["branch"] for name in masters if (match := _parse(name))}
+    names = [name for branch, name in (("mlp", "text FFN"), ("audio_mlp", "audio FFN")) if branch not in trained]
+    return f"no DualFFN balance: {' and '.join(names)} not trained (lora.mode)" if names else ""
+
+
 def metrics(ratios: dict[int, float]) -> dict[str, float]:
     """Lowest, median and highest ratio."""
     return {

@@ -15,7 +15,7 @@ from preprocess.common.errors import InputError
 from preprocess.corpus.shards import CORPUS_FILE, INDEX_SCHEMA, QUALITY, Clip, Corpus
 from preprocess.corpus.storage import Cache
 
-# What samples are read with: a model can be trained on but one of each. One that is not there differs from all.
+# Facts on which all corpora of a run must agree. A fact that one corpus has and another lacks is a difference.
 _SHARED = (
     ("codec", "fingerprint"),
     ("text_tokenizer", "fingerprint"),

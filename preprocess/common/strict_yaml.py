@@ -1,78 +1,122 @@
-"""YAML into dataclasses, strictly: an unknown key names the nearest one, and all problems come at once."""
+"""YAML into pydantic dataclasses, strictly: one error names all wrong values, and the key nearest to an unknown."""
 
 import difflib
+import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from preprocess.common.errors import InputError
+
+# Of every dataclass that `load_yaml` fills. A default is checked beside the values that are given.
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 def load_yaml(path: Path, template: type, defined_in: str, overrides: Sequence[str] = (), example: str = "") -> Any:
     """An instance of the dataclass `template` from a YAML file and `group.key=value` overrides, complete.
 
     defined_in: the source file where the keys stand with their meaning; example: files to start from. Raises
-    InputError for a missing or broken file, unknown keys and values of a wrong type.
+    InputError for a missing or broken file, and one for all unknown keys and wrong values together.
     """
-    if not path.is_file():
-        raise InputError(str(path), "no file", "a recipe in YAML", f"Give one of {example}, or a copy you changed.")
     try:
-        given = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:  # the parser's own words carry line and column
-        raise InputError(str(path), f"text that is no YAML: {error}", "YAML", "Correct the file.") from error
-    if not OmegaConf.is_dict(given):
-        raise InputError(str(path), "a list", "keys and values (key: value)", "Correct the file.")
-    try:
-        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
-        _refuse_unknown_keys(str(path), OmegaConf.to_container(given), template, defined_in)
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(template), given))
-    except OmegaConfBaseException as error:
-        where = f"{path}: {getattr(error, 'full_key', None) or 'recipe'}"
+        values = _parse(str(path), path.read_bytes())
+    except OSError as error:
+        found = (error.strerror or str(error)).lower()
         raise InputError(
-            where, str(error).splitlines()[0], "a value of the type the field has", "Correct the recipe or override."
+            str(path), found, "a recipe in YAML", f"Give one of {example}, or a copy you changed."
+        ) from error
+    if not isinstance(values, dict):
+        found = "no keys" if values is None else f"a {type(values).__name__}"
+        raise InputError(str(path), found, "keys and values (key: value)", "Correct the file.")
+    for override in overrides:
+        values = _merged(values, _parse_override(override))
+    try:
+        return TypeAdapter(template).validate_python(values)
+    except ValidationError as error:
+        problems = [_describe_problem(problem, template, defined_in) for problem in error.errors()]
+        raise InputError(
+            str(path),
+            "; ".join(found for found, _ in problems),
+            "; ".join(dict.fromkeys(expected for _, expected in problems)),
+            f"Correct the recipe or the override; every key stands in {defined_in} with its meaning.",
         ) from error
 
 
-def refuse_wrong_values(where: str, expectations: Sequence[tuple[str, object, str, bool]]) -> None:
-    """Raise InputError for every (key, value, what is expected, whether it holds) that does not hold."""
-    wrong = [(key, value, expected) for key, value, expected, holds in expectations if not holds]
-    if wrong:
-        raise InputError(
-            where,
-            "; ".join(f"{key}={value}" for key, value, _ in wrong),
-            "; ".join(f"{key} {expected}" for key, _, expected in wrong),
-            "Correct the recipe or the override.",
-        )
+def wrong_value(expected: str) -> PydanticCustomError:
+    """What a validator of a dataclass raises: the value is not `expected`."""
+    return PydanticCustomError("wrong_value", expected)
 
 
-def _refuse_unknown_keys(where: str, given: dict, template: type, defined_in: str) -> None:
-    known = _dotted_keys(template())
-    unknown = [key for key in _given_keys(given) if key not in known]
-    if unknown:
-        hints = [f"{key} (nearest: {difflib.get_close_matches(key, known, n=1, cutoff=0)[0]})" for key in unknown]
-        raise InputError(
-            where,
-            f"unknown key {', '.join(hints)}",
-            f"keys of {defined_in} alone",
-            f"Correct the spelling; every key stands in {defined_in} with its meaning.",
-        )
+class _Loader(yaml.SafeLoader):
+    """Plain values alone. 1e-3 is a number, which YAML 1.1 reads as text; a key that stands twice is an error."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise yaml.MarkedYAMLError(problem=f"{', '.join(sorted(twice))} twice", problem_mark=node.start_mark)
+        return node
 
 
-def _dotted_keys(template: object, prefix: str = "") -> list[str]:
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse(where: str, text: str | bytes) -> object:
+    try:
+        return _Loader(text if isinstance(text, str) else text.decode()).get_single_data()
+    except Exception as error:  # a tag that does not fit its value can raise anything, a deep nesting RecursionError
+        raise InputError(where, f"text that is no YAML: {error}", "YAML", "Correct it.") from error
+
+
+def _parse_override(override: str) -> dict:
+    """`a.b=c` as {"a": {"b": c}}."""
+    where = f"override {override!r}"
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(where, "no =", "group.key=value", "Correct the override.")
+    value = _parse(where, text)
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def _merged(old: object, new: object) -> Any:
+    """`new`, and where both are groups the keys of `old` that it leaves out."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+
+
+def _describe_problem(problem: ErrorDetails, template: type, defined_in: str) -> tuple[str, str]:
+    """(what was found, what is expected)"""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("unexpected_keyword_argument", "invalid_key"):
+        nearest = difflib.get_close_matches(key, _dotted_keys(template()), n=1, cutoff=0)[0]
+        return f"unknown key {key} (nearest: {nearest})", f"keys of {defined_in} alone"
+    if problem["type"] == "dataclass_type":
+        return f"{key}={_show(problem['input'])}", f"{key} keys and values (key: value)"
+    return f"{key}={_show(problem['input'])}", f"{key} {problem['msg'].removeprefix('Input should be ')}"
+
+
+def _show(value: object) -> str:
+    """The value, cut where it is long."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a very long {type(value).__name__}"
+
+
+def _dotted_keys(template: Any, prefix: str = "") -> list[str]:
     keys = []
     for item in fields(template):
         value = getattr(template, item.name)
         keys += _dotted_keys(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
-    return keys
-
-
-def _given_keys(given: dict, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in given.items():
-        keys += _given_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
     return keys

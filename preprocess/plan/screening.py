@@ -5,36 +5,69 @@ The figures are those of preprocess.judges. What needs more than one clip is dec
 
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StrictBool, StrictFloat, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
 
 from preprocess.common.errors import Rejected
-from preprocess.common.strict_yaml import load_yaml, refuse_wrong_values
+from preprocess.common.strict_yaml import STRICT, load_yaml, wrong_value
+
+Amount = Annotated[float, Field(strict=True, ge=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
-@dataclass
+@dataclass(frozen=True, config=STRICT)
 class Screening:
     """Thresholds; null switches a filter off. The defaults drop what is never good, and nothing else."""
 
-    min_duration_sec: float | None = 0.5
-    max_duration_sec: float | None = 30.0
-    min_rms_dbfs: float | None = -70.0  # silence; and stereo whose channels cancel out
-    max_rms_dbfs: float | None = None
-    max_peak: float | None = 2.0  # float files of another scale than -1 to 1; lossy formats overshoot a little
-    max_clipped_share: float | None = 0.25
-    max_silence_share: float | None = None
-    max_leading_silence_sec: float | None = None
-    max_trailing_silence_sec: float | None = None
-    min_bandwidth_hz: float | None = None
-    min_letters_per_sec: float | None = None  # a diacritic is no letter
-    max_letters_per_sec: float | None = None
-    min_arabic_share: float | None = None  # of the transcript's letters, where the row's language is Arabic (ar...)
-    all_arabic: bool = False  # rows without a language are Arabic too
-    min_speech_share: float | None = None  # by silero-vad: some 2 % more time
-    min_code_entropy_bits: float | None = None
-    # By Resemblyzer, of clips with 2 s of speech and speakers with 5 of them: some 1 % more time. 0 drops none.
-    min_speaker_similarity: float | None = None
-    warn_share: float = 0.2  # a warning where more than this share of the rows is screened
+    min_duration_sec: Amount | None = Field(0.5, description="length of the clip")
+    max_duration_sec: Amount | None = Field(30.0, description="length of the clip")
+    min_rms_dbfs: StrictFloat | None = Field(-70.0, description="level; below is silence, or stereo that cancels out")
+    max_rms_dbfs: StrictFloat | None = Field(None, description="level")
+    max_peak: Amount | None = Field(
+        2.0,
+        description="largest sample; above is a float file of another scale than -1 to 1; lossy formats overshoot",
+    )
+    max_clipped_share: Share | None = Field(0.25, description="share of the samples at full scale")
+    max_silence_share: Share | None = Field(None, description="share of the clip that is silence")
+    max_leading_silence_sec: Amount | None = Field(None, description="silence before speech")
+    max_trailing_silence_sec: Amount | None = Field(None, description="silence after speech")
+    min_bandwidth_hz: Amount | None = Field(None, description="frequency above which there is nothing")
+    min_letters_per_sec: Amount | None = Field(None, description="letters of the transcript; a diacritic is none")
+    max_letters_per_sec: Amount | None = Field(None, description="letters of the transcript; a diacritic is none")
+    min_arabic_share: Share | None = Field(
+        None, description="share of the transcript's letters, where the row's language is Arabic (ar...)"
+    )
+    all_arabic: StrictBool = Field(False, description="rows without a language are Arabic too")
+    min_speech_share: Share | None = Field(
+        None, description="share of the clip that is speech, by silero-vad: some 2 % more time"
+    )
+    min_code_entropy_bits: Amount | None = Field(None, description="entropy of the codes, mean over codebooks")
+    min_speaker_similarity: Share | None = Field(
+        None,
+        description="similarity to the speaker's other clips, by Resemblyzer, of clips with 2 s of speech and "
+        "speakers with 5 of them: some 1 % more time; 0 drops none",
+    )
+    warn_share: Share = Field(0.2, description="a warning where more than this share of the rows is screened")
+
+    @field_validator("max_duration_sec", "max_rms_dbfs", "max_letters_per_sec")
+    @classmethod
+    def _is_above_its_minimum(cls, high: float | None, info: ValidationInfo) -> float | None:
+        name = f"min_{info.field_name.removeprefix('max_')}"
+        low = info.data.get(name)
+        if low is not None and high is not None and high <= low:
+            raise wrong_value(f"above {name}={low:g}")
+        return high
+
+    @field_validator("all_arabic")
+    @classmethod
+    def _has_its_share(cls, all_arabic: bool, info: ValidationInfo) -> bool:
+        if all_arabic and info.data.get("min_arabic_share", True) in (None, 0):
+            raise wrong_value("false without min_arabic_share")
+        return all_arabic
 
     @property
     def longest_sec(self) -> float:
@@ -93,28 +126,7 @@ def load_screening(path: Path | None) -> Screening:
     """The recipe in a YAML file; the defaults without one. Raises InputError for what is wrong in it, all at once."""
     if path is None:
         return Screening()
-    recipe = load_yaml(path, Screening, "preprocess/plan/screening.py", example="launch/recipes/screening_*.yaml")
-    bounds = {item.name.removeprefix("min_") for item in fields(recipe) if item.name.startswith("min_")}
-    pairs = {figure: [getattr(recipe, f"{end}_{figure}", None) for end in ("min", "max")] for figure in bounds}
-    similarity = recipe.min_speaker_similarity
-    refuse_wrong_values(
-        str(path),
-        [
-            (f"min_{figure}", low, f"below max_{figure}={high}", low is None or high is None or low < high)
-            for figure, (low, high) in sorted(pairs.items())
-        ]
-        + [
-            ("warn_share", recipe.warn_share, "0 to 1", 0 <= recipe.warn_share <= 1),
-            ("min_speaker_similarity", similarity, "0 to 1", 0 <= (similarity or 0) <= 1),
-            (
-                "all_arabic",
-                recipe.all_arabic,
-                "with min_arabic_share",
-                recipe.min_arabic_share or not recipe.all_arabic,
-            ),
-        ],
-    )
-    return recipe
+    return load_yaml(path, Screening, "preprocess/plan/screening.py", example="launch/recipes/screening_*.yaml")
 
 
 def screen(screening: Screening, figures: dict[str, float], where: str) -> None:

@@ -1,6 +1,7 @@
 """DeepSpeed does what the trainer needs of it, and its state goes out and in whole."""
 
 import itertools
+import json
 from pathlib import Path
 
 import deepspeed
@@ -12,9 +13,10 @@ import torch.distributed as dist
 from engine.base import zero
 from engine.base.recipe import Optimizer
 from engine.base.zero import trainable_parameters
+from engine.checkpoint.progress import Progress
 from engine.loop import learning_rate
 from engine.model.weights import load_base
-from engine.run import build_engine
+from engine.run import announce, build_engine
 from tests.fixtures.steps import make_job
 
 
@@ -42,18 +44,22 @@ def test_bf16_training_keeps_the_rotary_frequencies_that_inference_has(one_rank,
     assert not np.array_equal(rounded, expected), "bf16 could hold these: the test proves nothing"
 
 
-def bucket_sizes(model_folder, data):
-    job = make_job(model_folder, data, Path("/nonexistent"), [])
+def bucket_sizes(model_folder, data, out):
+    job = make_job(model_folder, data, out, [])
     given = dict(job.deepspeed_config["zero_optimization"])
     engine = build_engine(job)
+    announce(job, Progress(), engine.config)
     num_trainable = sum(parameter.numel() for _, parameter in trainable_parameters(engine.module))
     used = engine.config["zero_optimization"]
     engine.destroy()
-    return given, job.deepspeed_config["zero_optimization"], used, num_trainable
+    return given, used, num_trainable
 
 
-def test_no_bucket_is_larger_than_the_adapter_and_the_run_folder_says_so(one_rank, model_folder, random_corpus):
-    given, written, used, num_trainable = one_rank.run(bucket_sizes, model_folder, random_corpus.folder)[0]
+def test_no_bucket_is_larger_than_the_adapter_and_the_run_folder_says_so(
+    tmp_path, one_rank, model_folder, random_corpus
+):
+    given, used, num_trainable = one_rank.run(bucket_sizes, model_folder, random_corpus.folder, tmp_path)[0]
+    written = json.loads((tmp_path / "deepspeed.json").read_text())["zero_optimization"]
     assert given["reduce_bucket_size"] > num_trainable
     assert written["reduce_bucket_size"] == written["allgather_bucket_size"] == num_trainable
     assert used == written

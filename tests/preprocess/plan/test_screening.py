@@ -1,6 +1,7 @@
 """Screening: each filter drops what it is there for, says the value, and lets good speech pass."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -174,11 +175,45 @@ def test_a_wrong_recipe_says_everything_that_is_wrong(tmp_path):
     )
     with pytest.raises(InputError) as caught:
         load_screening(path)
-    found = "min_rms_dbfs=-5.0; warn_share=20.0; min_speaker_similarity=75.0; all_arabic=True"
-    assert_parts(caught.value, str(path), found, "0 to 1", "Correct")
-    path.write_text("max_peak: loud")
-    with pytest.raises(InputError, match="max_peak: found"):
+    found = "max_rms_dbfs=-50; all_arabic=True; min_speaker_similarity=75; warn_share=20"
+    expected = "max_rms_dbfs above min_rms_dbfs=-5; all_arabic false without min_arabic_share; "
+    expected += "min_speaker_similarity less than or equal to 1; warn_share less than or equal to 1"
+    assert_parts(caught.value, str(path), found, expected, "Correct")
+    path.write_text("max_peak: loud\nmin_bandwith_hz: 5000")
+    with pytest.raises(InputError) as caught:
         load_screening(path)
+    found = "max_peak='loud'; unknown key min_bandwith_hz (nearest: min_bandwidth_hz)"
+    assert_parts(caught.value, str(path), found, "max_peak a valid number; keys of", "Correct")
+
+
+@pytest.mark.parametrize("threshold", ["40", "30", "null"])
+def test_a_minimum_is_compared_with_the_maximum_also_where_that_is_a_default(threshold, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"min_duration_sec: {threshold}")
+    if threshold == "null":
+        assert load_screening(path).min_duration_sec is None
+        return
+    with pytest.raises(InputError) as caught:
+        load_screening(path)
+    assert_parts(caught.value, str(path), "max_duration_sec=30.0", f"above min_duration_sec={threshold}", "Correct")
+
+
+@pytest.mark.parametrize("item", fields(Screening), ids=lambda item: item.name)
+@pytest.mark.parametrize("value", ["'5'", "[5]", "{a: 5}", ".nan", ".inf", "1e400", "5 dB", "2026-01-01", "-1000000"])
+def test_every_threshold_refuses_what_is_no_number_in_its_range(item, value, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"{item.name}: {value}")
+    if value == "-1000000" and item.name in ("min_rms_dbfs", "max_rms_dbfs"):
+        value = "true"  # decibels may be negative
+        path.write_text(f"{item.name}: {value}")
+    with pytest.raises(InputError) as caught:
+        load_screening(path)
+    assert f"{item.name}=" in caught.value.found
+    assert f"{item.name} " in caught.value.expected
+
+
+def test_every_threshold_says_what_it_means():
+    assert [item.name for item in fields(Screening) if not item.default.description] == []
 
 
 def test_a_filter_set_to_null_is_off(tmp_path):
