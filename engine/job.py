@@ -54,7 +54,7 @@ def prepare(
     chosen = load_recipe(recipe, overrides)
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
     corpora = Corpora(data, cache)
-    reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, _dtype(chosen))
+    reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, weights_dtype(chosen))
     _refuse_other_encoding(reader)
     _refuse_other_number_of_weights(chosen, reader)
     refuse_unheard(chosen.conditioning, reader.config, corpora)
@@ -101,8 +101,8 @@ def prepare(
     )
 
 
-def _dtype(recipe: Recipe) -> torch.dtype:
-    """Of the model's weights."""
+def weights_dtype(recipe: Recipe) -> torch.dtype:
+    """The dtype of the model's weights."""
     return torch.bfloat16 if recipe.run.precision == "bf16" else torch.float32
 
 

@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     import torch
 
-    from engine.merge.folder import _read_state, merge
+    from engine.merge.folder import merge
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
-    merge(arguments.checkpoint, arguments.base, arguments.out, not arguments.no_verify, dtype)
-    conditioning = _read_state(arguments.checkpoint, arguments.base).get("recipe", {}).get("conditioning", "codes")
+    state = merge(arguments.checkpoint, arguments.base, arguments.out, not arguments.no_verify, dtype)
+    conditioning = state.get("recipe", {}).get("conditioning", "codes")
     if conditioning != "codes":
         print(
             f"warning: this model was trained with conditioning={conditioning}: it expects to hear the reference as "
