@@ -12,8 +12,8 @@ from preprocess.manifest.columns import parse_columns
 from preprocess.plan.screening import load_screening
 
 EXAMPLE = """example:
-  python -m preprocess.shard --manifest corpus.jsonl --model higgs-audio-v2-generation-3B-base \\
-      --audio-tokenizer higgs-audio-v2-tokenizer --hubert hubert_base --out shards/"""
+  python -m preprocess.shard --manifest corpus.jsonl --model models/base \\
+      --audio-tokenizer models/codec --hubert models/hubert --out shards/"""
 REQUIRED = {
     "manifest": "the list of recordings: .jsonl, .json, .csv, .tsv or .parquet; or a folder with metadata.json, "
     "metadata.csv (LJSpeech, audiofolder) or Parquet files; or a pattern ('data/train-*.parquet')",
@@ -54,6 +54,7 @@ def _flags() -> argparse.ArgumentParser:
         ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     needed = parser.add_argument_group("needed")
     for name, help_text in REQUIRED.items():

@@ -209,6 +209,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description="Check a corpus of preprocess.shard whole: sha256 of each file; every header and member of "
         "each shard against the index, and that nothing else is in there. Exit code 2 if something is wrong.",
         epilog="example: python -m preprocess.verify shards/",
+        allow_abbrev=False,
     )
     parser.add_argument("shards", metavar="SHARDS", help="folder that preprocess.shard finished")
     codes = parser.add_argument_group(
