@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     from launch.demo.folder import replacing
 
     def work() -> None:
-        from launch.demo.stages import run_stages
-
         if Path.cwd() != ROOT:
             print(f"$ cd {ROOT}", flush=True)
             os.chdir(ROOT)
         with replacing(out) as demo:
+            from launch.demo.stages import run_stages  # imports torch: not before the folder is ours
+
             run_stages(demo)
 
     return run_in_own_process(work)
