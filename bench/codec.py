@@ -25,13 +25,13 @@ from plan import cpu_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HubertConfig
 
+from launch.demo.arabic_speech import SENTENCES, VOICES, speak
+from launch.demo.small_codec import RELEASED_SIZE, build_codec, build_hubert
 from preprocess.audio.decode import decode
 from preprocess.codec.load import encode, hubert_from, load_codec
 from preprocess.codec.precision import Way, check_way
 from preprocess.common.errors import InputError
 from preprocess.encode.local_pool import run_local
-from tests.fixtures.codec import RELEASED_SIZE, build_codec, build_hubert
-from tests.fixtures.speech import SENTENCES, VOICES, speak
 
 CORPUS_HOURS, SERVER_CORES = 800, 128
 ROUNDS = 3

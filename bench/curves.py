@@ -24,10 +24,10 @@ from engine.base.launcher import Launcher
 from engine.job import prepare
 from engine.monitor.metrics import METRICS_FILE
 from engine.run import train_job
+from launch.demo.arabic_speech import arabic_corpus
+from launch.demo.small_codec import build_codec, build_hubert
+from launch.demo.small_model import build_model
 from preprocess import shard
-from tests.fixtures.codec import build_codec, build_hubert
-from tests.fixtures.model import build_model
-from tests.fixtures.speech import arabic_corpus
 
 ROOT = Path(__file__).parents[1]
 COMPARISONS = {

@@ -22,6 +22,7 @@ import torch
 from machine import describe_machine
 from tqdm import tqdm
 
+from launch.demo.arabic_speech import arabic_corpus
 from preprocess.audio.decode import Audio, decode
 from preprocess.codec.load import at_codec_rate
 from preprocess.common.errors import Rejected
@@ -34,7 +35,6 @@ from preprocess.judges.speaker import voice_of
 from preprocess.judges.voice_activity import speech_share
 from preprocess.plan.screening import Screening, load_screening, screen
 from tests.fixtures.asterisk import INSTALL, prompts, write_corpus
-from tests.fixtures.speech import arabic_corpus
 
 ROOT = Path(__file__).parents[1]
 THRESHOLDS = (0.65, 0.7, 0.75, 0.8)

@@ -27,13 +27,13 @@ from engine.batch.loader import PackReader, load_packs
 from engine.batch.sample import layout_cost
 from engine.plan.corpora import Corpora
 from engine.plan.plan import Plan
+from launch.demo.small_model import build_model
 from preprocess.common.files import sha256_file
 from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.shards import INDEX_SCHEMA, Clip, Corpus, write_corpus, write_shard
 from preprocess.corpus.text import NORMALISER_VERSION, tokenizer_fingerprint
 from tests.fixtures.corpus import WORDS
-from tests.fixtures.model import build_model
 
 FRAME_RATE_HZ, RATE_HZ, NUM_CODEBOOKS, CODEBOOK_SIZE = 25, 16000, 8, 1024
 NUM_SPEAKERS, CLIPS_PER_SHARD = 50, 200  # some 0.5 h a shard

@@ -10,6 +10,7 @@ from engine.batch.sample import layout_cost
 from engine.batch.whisper import refuse_unheard
 from engine.model.weights import base_fingerprint, weight_dtype
 from engine.plan.corpora import Corpora
+from engine.plan.of_run import training_plan, validation_packs
 from engine.plan.plan import Pack, Plan
 from engine.plan.swapped import swap_references
 from preprocess.common.errors import InputError
@@ -53,28 +54,16 @@ def prepare(
     corpora = Corpora(data, cache)
     reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, weight_dtype(chosen.run.precision))
     _refuse_other_encoding(reader)
-    _refuse_other_number_of_repeats(chosen, data)
     _refuse_other_number_of_weights(chosen, reader)
     refuse_unheard(chosen.conditioning, reader.config, corpora)
     _refuse_as_written(chosen, reader)
 
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text, chosen.conditioning)
-    settings = {"cost": cost, "max_tokens": chosen.batch.max_tokens, "seed": chosen.run.seed}
-    settings |= {"references_per_sample": chosen.data.references_per_sample}
-    plan = Plan(
-        corpora.index,
-        split="train",
-        packs_per_step=chosen.batch.packs_per_step,
-        share_without_reference=chosen.data.share_without_reference,
-        repeat=chosen.data.repeat,
-        **settings,
-    )
+    plan = training_plan(corpora, chosen, cost)
     summary = plan.summary()
     _refuse_other_batch(summary, chosen)
     total_steps = plan.total_steps(chosen.run.epochs, at_most=chosen.run.max_steps)
-    # Its references are drawn from a seed of their own, so that runs can be compared.
-    validation = Plan(corpora.index, split="val", packs_per_step=1, **{**settings, "seed": 0}).evaluation_packs()
-    validation = validation[: chosen.run.evaluate_max_packs or None]
+    validation = validation_packs(corpora, chosen, cost)
     facts = {
         "base": str(Path(model).resolve()),
         "corpora": [corpus.address for corpus in corpora.corpora],
@@ -151,17 +140,6 @@ def _refuse_other_number_of_weights(recipe: Recipe, reader: PackReader) -> None:
             "recipe: loss.codebook_weights",
             f"{len(weights)} weights",
             f"{num_codebooks}, one a codebook of the model, or [] for equal ones",
-            "Correct the list.",
-        )
-
-
-def _refuse_other_number_of_repeats(recipe: Recipe, data: list[str]) -> None:
-    repeat = recipe.data.repeat
-    if repeat and len(repeat) != len(data):
-        raise InputError(
-            "recipe: data.repeat",
-            f"{len(repeat)} numbers",
-            f"{len(data)}, one a --data in the same order ({', '.join(data)}), or [] for 1 each",
             "Correct the list.",
         )
 

@@ -13,7 +13,9 @@ from engine.base.console import print_rank0
 from engine.base.launcher import Launcher
 from engine.base.recipe import save_recipe
 from engine.checkpoint.progress import Progress
+from engine.checkpoint.resume import find_start, hold_run_folder, restore
 from engine.job import Job
+from engine.loop import learning_rate, train
 from engine.model.forward import LossModel
 from engine.model.lora import add_lora, describe
 from engine.model.weights import load_base, weight_dtype
@@ -21,12 +23,8 @@ from engine.monitor.environment import describe_environment
 from engine.plan.plan import describe as describe_plan
 
 
-def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str | None, launcher: "Launcher") -> None:
+def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | None, launcher: Launcher) -> None:
     """From where the run begins to its end, in this rank's process group. A finished run loads no model."""
-    from engine.base.console import print_rank0
-    from engine.checkpoint.resume import find_start, hold_run_folder, restore
-    from engine.loop import train
-
     with hold_run_folder(job.out):
         start = find_start(job, mode, allow_change, init_adapter)
         progress = start.progress
@@ -43,10 +41,8 @@ def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str 
         print_rank0(f"finished at step {progress.step} of {job.total_steps}. {_ways_on(job)}")
 
 
-def _ways_on(job: "Job") -> str:
+def _ways_on(job: Job) -> str:
     """What can be done with a finished run: merge it, train it longer, begin another with its weights."""
-    from engine.loop import learning_rate
-
     run, total = job.recipe.run, job.total_steps
     longer = f"run.max_steps={2 * total}" if run.max_steps == total else f"run.epochs={2 * run.epochs}"
     rates = [learning_rate(total, steps, job.recipe.optimizer) for steps in (total, 2 * total)]

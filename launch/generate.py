@@ -13,7 +13,7 @@ from pathlib import Path
 from preprocess.common.errors import InputError, exit_on_input_error
 
 EXAMPLE = (
-    "python -m launch.generate --model merged/ --audio-tokenizer higgs-audio-v2-tokenizer --hubert hubert_base "
+    "python -m launch.generate --model merged/ --audio-tokenizer models/codec --hubert models/hubert "
     '--reference voice.wav --reference-text "what voice.wav says" --text "what to say" --out out.wav'
 )
 
@@ -24,26 +24,30 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m launch.generate",
         description="Speak a text in the voice of a reference recording, by Boson's serve engine.",
         epilog=f"example: {EXAMPLE}",
+        allow_abbrev=False,
     )
-    parser.add_argument("--model", metavar="FOLDER", type=Path, help="a model of launch.merge, or the base model")
-    parser.add_argument("--audio-tokenizer", metavar="FOLDER", type=Path, help="codec: config.json and model.pth")
-    parser.add_argument("--hubert", metavar="FOLDER", type=Path, help="the HuBERT model that the codec needs")
-    parser.add_argument("--reference", metavar="FILE", type=Path, help="a recording of the voice, 3 to 30 seconds")
-    parser.add_argument("--reference-text", metavar="TEXT", help="what the recording says")
-    parser.add_argument("--text", metavar="TEXT", help="what to say")
+    needed = parser.add_argument_group("needed")
+    needed.add_argument("--model", metavar="FOLDER", type=Path, help="a model of launch.merge, or the base model")
+    needed.add_argument("--audio-tokenizer", metavar="FOLDER", type=Path, help="codec: config.json and model.pth")
+    needed.add_argument("--hubert", metavar="FOLDER", type=Path, help="the HuBERT model that the codec needs")
+    needed.add_argument("--reference", metavar="FILE", type=Path, help="a recording of the voice, 3 to 30 seconds")
+    needed.add_argument("--reference-text", metavar="TEXT", help="what the recording says")
+    needed.add_argument("--text", metavar="TEXT", help="what to say")
     parser.add_argument(
         "--system-text",
         metavar="TEXT",
         help="what the prompt opens with (default: that of the corpus; another where rows kept their own)",
     )
-    parser.add_argument("--out", metavar="WAV", type=Path, help="the WAV file to write")
+    needed.add_argument("--out", metavar="WAV", type=Path, help="the WAV file to write")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="limit (default: from the text's length)")
-    parser.add_argument("--temperature", type=float, default=0.3, help="of sampling (default: 0.3)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="of sampling (default: 0.95)")
-    parser.add_argument("--top-k", type=int, default=50, help="of sampling (default: 50)")
-    parser.add_argument("--seed", type=int, help="of sampling: the same one gives the same speech")
+    parser.add_argument("--temperature", metavar="N", type=float, default=0.3, help="of sampling (default: 0.3)")
+    parser.add_argument("--top-p", metavar="N", type=float, default=0.95, help="of sampling (default: 0.95)")
+    parser.add_argument("--top-k", metavar="N", type=int, default=50, help="of sampling (default: 50)")
+    parser.add_argument("--seed", metavar="N", type=int, help="of sampling: the same one gives the same speech")
     parser.add_argument("--greedy", action="store_true", help="take the likeliest token each time, no sampling")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto, cuda where there is one)")
+    parser.add_argument(
+        "--device", metavar="NAME", default="auto", help="auto, cpu or cuda (default: auto, cuda where there is one)"
+    )
     arguments = parser.parse_args(argv)
     required = ("model", "audio_tokenizer", "hubert", "reference", "reference_text", "text", "out")
     missing = [f"--{name.replace('_', '-')}" for name in required if getattr(arguments, name) is None]

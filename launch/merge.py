@@ -20,9 +20,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description="Merge a checkpoint's LoRA adapter into its base model: a folder that HiggsAudioModel and "
         "HiggsAudioServeEngine load.",
         epilog=f"example: {EXAMPLE}",
+        allow_abbrev=False,
     )
-    parser.add_argument("--checkpoint", metavar="FOLDER", type=Path, help="a checkpoint or a PEFT adapter folder")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="the merged model; must not exist or be empty")
+    needed = parser.add_argument_group("needed")
+    needed.add_argument("--checkpoint", metavar="FOLDER", type=Path, help="a checkpoint or a PEFT adapter folder")
+    needed.add_argument("--out", metavar="FOLDER", type=Path, help="the merged model; must not exist or be empty")
     parser.add_argument("--base", metavar="FOLDER", type=Path, help="base model (default: the one trained on)")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="of the weights (default: as the base has them)")
     parser.add_argument(
@@ -42,11 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     import torch
 
-    from engine.merge.folder import _read_state, merge
+    from engine.merge.folder import merge
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
-    merge(arguments.checkpoint, arguments.base, arguments.out, not arguments.no_verify, dtype)
-    conditioning = _read_state(arguments.checkpoint, arguments.base).get("recipe", {}).get("conditioning", "codes")
+    state = merge(arguments.checkpoint, arguments.base, arguments.out, not arguments.no_verify, dtype)
+    conditioning = state.get("recipe", {}).get("conditioning", "codes")
     if conditioning != "codes":
         print(
             f"warning: this model was trained with conditioning={conditioning}: it expects to hear the reference as "

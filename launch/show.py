@@ -1,29 +1,37 @@
 """Show: what a corpus holds, and one clip as the model is trained on it.
 
 python -m launch.show shards/                                     a table of the clips
-python -m launch.show shards/ KEY --model BASE --image key.png    one clip, and a training sample of it
+python -m launch.show shards/ KEY --model BASE --image key.png    one clip, and the training samples of it
 python -m launch.show shards/ KEY --audio key.wav --audio-tokenizer CODEC --hubert HUBERT    its codes, to hear
 """
 
 import argparse
 from pathlib import Path
 
-from engine.speak.show import EXAMPLE_AUDIO, find_row, save_audio, show_corpus, show_sample, use_of
 from preprocess.common.errors import InputError, exit_on_input_error
 
-EXAMPLE = "python -m launch.show shards/ salma_000-4ff6fc31ff38 --model higgs-audio-v2-generation-3B-base"
+EXAMPLE = "python -m launch.show shards/ salma_000-4ff6fc31ff38 --model models/base"
+EXAMPLE_AUDIO = "python -m launch.show shards/ KEY --audio key.wav --audio-tokenizer CODEC --hubert HUBERT"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line. Raises InputError for flags that need one another."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.show",
-        description="Show what a corpus holds; with KEY, one clip and a training sample of it as the model sees it.",
+        description="Show what a corpus holds; with KEY, one clip and its training samples as the model sees them.",
         epilog=f"example: {EXAMPLE}",
+        allow_abbrev=False,
     )
     parser.add_argument("shards", metavar="SHARDS", type=Path, help="a folder that preprocess.shard wrote")
     parser.add_argument("key", metavar="KEY", nargs="?", help="a clip's key, or the beginning of one")
     parser.add_argument("--model", metavar="FOLDER", type=Path, help="base model: its tokenizer and config are read")
+    parser.add_argument(
+        "--recipe",
+        metavar="YAML",
+        type=Path,
+        help="of the run whose samples are shown (default: every key's default)",
+    )
+    parser.add_argument("--epoch", metavar="N", type=int, default=0, help="of the run, 0 the first (default: 0)")
     parser.add_argument("--image", metavar="PNG", type=Path, help="the sample's codes as a picture")
     parser.add_argument(
         "--audio",
@@ -42,6 +50,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError("command line", found, "a clip, and the model that sees it", f"For example: {EXAMPLE}")
     if arguments.image and not arguments.model:
         raise InputError("command line", "--image without --model", "the model that sees it", f"Example: {EXAMPLE}")
+    if arguments.epoch < 0:
+        raise InputError("--epoch", str(arguments.epoch), "0 or more", "Leave it out for the first epoch.")
     decodes = {name: getattr(arguments, name) for name in ("audio", "audio_tokenizer", "hubert")}
     if (arguments.audio_tokenizer or arguments.hubert) and None in decodes.values():
         missing = " and ".join(f"--{name.replace('_', '-')}" for name, value in decodes.items() if value is None)
@@ -57,6 +67,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Show; write the files that were asked for."""
     arguments = parse_arguments(argv)
+    from engine.speak.corpus_table import find_row, show_corpus
     from preprocess.corpus.shards import Corpus
 
     corpus = Corpus(arguments.shards)
@@ -64,19 +75,20 @@ def main(argv: list[str] | None = None) -> int:
         show_corpus(corpus, arguments.lines)
         return 0
     row = find_row(corpus, arguments.key)
-    clip = corpus.clip(row, waveform=bool(arguments.audio))
-    entry = corpus.index.slice(row, 1).to_pylist()[0]
-    about = [f"{entry['duration_sec']:.2f} s of {entry['speaker']}", entry["split"], entry["shard"], use_of(entry)]
-    print(f"{clip.key}: {', '.join(about)}")
-    for name, value in sorted(clip.meta.items()):
-        if value not in (None, []):
-            print(f"  {name}: {value}")
+    from engine.base.recipe import Recipe, load_recipe
+    from engine.speak.show import save_decoded, save_waveform, show_clip, show_samples
+
+    recipe = load_recipe(arguments.recipe) if arguments.recipe else Recipe()
+    show_clip(corpus, row)
     for path in filter(None, (arguments.image, arguments.audio)):
         path.parent.mkdir(parents=True, exist_ok=True)
     if arguments.model:
-        show_sample(corpus, row, arguments.model, arguments.image)
-    if arguments.audio:
-        save_audio(corpus, row, clip, arguments)
+        show_samples(corpus, row, arguments.model, recipe, arguments.epoch, arguments.image)
+    if arguments.audio_tokenizer:
+        codec = arguments.audio_tokenizer, arguments.hubert
+        save_decoded(corpus, row, recipe, arguments.epoch, *codec, arguments.audio)
+    elif arguments.audio:
+        save_waveform(corpus, row, arguments.audio)
     return 0
 
 

@@ -16,16 +16,28 @@ from preprocess.common.errors import InputError, exit_on_input_error
 _POLL_SEC = 0.2
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Signal rank 0 of the run and wait until it has ended."""
+EXAMPLE = "python -m launch.stop runs/first"
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.stop",
-        description="Ask a running training to save at its next global step and exit with code 0. Signals to the "
-        "deepspeed launcher itself would kill ranks in mid-step; this is the supported way.",
+        description="Ask a running training to save at its next global step, or in the middle of an evaluation, and "
+        "to exit with code 0. Ctrl-C or SIGTERM to `deepspeed` saves too; this command also waits for the end.",
+        epilog=f"example: {EXAMPLE}",
+        allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run folder, --out of launch/train.py")
-    parser.add_argument("--timeout-sec", type=float, default=600, help="how long to wait for its end (600)")
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "--timeout-sec", metavar="N", type=float, default=600, help="how long to wait for its end (600)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Signal rank 0 of the run and wait until it has ended."""
+    arguments = parse_arguments(argv)
     pid = _rank0(arguments.run)
     os.kill(pid, signal.SIGUSR1)
     print(f"asked rank 0 (process {pid}) to stop; waiting for its checkpoint", flush=True)

@@ -16,7 +16,7 @@ from preprocess.corpus.storage import DEFAULT_CACHE, Cache
 
 EXAMPLE = (
     "deepspeed launch/train.py --deepspeed ds_configs/zero2.json --recipe launch/recipes/arabic_8xh200.yaml "
-    "--model higgs-audio-v2-generation-3B-base --data shards/ --out runs/first"
+    "--model models/base --data shards/ --out runs/first"
 )
 _RANK_0_FIRST_SEC = 10.0
 
@@ -28,11 +28,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description="Train LoRA adapters of Higgs Audio v2 on a corpus of preprocess.shard, with DeepSpeed ZeRO-2. "
         "The same command again resumes from the newest whole checkpoint in --out.",
         epilog=f"example: {EXAMPLE} optimizer.lr=1e-4",
+        allow_abbrev=False,
     )
-    parser.add_argument("--deepspeed", metavar="JSON", help="DeepSpeed settings: ds_configs/zero2.json")
-    parser.add_argument("--recipe", metavar="YAML", help="the training recipe, one of launch/recipes/ or your own")
-    parser.add_argument("--model", metavar="FOLDER", help="base model: config, tokenizer and safetensors")
-    parser.add_argument(
+    needed = parser.add_argument_group("needed")
+    needed.add_argument("--deepspeed", metavar="JSON", help="DeepSpeed settings: ds_configs/zero2.json")
+    needed.add_argument("--recipe", metavar="YAML", help="the training recipe, one of launch/recipes/ or your own")
+    needed.add_argument("--model", metavar="FOLDER", help="base model: config, tokenizer and safetensors")
+    needed.add_argument(
         "--data",
         metavar="FOLDER",
         action="append",
@@ -51,7 +53,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="most that the cache may hold, in 10^9 bytes (as much as there is)",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="run folder: checkpoints, metrics, resolved settings")
+    needed.add_argument("--out", metavar="FOLDER", help="run folder: checkpoints, metrics, resolved settings")
     parser.add_argument("overrides", nargs="*", metavar="group.key=value", help="overrides of the recipe")
     parser.add_argument(
         "--resume",

@@ -1,7 +1,7 @@
 """--dry-run: what the command would do, told before it takes hours. Nothing is written."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 from transformers import PreTrainedTokenizerFast
@@ -11,8 +11,7 @@ from preprocess.codec.load import encode, load_codec
 from preprocess.codec.precision import Way
 from preprocess.common.errors import Rejected
 from preprocess.corpus.base_model import BaseModel, check_codec_fits
-from preprocess.corpus.dialogue import IGNORE_INDEX, canonical_dialogue, read_dialogue
-from preprocess.corpus.text import normalise_text
+from preprocess.corpus.dialogue import IGNORE_INDEX, dialogue_of, read_dialogue
 from preprocess.encode.make_shard import Clip
 from preprocess.plan.clips import ClipPlan, ClipTable, Use
 from preprocess.plan.screening import screen
@@ -61,15 +60,13 @@ def _show_example(settings: Settings, base: BaseModel, table: ClipTable, headers
     print(f"\naudio: {', '.join(table.clips[audio.audio_url].source for audio in audios)}")
 
 
-def _as_trained(table: ClipTable, use: Use, clip: ClipPlan, headers: dict[str, Header]) -> tuple[dict, str]:
+def _as_trained(table: ClipTable, use: Use, clip: ClipPlan, headers: dict[str, Header]) -> tuple[Mapping, str]:
     """(dialogue as stored, where its references come from) of a row; of those that are drawn, the first possible."""
-    if use.position is not None:
-        return clip.dialogues[use.position], "named"
     same_voice = [other for key, other in table.clips.items() if key in headers and other.speaker == clip.speaker]
     others = [other for other in same_voice if clip.key not in (other.key, other.derived_from)]
-    references = [(other.key, normalise_text(other.text)) for other in others[:1]]
     how = f"its reference one of {len(others)}" if others else "without reference: the only clip of its voice"
-    return canonical_dialogue(normalise_text(clip.text), references, clip.system_text), how
+    references = [(other.key, other.prompt_meta()) for other in others[:1]]
+    return dialogue_of(clip.prompt_meta(), references, use.position), how if use.position is None else "named"
 
 
 def marked_text(tokenizer: PreTrainedTokenizerFast, input_ids: Sequence[int], label_ids: Sequence[int]) -> str:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from preprocess.plan.settings import Settings
 
 EXAMPLE = """example:
-  python -m preprocess.shard --manifest corpus.jsonl --model higgs-audio-v2-generation-3B-base \\
-      --audio-tokenizer higgs-audio-v2-tokenizer --hubert hubert_base --out shards/"""
+  python -m preprocess.shard --manifest corpus.jsonl --model models/base \\
+      --audio-tokenizer models/codec --hubert models/hubert --out shards/"""
 REQUIRED = {
     "manifest": "the list of recordings: .jsonl, .json, .csv, .tsv or .parquet; or a folder with metadata.json, "
     "metadata.csv (LJSpeech, audiofolder) or Parquet files; or a pattern ('data/train-*.parquet')",

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A tiny model of 8 codebooks x 1,024, DualFFN in layers 0 and 2 of 4."""
-    from tests.fixtures.model import build_model
+    from launch.demo.small_model import build_model
 
     return build_model(tmp_path_factory.mktemp("model"))
 
@@ -23,7 +23,7 @@ def model_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def other_model_folder(tmp_path_factory):
     """Another shape: 4 codebooks x 64, DualFFN in every layer, plain dual_ffn adapter."""
-    from tests.fixtures.model import build_model
+    from launch.demo.small_model import build_model
 
     return build_model(
         tmp_path_factory.mktemp("other_model"),
@@ -77,7 +77,7 @@ def two_ranks():
 @pytest.fixture(scope="session")
 def hubert_folder(tmp_path_factory):
     """The HuBERT of `codec_folder`."""
-    from tests.fixtures.codec import build_hubert
+    from launch.demo.small_codec import build_hubert
 
     return build_hubert(tmp_path_factory.mktemp("hubert"))
 
@@ -85,7 +85,7 @@ def hubert_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def codec_folder(tmp_path_factory, hubert_folder):
     """A tiny codec that fits `model_folder`: 8 codebooks x 1,024 codes, 25 frames a second, 24 kHz."""
-    from tests.fixtures.codec import build_codec
+    from launch.demo.small_codec import build_codec
 
     return build_codec(tmp_path_factory.mktemp("codec"), hubert_folder)
 
@@ -93,7 +93,7 @@ def codec_folder(tmp_path_factory, hubert_folder):
 @pytest.fixture(scope="session")
 def speech_folder(tmp_path_factory):
     """Arabic speech: corpus.jsonl and WAV files, 4 voices with 4 sentences each, some 40 s."""
-    from tests.fixtures.speech import arabic_corpus
+    from launch.demo.arabic_speech import arabic_corpus
 
     folder = tmp_path_factory.mktemp("speech")
     arabic_corpus(folder, voices=4, sentences=4)

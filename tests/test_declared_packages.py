@@ -20,7 +20,7 @@ OWN = {
 }  # benchmarks import their siblings
 DISTRIBUTIONS = packages_distributions()
 # To be imported soon; espeakng-loader is imported by the tests until the demo's makers move into launch/.
-PENDING = {"webdataset", "torchaudio", "espeakng-loader"}
+PENDING = {"webdataset", "torchaudio"}
 
 
 def normal(name: str) -> str:

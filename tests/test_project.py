@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher.runner import parse_args as parse_launcher
 
-from launch import generate, merge, show, train
+from launch import generate, merge, show, stop, train
+from launch.demo import __main__ as demo
+from launch.demo import stages
+from launch.demo.folder import Folder
 from preprocess import options, verify
+from tests.test_doors import doors
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("preprocess", "engine", "launch")
@@ -23,6 +27,8 @@ PARSERS = {
     "launch.merge": merge.parse_arguments,
     "launch.generate": generate.parse_arguments,
     "launch.show": show.parse_arguments,
+    "launch.stop": stop.parse_arguments,
+    "launch.demo": demo.parse_arguments,
     "preprocess.verify": verify.parse_arguments,
 }
 
@@ -34,9 +40,12 @@ def modules(package: str) -> list[Path]:
 
 
 def readme_commands() -> list[list[str]]:
-    """The words of every command in the shell blocks of README and docs, settings before the program left out."""
+    """The words of every command in README and docs, settings before the program left out.
+
+    Those of the shell blocks, and those that stand in a line of text and begin with `python -m`, with arguments.
+    """
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks).replace("\\\n", " ").splitlines() + re.findall(r"`(python -m \S+ [^`]+)`", README)
     commands = [shlex.split(line, comments=True) for line in lines]
     return [_without_settings(words) for words in commands if words]
 
@@ -94,6 +103,16 @@ def test_the_readme_shows_every_command_with_flags_that_exist():
         assert (ROOT / flags.deepspeed).is_file()
         shown.add(launcher.user_script)
     assert shown == {*PARSERS, "launch/train.py"}
+    assert doors().keys() == {*PARSERS, "launch.train"}
+
+
+def test_the_demo_runs_the_commands_of_the_readme():
+    folder = Folder(Path("demo"))
+    reference = {"audio": "karim/000.wav", "text": "تعلمت كلمات جديدة في الدرس."}
+    commands = [stages.shard_command(folder), stages.train_command(folder, num_ranks=2), stages.merge_command(folder)]
+    commands.append(stages.generate_command(folder, reference))
+    shown = [words for words in readme_commands() if "demo/merged" in words or "demo/shards" in words]
+    assert shown[:4] == commands
 
 
 def test_the_readme_names_every_recipe():

@@ -1,12 +1,13 @@
 """Packs -> batches: worker processes read clips by offset, build samples and collate, ahead of the training step."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
+from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from torch.utils.data import DataLoader, Dataset
 
 from engine.base.stop import ignore_signals
@@ -14,9 +15,10 @@ from engine.base.trainable_base import read_trainable_base
 from engine.batch.sample import build_sample, collate
 from engine.batch.stream import Stream, lay_out, map_tensors
 from engine.plan.corpora import Corpora
-from engine.plan.plan import Pack
+from engine.plan.plan import Pack, Sample
 from preprocess.common.errors import InputError
-from preprocess.corpus.dialogue import canonical_dialogue
+from preprocess.corpus.dialogue import dialogue_of
+from preprocess.corpus.shards import Clip
 
 
 @dataclass
@@ -29,6 +31,16 @@ class LoadedPack:
     def pin_memory(self) -> "LoadedPack":
         """Called by torch's DataLoader, so that copies to the GPU overlap with computing."""
         return LoadedPack(map_tensors(self.batch, torch.Tensor.pin_memory), self.keys)
+
+
+@dataclass(frozen=True)
+class ReadSample:
+    """A sample as the model is trained on it: the dialogue as stored, the clips in it, and its tokens and codes."""
+
+    dialogue: Mapping
+    target: Clip
+    references: list[Clip]
+    tokens: ChatMLDatasetSample
 
 
 class PackReader(Dataset):
@@ -57,23 +69,21 @@ class PackReader(Dataset):
         self.frame_rate_hz = corpus.info["codec"]["frame_rate_hz"]
 
     def __getitem__(self, pack: Pack) -> LoadedPack:
-        samples, keys, hears = [], [], self.conditioning != "codes"
-        for planned in pack.samples:
-            target = self.corpus.clip(planned.target)
-            references = [self.corpus.clip(row, waveform=hears) for row in planned.references]
-            if planned.dialogue < 0:
-                transcripts = [(clip.key, clip.meta["text_normalised"]) for clip in references]
-                own = target.meta.get("system_text")
-                dialogue = canonical_dialogue(target.meta["text_normalised"], transcripts, own)
-            else:  # it has texts of its own
-                dialogue = target.meta["dialogues"][planned.dialogue]
-            prompt = self.system_text, dialogue
-            samples.append(build_sample(self.tokenizer, self.config, *prompt, target, references, self.conditioning))
-            keys.append(target.key)
+        read = [self.read_sample(planned) for planned in pack.samples]
+        samples, keys = [sample.tokens for sample in read], [sample.target.key for sample in read]
         if self.forward == "boson":
             return LoadedPack(collate(samples, self.config), keys)
         speakers = [planned.speaker for planned in pack.samples]
         return LoadedPack(lay_out(samples, self.config, speakers, self.dtype), keys)
+
+    def read_sample(self, planned: Sample) -> ReadSample:
+        """A sample of the plan, read from the shards and built as Boson builds it. Raises InputError."""
+        target = self.corpus.clip(planned.target)
+        references = [self.corpus.clip(row, waveform=self.conditioning != "codes") for row in planned.references]
+        dialogue = dialogue_of(target.meta, [(clip.key, clip.meta) for clip in references], planned.dialogue)
+        clips = dialogue, target, references
+        tokens = build_sample(self.tokenizer, self.config, self.system_text, *clips, self.conditioning)
+        return ReadSample(*clips, tokens)
 
 
 class _ErrorsAsValues(Dataset):

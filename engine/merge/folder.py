@@ -4,29 +4,30 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from engine.merge.weights import read_header, weight_files
+import torch
+
+from engine.base.trainable_base import read_trainable_base
+from engine.checkpoint.checkpoint import STATE_FILE, find_problem
+from engine.merge.check import check_merge
+from engine.merge.weights import assign_tensors, read_adapter, read_header, weight_files, write_merged_shard
+from engine.model.weights import base_fingerprint
+from engine.speak.voice_training import write_facts
 from preprocess.common.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
+from preprocess.common.files import sync_folder
 
 
 def merge(
-    checkpoint: Path, base: Path | None, out: Path, verify: bool = True, dtype: "torch.dtype | None" = None
-) -> None:
+    checkpoint: Path, base: Path | None, out: Path, verify: bool = True, dtype: torch.dtype | None = None
+) -> dict:
     """Write `out`: the base with the checkpoint's adapter in it, computed in fp32 and rounded once.
+
+    Returns what state.json says of the checkpoint; {} for a plain PEFT adapter.
 
     base: None takes the folder the checkpoint was trained on. dtype: of the weights; None keeps each tensor's own.
     Of the base one tensor is in memory at a time; `verify` loads whole models (engine.merge.check). Raises
     InputError for what the user can mend, before anything is written.
     """
-    from engine.base.trainable_base import read_trainable_base
-    from engine.merge.check import check_merge
-    from engine.merge.weights import assign_tensors, read_adapter, read_header, weight_files, write_merged_shard
-    from engine.speak.voice_training import write_facts
-
     checkpoint, out = checkpoint.resolve(), out.resolve()
     _refuse_used_folder(out)
     state = _read_state(checkpoint, base)
@@ -61,6 +62,7 @@ def merge(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    return state
 
 
 def _refuse_used_folder(out: Path) -> None:
@@ -72,8 +74,6 @@ def _refuse_used_folder(out: Path) -> None:
 
 def _read_state(checkpoint: Path, base: Path | None) -> dict:
     """What state.json says of a whole checkpoint; {} for a plain PEFT adapter, which needs `base`."""
-    from engine.checkpoint.checkpoint import STATE_FILE, find_problem
-
     if not checkpoint.is_dir():
         raise InputError(
             str(checkpoint), "no such folder", "a checkpoint", "Give RUN/checkpoints/best, or latest, or a step-N."
@@ -99,8 +99,6 @@ def _read_state(checkpoint: Path, base: Path | None) -> dict:
 
 
 def _refuse_other_base(base: Path, checkpoint: Path, state: dict) -> None:
-    from engine.model.weights import base_fingerprint
-
     expected = state["identity"]["base_fingerprint"] if state else None
     found = base_fingerprint(base)
     if expected not in (None, found):
@@ -114,8 +112,6 @@ def _refuse_other_base(base: Path, checkpoint: Path, state: dict) -> None:
 
 def _finish(temporary: Path, out: Path) -> None:
     """Make all bytes durable, then give the folder its name."""
-    from preprocess.common.files import sync_folder
-
     for path in temporary.rglob("*"):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)

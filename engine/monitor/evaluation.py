@@ -13,7 +13,7 @@ from engine.model.forward import to_device
 from engine.model.losses import LossSums
 from engine.monitor.metrics import loss_metrics, sum_over_ranks
 from engine.plan.plan import Pack, Sample
-from engine.plan.swapped import _samples
+from engine.plan.swapped import samples_of_packs
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
     sums = _sum_losses(engine, reader, packs, num_workers, stop)
     if sums is None:
         return None
-    samples = _samples(packs)
+    samples = samples_of_packs(packs)
     num_trained, text_count = (sum(getattr(s, name) for s in samples) for name in ("num_trained", "text_labels"))
     metrics = loss_metrics(sums, num_trained, text_count, _audio_count(samples))
     if swapped:
@@ -42,7 +42,7 @@ def evaluate(
         if others is None:
             return None
         difference = others.audio - sums.audio  # samples that keep their reference cancel out
-        changed = [new for old, new in zip(samples, _samples(swapped), strict=True) if new != old]
+        changed = [new for old, new in zip(samples, samples_of_packs(swapped), strict=True) if new != old]
         metrics["conditioning_gain"] = float(difference.mean()) / _audio_count(changed)
     return metrics
 

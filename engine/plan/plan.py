@@ -136,6 +136,10 @@ class EpochPlan:
         begin, end = self.pack_offsets[number : number + 2]
         return Pack(tuple(self._sample(n) for n in self.order[begin:end].tolist()))
 
+    def samples_of(self, target: int) -> list[Sample]:
+        """The samples of this epoch whose target is row `target` of the index."""
+        return [self._sample(n) for n in self.order[self.target[self.sample[self.order]] == target].tolist()]
+
     def _sample(self, n: int) -> Sample:
         begin, end = self.reference_offsets[n : n + 2]
         number = self.sample[n]

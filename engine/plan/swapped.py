@@ -12,7 +12,7 @@ def swap_references(packs: Sequence[Pack]) -> list[Pack]:
 
     [] where fewer than two speakers have a drawn reference. `num_tokens` stays that of the samples' own references.
     """
-    drawn = [sample for sample in _samples(packs) if sample.dialogue < 0 and sample.references]
+    drawn = [sample for sample in samples_of_packs(packs) if sample.dialogue < 0 and sample.references]
     drawn.sort(key=lambda sample: (sample.speaker, sample.target))
     speakers = [sample.speaker for sample in drawn]
     if len(set(speakers)) < 2:
@@ -26,5 +26,6 @@ def swap_references(packs: Sequence[Pack]) -> list[Pack]:
     return [Pack(tuple(others.get(sample, sample) for sample in pack.samples)) for pack in packs]
 
 
-def _samples(packs: Sequence[Pack]) -> list[Sample]:
+def samples_of_packs(packs: Sequence[Pack]) -> list[Sample]:
+    """The samples of all packs, in order."""
     return [sample for pack in packs for sample in pack.samples]

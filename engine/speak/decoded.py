@@ -2,21 +2,18 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 import torch
+from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTokenizer
 
 from preprocess.codec.load import load_codec_of
 from preprocess.common.files import write_atomically
 from preprocess.corpus.shards import Clip, Corpus
 
-if TYPE_CHECKING:
-    from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTokenizer
 
-
-def decode_codes(tokenizer: "HiggsAudioTokenizer", codes: np.ndarray) -> np.ndarray:
+def decode_codes(tokenizer: HiggsAudioTokenizer, codes: np.ndarray) -> np.ndarray:
     """float32 [samples] at the codec's rate, of codes [codebooks, frames], as Boson's serve engine decodes them."""
     with torch.inference_mode():
         return tokenizer.decode(torch.from_numpy(codes.astype(np.int64))[None])[0, 0]

@@ -2,31 +2,28 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from boson_multimodal.serve.serve_engine import HiggsAudioResponse, HiggsAudioServeEngine
+
+from engine.base.trainable_base import read_trainable_base
+from engine.model.weights import explain_load_errors
+from preprocess.audio.decode import decode
+from preprocess.codec.load import hubert_from, load_codec
 from preprocess.common.errors import InputError
-
-if TYPE_CHECKING:
-    from boson_multimodal.serve.serve_engine import HiggsAudioResponse, HiggsAudioServeEngine
+from preprocess.corpus.base_model import check_codec_fits
+from preprocess.corpus.dialogue import AS_WRITTEN, voice_cloning_dialogue
+from preprocess.corpus.text import normalise_text, refuse_special_tokens, special_tokens
 
 # What a trained model generates as text round one audio.
 LEARNT_TEXT = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
-
 
 # The default limit of a generation: slow speech, and no longer than an utterance.
 _SLOWEST_SEC_PER_CHARACTER, _PAUSES_SEC, _LONGEST_SEC = 0.25, 5.0, 60.0
 
 
-def load_engine(model: Path, audio_tokenizer: Path, hubert: Path, device: str = "auto") -> "HiggsAudioServeEngine":
+def load_engine(model: Path, audio_tokenizer: Path, hubert: Path, device: str = "auto") -> HiggsAudioServeEngine:
     """Boson's serve engine, offline. Raises InputError for a folder that can't be used, or another model's codec."""
-    import torch
-    from boson_multimodal.serve.serve_engine import HiggsAudioServeEngine
-
-    from engine.base.trainable_base import read_trainable_base
-    from engine.model.weights import explain_load_errors
-    from preprocess.codec.load import hubert_from, load_codec
-    from preprocess.corpus.base_model import check_codec_fits
-
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     base = read_trainable_base(model)
@@ -37,7 +34,7 @@ def load_engine(model: Path, audio_tokenizer: Path, hubert: Path, device: str = 
 
 
 def clone(
-    engine: "HiggsAudioServeEngine",
+    engine: HiggsAudioServeEngine,
     layout: dict,
     references: Sequence[tuple[str, Path | str]],
     text: str,
@@ -48,19 +45,13 @@ def clone(
     top_k: int | None = 50,
     seed: int | None = None,
     greedy: bool = False,
-) -> "HiggsAudioResponse":
+) -> HiggsAudioResponse:
     """Boson's response: `audio` float32 [samples], codes [codebooks, columns], the text generated round it.
 
     layout: system_text and normaliser_version, as voice_training.json has them. references: (transcript, audio
     file) pairs. max_new_tokens counts text tokens and columns. Raises InputError for a text or recording that
     can't be used, and where no whole audio came out.
     """
-    import torch
-
-    from preprocess.audio.decode import decode
-    from preprocess.corpus.dialogue import voice_cloning_dialogue
-    from preprocess.corpus.text import normalise_text, refuse_special_tokens, special_tokens
-
     texts = [normalise_text(line, layout["normaliser_version"]) for line in (text, *(line for line, _ in references))]
     for line in texts:
         if not line:
@@ -93,17 +84,14 @@ def clone(
         ) from error
 
 
-def default_max_new_tokens(engine: "HiggsAudioServeEngine", text: str) -> int:
+def default_max_new_tokens(engine: HiggsAudioServeEngine, text: str) -> int:
     """Columns of slow speech for `text`, with delay pattern and the tokens round it."""
     longest_sec = min(_PAUSES_SEC + _SLOWEST_SEC_PER_CHARACTER * len(text), _LONGEST_SEC)
     return int(longest_sec * engine.audio_tokenizer_tps) + engine.audio_num_codebooks + 4
 
 
-def choose_layout(engine: "HiggsAudioServeEngine", layout: dict, system_text: str | None) -> dict:
+def choose_layout(engine: HiggsAudioServeEngine, layout: dict, system_text: str | None) -> dict:
     """The layout of training, with `system_text` in it where that is given. Raises InputError for special tokens."""
-    from preprocess.corpus.dialogue import AS_WRITTEN
-    from preprocess.corpus.text import refuse_special_tokens, special_tokens
-
     if layout.get("name") == AS_WRITTEN:
         print("warning: the model was trained on conversations as their rows have them, and this prompt is canonical")
     if system_text is None:

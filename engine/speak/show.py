@@ -1,117 +1,113 @@
-"""What a corpus holds, and one clip as the model is trained on it."""
+"""One clip as the model is trained on it: the samples that the plan of a run makes of it, built by its loader."""
 
-import argparse
+import dataclasses
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
+from boson_multimodal.model.higgs_audio import HiggsAudioConfig
+from matplotlib.figure import Figure
+
+from engine.base.recipe import Recipe
+from engine.batch.loader import PackReader, ReadSample
+from engine.batch.sample import layout_cost, spoken_audios
+from engine.batch.stream import lay_out
+from engine.batch.whisper import refuse_unheard, waveform_chunks
+from engine.plan.corpora import Corpora
+from engine.plan.of_run import training_plan, validation_packs
+from engine.plan.plan import Sample
+from engine.plan.samples import LayoutCost
+from engine.speak.corpus_table import describe_use
+from engine.speak.decoded import write_decoded
 from preprocess.common.errors import InputError
-from preprocess.corpus.dialogue import audios_of, canonical_dialogue, read_dialogue
+from preprocess.common.files import write_atomically
+from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of, read_dialogue
+from preprocess.corpus.shards import Corpus
 
-if TYPE_CHECKING:
-    from preprocess.corpus.shards import Clip, Corpus
-
-EXAMPLE_AUDIO = "python -m launch.show shards/ KEY --audio key.wav --audio-tokenizer CODEC --hubert HUBERT"
-
-
-def show_corpus(corpus: "Corpus", num_lines: int) -> None:
-    """Print the corpus's facts and a line a clip. Text is printed in logical order, as it is stored."""
-    info, index = corpus.info, corpus.index
-    codec = info["codec"]
-    print(f"{corpus.folder}: {index.num_rows} clips, {sum(index.column('duration_sec').to_pylist()) / 3600:.3f} h")
-    print(f"codec: {codec['num_codebooks']} codebooks of {codec['codebook_size']}, {codec['frame_rate_hz']} frames/s")
-    layout, own = info["layout"], ""
-    if layout.get("keep_system"):
-        own = " (rows may have their own)"
-    print(f"system text: {layout['system_text']!r}{own}; normaliser {layout['normaliser_version']}")
-    names = ["key", "duration_sec", "speaker", "split", "use", "reason", "speaker_similarity"]
-    shown = index.num_rows if num_lines == 0 else min(num_lines, index.num_rows)
-    for row, entry in enumerate(index.select(names).slice(0, shown).to_pylist()):
-        said = [entry["speaker"], entry["split"], use_of(entry), corpus.clip(row).meta["text"]]
-        print(f"{entry['key']}  {entry['duration_sec']:6.2f} s  {'  '.join(said)}")
-    if shown < index.num_rows:
-        print(f"... and {index.num_rows - shown} more (--lines 0 shows all)")
+# Which references are drawn does not depend on what a sample costs; only which samples are too long does.
+_UNKNOWN_COST = LayoutCost(tokens_base=0, tokens_per_reference=0, columns_extra=0, text_labels=0)
 
 
-def use_of(entry: dict) -> str:
-    """Whether an index row is trained on, and why it is not; with the similarity of its voice where that decided."""
-    voice = "" if entry["speaker_similarity"] is None else f" (voice {entry['speaker_similarity']:.2f})"
-    return f"used{voice}" if entry["use"] else f"not used: {entry['reason']}{voice}"
+def show_clip(corpus: Corpus, row: int) -> None:
+    """Print what the corpus knows of a clip."""
+    entry = corpus.index.slice(row, 1).to_pylist()[0]
+    about = [f"{entry['duration_sec']:.2f} s of {entry['speaker']}", entry["split"], entry["shard"]]
+    print(f"{entry['key']}: {', '.join([*about, describe_use(entry)])}")
+    for name, value in sorted(corpus.meta(row).items()):
+        if value not in (None, []):
+            print(f"  {name}: {value}")
 
 
-def find_row(corpus: "Corpus", key: str) -> int:
-    """The index row of the clip that `key` names or begins. Raises InputError for none or several."""
-    keys = corpus.index.column("key").to_pylist()
-    found = [row for row, name in enumerate(keys) if name == key] or [
-        row for row, name in enumerate(keys) if name.startswith(key)
-    ]
-    if len(found) != 1:
-        several = ", ".join(keys[row] for row in found[:5])
-        raise InputError(
-            f"{corpus.folder}: {key}",
-            f"{len(found)} clips: {several}" if found else "no such clip",
-            "the key of one clip",
-            f"`python -m launch.show {corpus.folder}` lists them.",
-        )
-    return found[0]
+def find_samples(
+    corpus: Corpus, corpora: Corpora, row: int, recipe: Recipe, epoch: int, cost: LayoutCost
+) -> tuple[list[Sample], str]:
+    """(the samples that a run makes of a clip, why some or all of them are missing).
 
-
-def choose_dialogue(corpus: "Corpus", row: int) -> tuple[dict, list["Clip"], str]:
-    """(dialogue as stored, the clips of its references, how they were chosen) of a sample that trains the clip.
-
-    The first dialogue that names its references; else the first clip that could be drawn, where there is one. Of a
-    clip that is no target, what it would be as one without a reference.
+    Those of an epoch; of a clip of the validation split, those of every evaluation. `corpora` holds `corpus` alone.
     """
-    target, entry = corpus.clip(row), corpus.index.slice(row, 1).to_pylist()[0]
-    if not entry["draws_reference"] and entry["dialogues"]:
-        first = entry["dialogues"][0]
-        keys = dict.fromkeys(audio["key"] for audio in first["audios"] if audio["key"] != target.key)
-        named = [corpus.clip(find_row(corpus, key)) for key in keys]
-        return target.meta["dialogues"][first["position"]], named, "named by its row"
-    same = _drawable(corpus, row) if entry["draws_reference"] else []
-    drawn = [corpus.clip(n) for n in same[:1]]
-    how = f"one of {len(same)} that may be drawn" if same else "none: no other clip of this voice in its split"
-    if not entry["draws_reference"]:
-        how = "none: the clip is no target, so no sample is trained on it"
-    transcripts = [(clip.key, clip.meta["text_normalised"]) for clip in drawn]
-    dialogue = canonical_dialogue(target.meta["text_normalised"], transcripts, target.meta.get("system_text"))
-    return dialogue, drawn, how
+    entry = corpus.index.slice(row, 1).to_pylist()[0]
+    if not entry["use"]:
+        return [], f"the clip is {describe_use(entry)}"
+    if not (entry["draws_reference"] or entry["dialogues"]):
+        return [], "the clip is no target, only a reference of others"
+    if entry["split"] == "val":
+        packs = validation_packs(corpora, recipe, cost)
+        found = [sample for pack in packs for sample in pack.samples if sample.target == row]
+        return found, "" if found else f"it is not in the first {len(packs)} packs (run.evaluate_max_packs)"
+    # Which samples there are does not depend on the packs of a step, and with one the smallest corpus is enough.
+    batch = dataclasses.replace(recipe.batch, packs_per_step=1)
+    plan = training_plan(corpora, dataclasses.replace(recipe, batch=batch), cost).epoch(epoch)
+    found, dropped = plan.samples_of(row), [tokens for key, tokens in plan.dropped if key == entry["key"]]
+    if dropped:
+        return found, f"{max(dropped)} tokens are more than batch.max_tokens={batch.max_tokens}"
+    return found, "" if found else f"epoch {epoch} leaves it out (data.repeat={recipe.data.repeat})"
 
 
-def _drawable(corpus: "Corpus", row: int) -> list[int]:
-    """Rows that may be drawn as reference of the clip: used ones of its voice and split, but copies of itself."""
-    about = corpus.index.select(["speaker", "split", "use"]).to_pylist()
-    origins = corpus.index.column("derived_from").to_pylist()
-    key = corpus.index.column("key")[row].as_py()
-    return [n for n, other in enumerate(about) if n != row and other == about[row] and origins[n] != key]
+def show_samples(corpus: Corpus, row: int, model: Path, recipe: Recipe, epoch: int, image: Path | None) -> None:
+    """Print the samples of a clip token by token; `image`: draw the codes of the first. Raises InputError."""
+    corpora = Corpora([corpus.folder])
+    reader = PackReader(corpora, model, recipe.forward, recipe.conditioning)
+    refuse_unheard(recipe.conditioning, reader.config, corpora)
+    cost = layout_cost(reader.tokenizer, reader.config, reader.system_text, recipe.conditioning)
+    planned, missing = find_samples(corpus, corpora, row, recipe, epoch, cost)
+    samples = [reader.read_sample(sample) for sample in planned]
+    for number, (sample, plan) in enumerate(zip(samples, planned, strict=True), 1):
+        when = "every evaluation" if corpus.index.column("split")[row].as_py() == "val" else f"epoch {epoch}"
+        print(f"sample {number} of {len(samples)} in {when}; {_describe_references(sample, plan)}")
+        _print_tokens(reader, sample)
+    if missing:
+        print(f"{'other samples are dropped' if samples else 'no sample is trained on it'}: {missing}")
+    if samples and image:
+        _save_image(samples[0].tokens, reader.config, image)
+        print(f"{image}: codes of the audios of sample 1, codebook by column")
 
 
-def show_sample(corpus: "Corpus", row: int, model: Path, image: Path | None) -> None:
-    """Print a training sample of the clip token by token: what is trained bears a star, audio is one line a run."""
-    from engine.base.trainable_base import read_trainable_base
-    from engine.batch.sample import build_sample
-    from preprocess.corpus.base_model import check_codec_fits
-    from preprocess.corpus.dialogue import IGNORE_INDEX
-    from preprocess.corpus.shards import CORPUS_FILE
+def _describe_references(sample: ReadSample, plan: Sample) -> str:
+    keys = ", ".join(clip.key for clip in sample.references)
+    if plan.dialogue >= 0:
+        return f"named by its row: {keys or 'no reference'}"
+    return f"reference, drawn: {keys}" if keys else "no reference: none to draw, or data.share_without_reference"
 
-    base, codec = read_trainable_base(model), corpus.info["codec"]
-    check_codec_fits(base, corpus.folder / CORPUS_FILE, codec["num_codebooks"], codec["codebook_size"])
-    config, tokenizer = base.config, base.tokenizer
-    target = corpus.clip(row)
-    dialogue, references, how = choose_dialogue(corpus, row)
-    system_text = corpus.info["layout"]["system_text"]
-    sample = build_sample(tokenizer, config, system_text, dialogue, target, references)
-    print(f"reference: {how}\n  place  trained  token")
-    clips = {clip.key: clip for clip in [*references, target]}
-    place, audios = 0, [clips[audio.key] for audio in audios_of(read_dialogue(dialogue, target.key, system_text))]
+
+def _print_tokens(reader: PackReader, sample: ReadSample) -> None:
+    """One line per token and per audio; what is trained bears a star."""
+    config, tokens = reader.config, sample.tokens
+    hears, spoken = reader.conditioning != "codes", reader.conditioning != "whisper"
+    heard = [clip.key for clip in sample.references if hears for _ in waveform_chunks(clip, config)]
+    dialogue = read_dialogue(sample.dialogue, sample.target.key, reader.system_text, heard=heard, spoken=spoken)
+    clips = {clip.key: clip for clip in [*sample.references, sample.target]}
+    place, audios = 0, [clips[audio.key] for audio in audios_of(dialogue)]
     extra = config.audio_num_codebooks + 1  # BOS, EOS and the delay
-    for token, label in zip(sample.input_ids.tolist(), sample.label_ids.tolist(), strict=True):
+    print("  place  trained  token")
+    for token, label in zip(tokens.input_ids.tolist(), tokens.label_ids.tolist(), strict=True):
         mark = " " if label == IGNORE_INDEX else "*"
         if token == config.audio_in_token_idx:
-            print(f"{place:7d}          audio that the base does not hear: {audios.pop(0).key}")
+            what = "a waveform for the audio tower" if heard else "audio that the base does not hear"
+            print(f"{place:7d}          {what}: {audios.pop(0).key}")
             continue
         if token != config.audio_out_token_idx:
-            print(f"{place:7d}     {mark}    {token:7d} {tokenizer.decode([token])!r}")
+            print(f"{place:7d}     {mark}    {token:7d} {reader.tokenizer.decode([token])!r}")
             place += 1
             continue
         clip = audios.pop(0)
@@ -119,21 +115,11 @@ def show_sample(corpus: "Corpus", row: int, model: Path, image: Path | None) -> 
         what = "reference" if label == IGNORE_INDEX else "target"
         print(f"{place:7d}     {mark}    {columns} audio columns: {what} {clip.key}, {clip.codes.shape[1]} frames")
         place += columns
-    print(f"{place} tokens; trained: *")
-    if image:
-        _save_image(sample, config, image)
-        print(f"{image}: codes of the audios, codebook by column")
+    print(f"{place} tokens{' and the waveforms' * bool(heard)}; trained: *")
 
 
-def _save_image(sample, config, path: Path) -> None:
-    """The delayed audio columns as the model reads them: a row a codebook, the trained audio under a line."""
-    import torch
-    from matplotlib.figure import Figure
-
-    from engine.batch.sample import IGNORE_INDEX, spoken_audios
-    from engine.batch.stream import lay_out
-    from preprocess.common.files import write_atomically
-
+def _save_image(sample: ChatMLDatasetSample, config: HiggsAudioConfig, path: Path) -> None:
+    """The delayed audio columns as the model reads them: one row per codebook, a red line at the trained audio."""
     labels = sample.label_ids[sample.input_ids == config.audio_out_token_idx]
     spoken = [sample.get_audio_codes(number) for number in spoken_audios(sample, config)]
     lengths = [codes.shape[1] + config.audio_num_codebooks + 1 for codes in spoken]
@@ -154,27 +140,24 @@ def _save_image(sample, config, path: Path) -> None:
     write_atomically(path, data.getvalue())
 
 
-def save_audio(corpus: "Corpus", row: int, clip: "Clip", arguments: argparse.Namespace) -> None:
-    """Write the stored waveform; with the codec, the decoded codes of the clip and of its sample's references.
-
-    Raises InputError where there is neither waveform nor codec.
-    """
-    if arguments.audio_tokenizer:
-        from engine.speak.decoded import write_decoded
-
-        _, references, _ = choose_dialogue(corpus, row)
-        paths = write_decoded(corpus, clip, references, arguments.audio_tokenizer, arguments.hubert, arguments.audio)
-        for path, of in zip(paths, [clip, *references], strict=True):
-            print(f"{path}: the codes of {of.key}, decoded")
-        return
-    from preprocess.common.files import write_atomically
-
+def save_waveform(corpus: Corpus, row: int, out: Path) -> None:
+    """Write the stored 16 kHz waveform of a clip as a FLAC file. Raises InputError where there is none."""
+    clip = corpus.clip(row, waveform=True)
     if clip.flac is None:
         raise InputError(
             clip.key,
             "no waveform",
             "a corpus with waveforms, or the codec",
-            f"Hear its codes: {EXAMPLE_AUDIO}",
+            "Hear its codes: --audio-tokenizer CODEC --hubert HUBERT, and --audio with a name in .wav.",
         )
-    write_atomically(arguments.audio, clip.flac)
-    print(f"{arguments.audio}: the clip at 16 kHz")
+    write_atomically(out, clip.flac)
+    print(f"{out}: the clip at 16 kHz")
+
+
+def save_decoded(corpus: Corpus, row: int, recipe: Recipe, epoch: int, codec: Path, hubert: Path, out: Path) -> None:
+    """Write the decoded codes of a clip, and those of the references of its first sample beside it."""
+    planned, _ = find_samples(corpus, Corpora([corpus.folder]), row, recipe, epoch, _UNKNOWN_COST)
+    clips = [corpus.clip(number) for number in (row, *(planned[0].references if planned else ()))]
+    paths = write_decoded(corpus, clips[0], clips[1:], codec, hubert, out)
+    for path, clip in zip(paths, clips, strict=True):
+        print(f"{path}: the codes of {clip.key}, decoded")

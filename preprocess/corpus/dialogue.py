@@ -15,12 +15,9 @@ generation applies the same ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from boson_multimodal.data_types import AudioContent, ChatMLSample, Message, TextContent
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_SYSTEM_TEXT = "Generate audio following instruction."
 # A label that is none: of prepare_chatml_sample, Boson's collator and torch's cross-entropy alike.
@@ -83,6 +80,20 @@ def read_dialogue(
     references = [(reference["text"], reference["key"]) for reference in stored["references"]]
     system_text = stored.get("system_text", system_text)
     return voice_cloning_dialogue(system_text, references, stored["text"], target, heard=heard, spoken=spoken)
+
+
+def dialogue_of(
+    target: Mapping, references: Iterable[tuple[str, Mapping]] = (), position: int | None = None
+) -> Mapping:
+    """The dialogue that trains a clip, as `read_dialogue` takes it: the one answer for training, show and --dry-run.
+
+    target: the clip's meta, as its shard keeps it. references: (key, meta) of the clips that were drawn for it.
+    position: of a dialogue that the clip keeps, which names its own references; None or -1 where they are drawn.
+    """
+    if position is not None and position >= 0:
+        return target["dialogues"][position]
+    transcripts = [(key, meta["text_normalised"]) for key, meta in references]
+    return canonical_dialogue(target["text_normalised"], transcripts, target.get("system_text"))
 
 
 def canonical_dialogue(text: str, references: Iterable[tuple[str, str]], system_text: str | None = None) -> dict:

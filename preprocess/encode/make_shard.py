@@ -185,7 +185,6 @@ def _voice(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) -> dict[str, 
 def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> dict:
     return {
         "text": plan.text,
-        "text_normalised": normalise_text(plan.text),
         "speaker": plan.speaker,
         "language": plan.language,
         "id": plan.id,
@@ -193,8 +192,7 @@ def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> d
         "source": plan.source,
         "source_sha256": audio.sha256,
         "quality": quality,
-        "dialogues": plan.dialogues,
-        **({"system_text": plan.system_text} if plan.system_text else {}),
+        **plan.prompt_meta(),
         **sound_facts(plan),
     }
 

@@ -49,6 +49,11 @@ class ClipPlan:
     def recording(self) -> Recording:
         return Recording(self.path, *self.part)
 
+    def prompt_meta(self) -> dict:
+        """The part of the clip's meta that `preprocess.corpus.dialogue.dialogue_of` reads."""
+        own = {"system_text": self.system_text} if self.system_text else {}
+        return {"text_normalised": normalise_text(self.text), "dialogues": self.dialogues, **own}
+
 
 @dataclass(frozen=True)
 class Use:

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from engine.job import prepare
+from launch.demo.small_model import build_model
 from preprocess.common.errors import InputError
-from tests.fixtures.model import build_model
 from tests.fixtures.steps import ROOT, ZERO2
 
 

@@ -16,10 +16,10 @@ from engine.base.recipe import Lora
 from engine.merge.check import random_prompt
 from engine.merge.folder import merge
 from engine.model.weights import load_base
+from launch.demo.small_model import build_model
 from launch.merge import main
 from preprocess.common.errors import InputError
 from tests.fixtures.adapter import random_lora, save_checkpoint
-from tests.fixtures.model import build_model
 
 ADAPTERS = {
     "attention": Lora(mode="attention", rank=4, alpha=8),

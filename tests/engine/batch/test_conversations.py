@@ -23,12 +23,12 @@ from engine.plan.corpora import Corpora
 from engine.plan.plan import Pack, Plan
 from engine.plan.swapped import swap_references
 from engine.run import build_engine
+from launch.demo.small_model import build_model
 from launch.show import main as show
 from preprocess.common.errors import InputError
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.shards import Clip
 from preprocess.verify import main as verify
-from tests.fixtures.model import build_model
 from tests.fixtures.steps import ROOT, ZERO2, adapted_model, loss_and_gradients, make_job
 from tests.preprocess.helpers import assert_parts, shard, write_jsonl
 

@@ -20,11 +20,11 @@ from engine.model.lora import find_targets
 from engine.model.weights import load_base
 from engine.monitor.metrics import sum_over_ranks
 from engine.run import build_engine
+from launch.demo.small_model import build_model
 from preprocess.common.errors import InputError
 from preprocess.corpus.dialogue import canonical_dialogue
 from preprocess.corpus.shards import Clip
 from tests.fixtures.corpus import write_clips
-from tests.fixtures.model import build_model
 from tests.fixtures.steps import adapted_model, loss_and_gradients, make_job
 
 SYSTEM_TEXT = "Generate audio following instruction."

@@ -8,8 +8,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from engine.model.forward import LossModel
 from engine.model.weights import load_base
 from engine.plan.plan import Pack, Sample
+from launch.demo.small_model import build_model
 from tests.fixtures.corpus import write_random_corpus
-from tests.fixtures.model import build_model
 from tests.fixtures.steps import adapted_model, loss_and_gradients, open_reader
 
 SHAPES = {

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import HubertConfig
 
+from launch.demo.small_codec import RELEASED_SIZE, build_codec, build_hubert
 from preprocess.codec import fast_encode as codec_speed
 from preprocess.codec.load import _load, encode, hubert_from
 from preprocess.codec.precision import BOSONS
 from preprocess.console import show_encoder
-from tests.fixtures.codec import RELEASED_SIZE, build_codec, build_hubert
 
 SAMPLE_RATE_HZ = 24000
 # Left to Boson, at the border, and in pieces, odd ones among them; each layer has its own pieces.

@@ -10,12 +10,13 @@ import torch
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 from boson_multimodal.serve.serve_engine import HiggsAudioServeEngine
 
+from launch.demo.small_codec import build_codec
 from preprocess.audio.decode import decode
 from preprocess.codec import load as codec
 from preprocess.codec.load import encode, hubert_from, load_codec
 from preprocess.common.errors import InputError
 from preprocess.corpus.shards import Corpus
-from tests.fixtures.codec import build_codec, code_entropy_bits
+from tests.fixtures.codec import code_entropy_bits
 from tests.fixtures.speech import save_variant
 from tests.preprocess.helpers import assert_parts, shard, write_jsonl
 

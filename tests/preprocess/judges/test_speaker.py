@@ -10,11 +10,11 @@ import pytest
 import threadpoolctl
 
 from launch import show
+from launch.demo.arabic_speech import SENTENCES, VOICES, speak
 from preprocess.audio.decode import Audio, decode
 from preprocess.corpus.shards import Corpus
 from preprocess.finish.speaker_outliers import speaker_similarities
 from preprocess.judges.speaker import load_encoder, voice_of
-from tests.fixtures.speech import SENTENCES, VOICES, speak
 from tests.preprocess.helpers import assert_parts, folder_bytes, row_failure, shard, write_jsonl
 
 # The longest five sentences, so that each is spoken in two seconds or more.

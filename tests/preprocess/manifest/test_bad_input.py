@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from launch.demo.small_model import build_model
 from preprocess.corpus.dialogue import read_dialogue
 from preprocess.corpus.shards import Corpus
-from tests.fixtures.model import build_model
 from tests.preprocess.helpers import assert_parts, failures, refused, row_failure, shard, write_jsonl
 
 GOOD = 8

@@ -1,13 +1,14 @@
 """--noisy-references: copies with noise and a room, for references alone; what is told of recordings stays true."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import soundfile
 
-from engine.speak.show import choose_dialogue
+from launch import show
 from preprocess.audio.decode import Audio, Header
 from preprocess.audio.noise import Disturbance, disturb
 from preprocess.common.errors import Rejected
@@ -173,17 +174,20 @@ def test_recordings_and_what_is_told_of_them_are_as_without_copies(clean, noisy)
     assert "9 noisy copies" in (noisy.folder / "report.html").read_text()
 
 
-def test_show_draws_no_copy_of_the_clip_itself_and_says_that_a_copy_is_no_target(noisy):
+def test_show_draws_no_copy_of_the_clip_itself_and_says_that_a_copy_is_no_target(noisy, model_folder, capsys):
     rows = by_key(noisy)
     for key, row in rows.items():
-        dialogue, references, how = choose_dialogue(noisy, row["number"])
-        names = [reference.key for reference in references]
+        assert show.main([str(noisy.folder), key, "--model", str(model_folder)]) == 0
+        said = capsys.readouterr().out
+        names = re.findall(r"^sample 1 of 1 in .*; reference, drawn: (.+)$", said, flags=re.MULTILINE)
         if row["draws_reference"]:
-            assert names
+            assert names[0] in rows
             assert names[0] not in (key, f"{key}-noisy")
-            assert [reference["key"] for reference in dialogue["references"]] == names
+            assert f"reference {names[0]}, {rows[names[0]]['frames']} frames" in said
         else:
-            assert (names, how[:30]) == ([], "none: the clip is no target, s")
+            assert names == []
+            why = "the clip is no target, only a reference of others" if row["use"] else "the clip is not used: "
+            assert f"no sample is trained on it: {why}" in said
 
 
 def test_the_same_bytes_with_more_workers_and_from_an_earlier_corpus(tmp_path, given, noisy, disturbers, monkeypatch):

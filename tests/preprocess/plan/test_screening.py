@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import soxr
 
+from launch.demo.arabic_speech import speak
 from preprocess.audio.decode import Audio, decode
 from preprocess.common.errors import InputError, Rejected
 from preprocess.corpus.shards import INDEX_FILE, INDEX_SCHEMA, QUALITY, Corpus
@@ -17,7 +18,6 @@ from preprocess.judges.figures import audio_figures, bandwidth_hz, code_entropy_
 from preprocess.judges.voice_activity import speech_share
 from preprocess.plan.screening import Screening, claims_arabic, dominating_reason, load_screening, screen, thresholds
 from tests.fixtures.corpus import rewrite_index
-from tests.fixtures.speech import speak
 from tests.preprocess.helpers import assert_parts, failures, refused, row_failure, shard, write_jsonl
 
 RATE_HZ = 22050
