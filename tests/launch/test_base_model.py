@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from engine.job import prepare
 from engine.model.weights import load_base
@@ -87,8 +88,6 @@ def test_a_model_that_boson_can_not_build_is_refused(
     config = json.loads((folder / "config.json").read_text())
     config["text_config"] |= values
     (folder / "config.json").write_text(json.dumps(config))
-    import torch
-
     loads = {
         "train": lambda: load_base(folder, torch.float32),
         "generate": lambda: load_engine(folder, codec_folder, hubert_folder, "cpu"),
@@ -100,8 +99,6 @@ def test_a_model_that_boson_can_not_build_is_refused(
 
 
 def test_weights_that_are_cut_are_refused(tmp_path, model_folder):
-    import torch
-
     folder = shutil.copytree(model_folder, tmp_path / "model")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
