@@ -109,10 +109,11 @@ def _load(folder: Path, hubert_folder: Path, way: Way) -> tuple[boson.HiggsAudio
     weights = folder / "model.pth"
     if not weights.is_file():
         raise InputError(str(folder), "no model.pth", "the codec's weights", _CODEC_HELP)
-    if not isinstance(config.get("bins", 1024), int):
-        raise InputError(
-            str(folder / "config.json"), f"bins {config['bins']}", "one codebook size (residual vectors)", _CODEC_HELP
-        )
+    numbers = {name: config[name] for name in ("D", "bins", "n_q", "sample_rate") if name in config}
+    wrong = [f"{name} {value!r:.80}" for name, value in numbers.items() if type(value) is not int or value < 1]
+    if wrong:
+        expected = "whole numbers above 0 (bins: one codebook size for all residual vectors)"
+        raise InputError(str(folder / "config.json"), "; ".join(wrong), expected, _CODEC_HELP)
     with hubert_from(hubert_folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's older weight_norm
         try:

@@ -114,19 +114,20 @@ def _fits(value: object, usual: object) -> bool:
 
 
 def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreTrainedTokenizerFast:
-    expected = "the tokenizer's files beside the model's"
+    expected = "the tokenizer's files beside the model's, each as it was downloaded"
     read_json_object(folder / "tokenizer_config.json", expected, action)
-    name, data = "tokenizer.json", read_file(folder / "tokenizer.json", expected, action)
+    name = "tokenizer.json"
+    read_file(folder / name, expected, action)
     placeholders = {"<|AUDIO|>": config.audio_in_token_idx, "<|AUDIO_OUT|>": config.audio_out_token_idx}
     try:
-        Tokenizer.from_buffer(data)
+        Tokenizer.from_file(str(folder / name))
         name = "tokenizer_config.json"  # the other one is whole: what fails now is this one's fault
         options = {"config": config, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         found = {token: tokenizer.encode(token, add_special_tokens=False) for token in placeholders}
     except Exception as error:  # the tokenizers library raises nothing more special
         text = f"a tokenizer that can't be opened ({first_line(error)})"
-        raise InputError(str(folder / name), text, "the file as it was downloaded", action) from error
+        raise InputError(str(folder / name), text, expected, action) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         text = f"tokenizer_class {type(tokenizer).__name__}"
         raise InputError(str(folder / name), text, "a class that reads tokenizer.json", action)

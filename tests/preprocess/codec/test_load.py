@@ -165,6 +165,50 @@ def test_a_missing_folder_is_named_with_the_download_command(kind, found, tmp_pa
     )
 
 
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"", "broken JSON (Expecting value"),
+        (b"\x80", "broken JSON ('utf-8' codec"),
+        (b"[" * 10_000, "broken JSON (maximum recursion depth"),
+        (b"[]", "JSON of type list, no object"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["codec", "hubert"])
+def test_a_config_that_is_no_json_object_is_refused(kind, data, found, tmp_path, codec_folder, hubert_folder):
+    folders = {"codec": codec_folder, "hubert": hubert_folder}
+    folders[kind] = shutil.copytree(folders[kind], tmp_path / kind)
+    path = tmp_path / kind / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        load_codec(folders["codec"], folders["hubert"])
+    assert_parts(caught.value, str(path), found, "config.json of a", "hf download")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "found"),
+    [
+        ("codec", {"sample_rate": -1, "bins": [1024], "n_q": "8"}, "bins [1024]; n_q '8'; sample_rate -1"),
+        ("codec", {"ratios": [0]}, "Boson's loader refuses (cannot convert"),
+        ("codec", {"ratios": 7}, "Boson's loader refuses ('int' object"),
+        ("codec", {"no_such": 1}, "Boson's loader refuses ("),
+        ("hubert", {"hidden_size": "x"}, "transformers refuses ("),
+        ("hubert", {"num_hidden_layers": None}, "transformers refuses ('NoneType' object"),
+        ("hubert", {"hidden_act": "no"}, "transformers refuses ('no')"),
+        ("hubert", {"torch_dtype": "no"}, "transformers refuses (module 'torch'"),
+        ("hubert", {"model_type": ["hubert"]}, "model_type ['hubert']"),
+    ],
+)
+def test_values_that_make_no_codec_are_refused(kind, values, found, tmp_path, codec_folder, hubert_folder):
+    folders = {"codec": codec_folder, "hubert": hubert_folder}
+    folders[kind] = shutil.copytree(folders[kind], tmp_path / kind)
+    path = tmp_path / kind / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(InputError) as caught:
+        load_codec(folders["codec"], folders["hubert"])
+    assert_parts(caught.value, str(tmp_path / kind), found, "", "hf download")
+
+
 def test_hubert_without_weights_is_refused(tmp_path, codec_folder, hubert_folder):
     shutil.copy(hubert_folder / "config.json", tmp_path)
     with pytest.raises(InputError) as caught:
