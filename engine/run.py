@@ -1,6 +1,5 @@
 """A training from start to end."""
 
-import json
 import os
 import socket
 
@@ -19,6 +18,7 @@ from engine.model.lora import add_lora, describe
 from engine.model.weights import load_base
 from engine.monitor.environment import describe_environment
 from engine.plan.plan import describe as describe_plan
+from preprocess.common.files import write_json
 
 
 def train_job(job: "Job", mode: str, allow_change: list[str], init_adapter: str | None, launcher: "Launcher") -> None:
@@ -106,10 +106,8 @@ def announce(job: Job, progress: Progress) -> None:
     if dist.get_rank() == 0:
         job.out.mkdir(parents=True, exist_ok=True)
         save_recipe(job.recipe, job.out / "recipe.yaml")
-        (job.out / "deepspeed.json").write_text(json.dumps(job.deepspeed_config, indent=2) + "\n")
+        write_json(job.out / "deepspeed.json", job.deepspeed_config)
         environment = describe_environment(zero.device(), job.recipe.run.precision, job.recipe.forward)
         process = {"host": socket.gethostname(), "rank0_pid": os.getpid()}  # for launch.stop
-        (job.out / "run.json").write_text(
-            json.dumps({**job.facts, **arithmetic, **environment, **process}, indent=2) + "\n"
-        )
+        write_json(job.out / "run.json", {**job.facts, **arithmetic, **environment, **process})
     dist.barrier()

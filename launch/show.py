@@ -71,8 +71,6 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in sorted(clip.meta.items()):
         if value not in (None, []):
             print(f"  {name}: {value}")
-    for path in filter(None, (arguments.image, arguments.audio)):
-        path.parent.mkdir(parents=True, exist_ok=True)
     if arguments.model:
         show_sample(corpus, row, arguments.model, arguments.image)
     if arguments.audio:

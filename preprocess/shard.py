@@ -8,7 +8,7 @@ manifest -> rows -> clips -> plan (headers only) -> make_shard in every worker -
 
 import os
 
-from preprocess.common.errors import exit_on_input_error, explain_write_errors, stop_on_signals
+from preprocess.common.errors import exit_on_input_error, stop_on_signals
 from preprocess.options import parse
 
 
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = corpus_settings(args, manifest, base, codec)
     if args.reuse:
         settings |= check_reuse(args.reuse, args.out, settings)
-    with explain_write_errors(args.out), open_folder(args.out, settings, args.slice):
+    with open_folder(args.out, settings, args.slice):
         specs = plan_shards(args, table, headers, settings)
         if args.finalize:
             refuse_missing(specs)

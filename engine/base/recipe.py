@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from preprocess.common.files import write_atomically
 from preprocess.common.strict_yaml import load_yaml, refuse_wrong_values
 
 CONDITIONINGS = ("codes", "whisper", "both")
@@ -123,7 +124,7 @@ def load_recipe(path: Path | str, overrides: list[str] = ()) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the complete recipe, so that a run can be repeated from its folder."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)).encode())
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:

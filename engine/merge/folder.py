@@ -1,13 +1,13 @@
 """A checkpoint's adapter and its base become one complete folder."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.merge.weights import read_header, weight_files
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, explain_write_errors
+from preprocess.common.files import finish_folder, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,6 @@ def merge(
     InputError for what the user can mend, before anything is written.
     """
     from engine.base.base_config import load_config
-    from engine.merge.check import check_merge
     from engine.merge.weights import assign_tensors, read_adapter, read_header, weight_files, write_merged_shard
     from engine.speak.voice_training import write_facts
 
@@ -43,24 +42,31 @@ def merge(
 
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        for shard in shards:
-            write_merged_shard(shard, temporary / shard.name, assigned, adapter, dtype)
-        copy_other_files(base, temporary)
-        if dtype is not None:
-            record_dtype(temporary, str(dtype).removeprefix("torch."))
-        write_facts(temporary, checkpoint, base, state)
-        if verify:
-            print("comparing the merged model's logits with base + adapter's", flush=True)
-            check = check_merge(base, checkpoint, temporary)
-            print(f"they differ by {check.difference:.1e} of their norm, and keep {check.kept:.1%} of the adapter")
-            if check.kept < 0.9:
-                print("warning: rounding loses much of so small a change; --dtype fp32 keeps it", flush=True)
-        _finish(temporary, out)
+        with explain_write_errors(out.parent, "Free space or name another --out, then merge again."):
+            temporary.mkdir(parents=True)
+            for shard in shards:
+                write_merged_shard(shard, temporary / shard.name, assigned, adapter, dtype)
+            copy_other_files(base, temporary)
+            if dtype is not None:
+                record_dtype(temporary, str(dtype).removeprefix("torch."))
+            write_facts(temporary, checkpoint, base, state)
+            if verify:
+                _compare_logits(base, checkpoint, temporary)
+            finish_folder(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _compare_logits(base: Path, checkpoint: Path, merged: Path) -> None:
+    from engine.merge.check import check_merge
+
+    print("comparing the merged model's logits with base + adapter's", flush=True)
+    check = check_merge(base, checkpoint, merged)
+    print(f"they differ by {check.difference:.1e} of their norm, and keep {check.kept:.1%} of the adapter")
+    if check.kept < 0.9:
+        print("warning: rounding loses much of so small a change; --dtype fp32 keeps it", flush=True)
 
 
 def _refuse_used_folder(out: Path) -> None:
@@ -116,19 +122,6 @@ def _check_base(base: Path, checkpoint: Path, state: dict) -> None:
         )
 
 
-def _finish(temporary: Path, out: Path) -> None:
-    """Make all bytes durable, then give the folder its name."""
-    from preprocess.common.files import sync_folder
-
-    for path in temporary.rglob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    sync_folder(temporary)
-    os.replace(temporary, out)
-    sync_folder(out.parent)
-
-
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
 
@@ -145,7 +138,7 @@ def copy_other_files(base: Path, target: Path) -> None:
 def record_dtype(folder: Path, dtype: str) -> None:
     """Say in config.json and the shards' index what the weights are now; Boson's engine loads them so."""
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
+    write_json(folder / "config.json", {**config, "torch_dtype": dtype})
     index_path = folder / "model.safetensors.index.json"
     if index_path.is_file():
         index = json.loads(index_path.read_text())
@@ -154,4 +147,4 @@ def record_dtype(folder: Path, dtype: str) -> None:
             for path in weight_files(folder)
             for entry in read_header(path).values()
         )
-        index_path.write_text(json.dumps(index, indent=2) + "\n")
+        write_json(index_path, index)

@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from preprocess.codec.load import load_codec_of
-from preprocess.common.files import write_atomically
+from preprocess.common.files import write_output
 from preprocess.corpus.shards import Clip, Corpus
 
 if TYPE_CHECKING:
@@ -37,5 +37,5 @@ def write_decoded(
     for path, clip in written:
         data = io.BytesIO()
         soundfile.write(data, decode_codes(tokenizer, clip.codes), facts.sample_rate_hz, format="WAV")
-        write_atomically(path, data.getvalue())
+        write_output(path, data.getvalue(), "--audio")
     return [path for path, _ in written]

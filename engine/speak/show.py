@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocess.common.errors import InputError
+from preprocess.common.files import write_output
 from preprocess.corpus.dialogue import audios_of, canonical_dialogue, read_dialogue
 
 if TYPE_CHECKING:
@@ -128,7 +129,6 @@ def _save_image(sample, config, path: Path) -> None:
 
     from engine.batch.sample import IGNORE_INDEX, spoken_audios
     from engine.batch.stream import lay_out
-    from preprocess.common.files import write_atomically
 
     labels = sample.label_ids[sample.input_ids == config.audio_out_token_idx]
     spoken = [sample.get_audio_codes(number) for number in spoken_audios(sample, config)]
@@ -147,7 +147,7 @@ def _save_image(sample, config, path: Path) -> None:
     axes.set_ylabel("codebook")
     data = io.BytesIO()
     figure.savefig(data, format="png")
-    write_atomically(path, data.getvalue())
+    write_output(path, data.getvalue(), "--image")
 
 
 def save_audio(corpus: "Corpus", row: int, clip: "Clip", arguments: argparse.Namespace) -> None:
@@ -163,8 +163,6 @@ def save_audio(corpus: "Corpus", row: int, clip: "Clip", arguments: argparse.Nam
         for path, of in zip(paths, [clip, *references], strict=True):
             print(f"{path}: the codes of {of.key}, decoded")
         return
-    from preprocess.common.files import write_atomically
-
     if clip.flac is None:
         raise InputError(
             clip.key,
@@ -172,5 +170,5 @@ def save_audio(corpus: "Corpus", row: int, clip: "Clip", arguments: argparse.Nam
             "a corpus with waveforms, or the codec",
             f"Hear its codes: {EXAMPLE_AUDIO}",
         )
-    write_atomically(arguments.audio, clip.flac)
+    write_output(arguments.audio, clip.flac, "--audio")
     print(f"{arguments.audio}: the clip at 16 kHz")

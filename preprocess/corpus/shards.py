@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocess.common.errors import InputError
-from preprocess.common.files import sync_folder, write_atomically
+from preprocess.common.files import atomic_file, sha256_open, write_atomically, write_json
 from preprocess.corpus.storage import Cache, LocalFolder, RemoteFolder, open_folder
 
 T = TypeVar("T")
@@ -137,27 +137,21 @@ def write_shard(path: Path, clips: Iterable[Clip]) -> list[dict]:
     Clips come sorted by key. The file appears under its name only once it is complete and on disk.
     """
     rows, last_key = [], ""
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for clip in clips:
-                assert KEY_PATTERN.fullmatch(clip.key), clip.key
-                assert clip.key > last_key, f"{clip.key} after {last_key}: clips must come sorted, keys once"
-                last_key = clip.key
-                row = {"key": clip.key, "shard": path.name, "flac_offset": 0, "flac_bytes": 0, "flac_crc32": 0}
-                for suffix, data in clip.members():
-                    info = tarfile.TarInfo(f"{clip.key}.{suffix}")
-                    info.size = len(data)
-                    name = suffix.split(".")[0]
-                    row[f"{name}_offset"] = tar.offset + _TAR_BLOCK_BYTES
-                    row[f"{name}_bytes"] = len(data)
-                    row[f"{name}_crc32"] = zlib.crc32(data)
-                    tar.addfile(info, io.BytesIO(data))
-                rows.append(row)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for clip in clips:
+            assert KEY_PATTERN.fullmatch(clip.key), clip.key
+            assert clip.key > last_key, f"{clip.key} after {last_key}: clips must come sorted, keys once"
+            last_key = clip.key
+            row = {"key": clip.key, "shard": path.name, "flac_offset": 0, "flac_bytes": 0, "flac_crc32": 0}
+            for suffix, data in clip.members():
+                info = tarfile.TarInfo(f"{clip.key}.{suffix}")
+                info.size = len(data)
+                name = suffix.split(".")[0]
+                row[f"{name}_offset"] = tar.offset + _TAR_BLOCK_BYTES
+                row[f"{name}_bytes"] = len(data)
+                row[f"{name}_crc32"] = zlib.crc32(data)
+                tar.addfile(info, io.BytesIO(data))
+            rows.append(row)
     return rows
 
 
@@ -171,18 +165,12 @@ def write_corpus(folder: Path, index_rows: list[dict], corpus: dict) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), buffer, compression="zstd")
     data = buffer.getvalue()
     write_atomically(folder / INDEX_FILE, data)
-    write_atomically(
-        folder / CORPUS_FILE,
-        _pretty_json({"format_version": FORMAT_VERSION, "index": _describe_index(data), **corpus}),
-    )
+    info = {"format_version": FORMAT_VERSION, "index": _describe_index(data), **corpus}
+    write_json(folder / CORPUS_FILE, info, sort_keys=True, ensure_ascii=False)
 
 
 def _describe_index(data: bytes) -> dict:
     return {"name": INDEX_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _pretty_json(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_meta(data: bytes) -> dict:
@@ -245,7 +233,7 @@ def read_index(storage: LocalFolder | RemoteFolder, info: dict, schema: pa.Schem
     entry = info["index"]
     descriptor = storage.open(entry)
     with open(descriptor, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_open(file)
         if found != entry["sha256"]:
             raise InputError(
                 storage.where(entry),
