@@ -1,4 +1,4 @@
-"""Shard format 2, both sides: write a shard, build the index, read clips back, verify.
+"""Shard format 1, both sides: write a shard, build the index, read clips back, verify.
 
 A corpus folder holds
 
@@ -21,7 +21,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -35,8 +35,7 @@ from preprocess.common.files import atomic_file, sha256_open, write_atomically, 
 from preprocess.corpus.storage import Cache, LocalFolder, RemoteFolder, open_folder
 
 T = TypeVar("T")
-FORMAT_VERSION = 2
-REUSABLE_VERSIONS = 1, FORMAT_VERSION  # the members of their shards are the same
+FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
 INDEX_FILE = "index.parquet"
 FAILURES_FILE = "failures.jsonl"
@@ -76,7 +75,7 @@ _DIALOGUE = pa.struct(
     ]
 )
 
-# Where the members of a clip lie: the same in every version.
+# Where the members of a clip lie.
 PLACES_SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string())]
     + [
@@ -165,12 +164,9 @@ def write_corpus(folder: Path, index_rows: list[dict], corpus: dict) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), buffer, compression="zstd")
     data = buffer.getvalue()
     write_atomically(folder / INDEX_FILE, data)
-    info = {"format_version": FORMAT_VERSION, "index": _describe_index(data), **corpus}
+    index = {"name": INDEX_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    info = {"format_version": FORMAT_VERSION, "index": index, **corpus}
     write_json(folder / CORPUS_FILE, info, sort_keys=True, ensure_ascii=False)
-
-
-def _describe_index(data: bytes) -> dict:
-    return {"name": INDEX_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def read_meta(data: bytes) -> dict:
@@ -197,8 +193,8 @@ def read_codes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype="<u2", offset=header.end()).reshape(shape)
 
 
-def read_info(storage: LocalFolder | RemoteFolder, versions: Sequence[int] = (FORMAT_VERSION,)) -> dict:
-    """corpus.json of a finished corpus of one of these format versions. Raises InputError."""
+def read_info(storage: LocalFolder | RemoteFolder) -> dict:
+    """corpus.json of a finished corpus. Raises InputError."""
     where, data = str(storage.root / CORPUS_FILE), storage.read(CORPUS_FILE)
     if data is None:
         raise InputError(
@@ -214,16 +210,13 @@ def read_info(storage: LocalFolder | RemoteFolder, versions: Sequence[int] = (FO
         raise InputError(
             where, f"no JSON object ({error})", "what preprocess.shard wrote", "Copy it again."
         ) from error
-    if version not in versions:
-        spared = "; --reuse takes the codes of this one" if version in REUSABLE_VERSIONS else ""
+    if version != FORMAT_VERSION:
         raise InputError(
             where,
             f"format_version {version}",
             str(FORMAT_VERSION),
-            f"Read it with the release that wrote it, or run preprocess.shard again into a new folder{spared}.",
+            "Read it with the release that wrote it, or run preprocess.shard again into a new folder.",
         )
-    if "index" not in info:  # written before the index had its hash here: taken as it is found
-        info["index"] = _describe_index(storage.read(INDEX_FILE) or b"")
     return info
 
 
@@ -249,22 +242,15 @@ class Corpus:
 
     folder: a path, or an address of fsspec (s3://bucket/shards), whose files then go through `cache`.
     schema: what to read of the index, at least PLACES_SCHEMA's columns; their types may be narrower.
-    versions: those of the format that may be read.
     Opening compares the index with its hash in corpus.json, and each shard's size; each member's crc32 is checked as
     it is read. File descriptors open on first use, so a Corpus may be handed to worker processes.
     """
 
-    def __init__(
-        self,
-        folder: Path | str,
-        cache: Cache | None = None,
-        schema: pa.Schema = INDEX_SCHEMA,
-        versions: Sequence[int] = (FORMAT_VERSION,),
-    ) -> None:
+    def __init__(self, folder: Path | str, cache: Cache | None = None, schema: pa.Schema = INDEX_SCHEMA) -> None:
         self._storage = open_folder(folder, cache)
         self.folder = self._storage.root
         self._files: dict[str, int] = {}
-        self.info = read_info(self._storage, versions)
+        self.info = read_info(self._storage)
         self._storage.check([*self.info["shards"], self.info["index"]])
         self.index = read_index(self._storage, self.info, schema)
         self._shards = {shard["name"]: shard for shard in self.info["shards"]}

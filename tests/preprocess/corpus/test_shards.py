@@ -1,4 +1,4 @@
-"""Shard format 2: what is written is what is read, by us and by stock webdataset; what decays is noticed."""
+"""Shard format 1: what is written is what is read, by us and by stock webdataset; what decays is noticed."""
 
 import io
 import json
@@ -132,10 +132,10 @@ def test_a_folder_that_is_not_finished_is_refused(tmp_path):
 def test_a_corpus_of_another_format_is_refused(tmp_path):
     write(tmp_path, make_clips())
     info = json.loads((tmp_path / "corpus.json").read_text())
-    (tmp_path / "corpus.json").write_text(json.dumps({**info, "format_version": 1}))
+    (tmp_path / "corpus.json").write_text(json.dumps({**info, "format_version": 2}))
     with pytest.raises(InputError) as caught:
         Corpus(tmp_path)
-    assert_parts(caught.value, "corpus.json", "format_version 1", "2", "into a new folder; --reuse takes the codes")
+    assert_parts(caught.value, "corpus.json", "format_version 2", "1", "again into a new folder")
 
 
 def test_the_fingerprint_changes_with_the_split_and_the_prompt(tmp_path):
