@@ -244,11 +244,15 @@ def _not_audio(path: Path, found: str) -> Rejected:
 
 def flac_16khz(audio: Audio) -> bytes:
     """A FLAC file: 16 kHz, mono, 16 bits. The same samples give the same bytes."""
-    waveform = soxr.resample(audio.waveform, audio.sample_rate_hz, WAVEFORM_SAMPLE_RATE_HZ)
-    pcm = np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    pcm = np.clip(np.round(at_16khz(audio) * 32768.0), -32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
     soundfile.write(buffer, pcm, WAVEFORM_SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def at_16khz(audio: Audio) -> np.ndarray:
+    """float32 [samples] at 16 kHz, by the resampler that Boson's code uses through librosa."""
+    return soxr.resample(audio.waveform, audio.sample_rate_hz, WAVEFORM_SAMPLE_RATE_HZ)
 
 
 def flac_samples(flac: bytes) -> int:
