@@ -11,12 +11,14 @@ from typing import Any, BinaryIO
 
 from preprocess.common.errors import explain_write_errors
 
+_BUFFER_BYTES = 1 << 18  # webdataset.TarWriter writes 10 KiB at a time
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing, which appears as `path` once it is whole: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
+    with open(temporary, "wb", buffering=_BUFFER_BYTES) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

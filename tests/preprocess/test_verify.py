@@ -137,6 +137,7 @@ def entry(name, payload=b"x", **fields):
 
 
 STRANGERS = {
+    "a key with a dot": (lambda e: [*e, entry("clip.9.json")], "a member named 'clip.9.json'"),
     "pickled .pyd": (lambda e: [*e, entry("clip-9.pyd")], "a member named 'clip-9.pyd'"),
     "pickled .pth of a clip": (lambda e: [*e, entry("clip-4.pth")], "a member named 'clip-4.pth'"),
     "a path upwards": (lambda e: [*e, entry("../clip-9.json")], "a member named '../clip-9.json'"),
@@ -169,6 +170,36 @@ def test_what_does_not_belong_is_named(case, corpus):
     reported = problems(corpus)
     assert any(found in problem.found for problem in reported), reported
     assert all(problem.where.startswith(str(corpus / SHARD)) and problem.action for problem in reported)
+
+
+GROUPED_OTHERWISE = {
+    "a key with a dot": (lambda e: [*e, entry("clip-4.x.json")], "clip-4.x.json with crc32"),
+    "another suffix": (lambda e: [*e, entry("clip-4.pth")], "clip-4.pth with crc32"),
+    "members apart": (lambda e: [*e[1:], e[0]], "clip-0.codes.npy with crc32"),
+    "a duplicate member": (lambda e: [e[0], e[0], *e[1:]], "clip-0.json: duplicate file name"),
+    "a clip too many": (lambda e: [*e, entry("clip-9.json")], "clip-9.json with crc32"),
+    "a clip too few": (lambda e: [entry("none")], "no sample"),
+    "no tar": (lambda e: [], "empty file"),
+}
+
+
+@pytest.mark.parametrize("case", GROUPED_OTHERWISE)
+def test_what_stock_webdataset_reads_otherwise_than_training_is_named(case, corpus):
+    rows = {row["key"]: row for row in pq.read_table(corpus / "index.parquet").to_pylist()}
+    assert list(verify.compare_with_webdataset(corpus / SHARD, rows)) == []
+    change, found = GROUPED_OTHERWISE[case]
+    spoil(corpus, (lambda data: b"") if case == "no tar" else rewrite(change))
+    (problem,) = verify.compare_with_webdataset(corpus / SHARD, rows)
+    assert_parts(problem, str(corpus / SHARD), found, "", "Copy the shard again")
+
+
+def test_a_pipe_in_a_name_runs_nothing(corpus):
+    """webdataset takes `pipe:COMMAND` for a command: it never sees a name of ours."""
+    rows = {row["key"]: row for row in pq.read_table(corpus / "index.parquet").to_pylist()}
+    path = corpus / f"pipe:touch {'ran'}"
+    shutil.copyfile(corpus / SHARD, path)
+    assert list(verify.compare_with_webdataset(path, rows)) == []
+    assert not (corpus / "ran").exists()
 
 
 def replace_member(folder, suffix, payload):

@@ -79,6 +79,26 @@ def test_the_same_clips_make_the_same_bytes_and_tar_reads_them(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "b.tar"}
 
 
+def test_the_writer_of_webdataset_makes_the_bytes_of_a_plain_tar_and_the_offsets_are_exact(tmp_path):
+    """No clock, no owner, the order of the format: TarWriter's own settings are otherwise."""
+    clips = sorted(make_clips(40), key=lambda clip: clip.key)
+    rows = write_shard(tmp_path / "shard.tar", clips)
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for clip in clips:
+            for suffix, data in clip.members():
+                info = tarfile.TarInfo(f"{clip.key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert (tmp_path / "shard.tar").read_bytes() == plain.getvalue()
+    for clip, row in zip(clips, rows, strict=True):
+        for suffix, data in clip.members():
+            name = suffix.split(".")[0]
+            offset = row[f"{name}_offset"]
+            assert row[f"{name}_bytes"] == len(data)
+            assert plain.getvalue()[offset : offset + len(data)] == data
+
+
 def test_stock_webdataset_reads_the_shards_of_the_command(speech_corpus):
     corpus = Corpus(speech_corpus)
     paths = [str(speech_corpus / shard["name"]) for shard in corpus.info["shards"]]
