@@ -70,7 +70,7 @@ def test_an_output_file_that_can_not_be_written_is_an_error_that_names_its_flag(
     assert not (tmp_path / "new" / "out.wav").exists()
     with pytest.raises(InputError) as caught:
         write_output(tmp_path / "new" / ".out.wav.partial" / "picture.png", b"x", "--image")  # a file, not a folder
-    assert_parts(caught.value, "out.wav.partial", "not a directory", "can be written", "with --image")
+    assert_parts(caught.value, "out.wav.partial", "file exists", "can be written", "with --image")
 
 
 def test_a_run_folder_that_can_not_be_written_is_named(tmp_path):
@@ -94,13 +94,16 @@ def test_what_can_not_be_written_in_mid_run_is_named_and_no_other_error_is(numbe
 def test_a_checkpoint_that_finds_no_room_is_named_and_the_one_before_stays(tmp_path, request):
     """safetensors writes without Python's files."""
     model, root = small_model(), tmp_path / "checkpoints"
-    masters = {f"model.{name}": weight for name, weight in model.named_parameters() if weight.requires_grad}
-    masters = {name: torch.zeros_like(weight) for name, weight in masters.items()}
-    save(root, 1, model, masters, {"exp_avg": masters, "exp_avg_sq": masters}, {})
-    many = {f"moment_{number}": masters for number in range(20)}
+    shapes = {f"model.{name}": weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
+
+    def moments(num_moments):
+        return {str(n): {name: torch.zeros(shape) for name, shape in shapes.items()} for n in range(num_moments)}
+
+    (masters,) = moments(1).values()
+    save(root, 1, model, masters, moments(2), {})
     request.getfixturevalue("small_disk")
     with pytest.raises(InputError) as caught, lock_run_folder(tmp_path):
-        save(root, 2, model, masters, many, {})
+        save(root, 2, model, masters, moments(20), {})
     assert_parts(caught.value, str(tmp_path), "file too large", "with room", "resumes from the newest checkpoint")
     assert os.readlink(root / "latest") == "step-000001"
     assert not (root / "step-000002").exists()
