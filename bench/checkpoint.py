@@ -3,8 +3,8 @@
     python bench/checkpoint.py [--folder FOLDER] [--saves 5] [--out FILE]
 
 Rank 32 on every linear layer and both heads of the released dimensions, random values. Times the product's
-`checkpoint.save` on the disk of --folder, and inside it: writing, fsync, hashing, reading back. The gathering before
-it is timed through DeepSpeed ZeRO-2 on one CPU rank.
+`checkpoint.save` on the disk of --folder, and inside it: writing, fsync and rename, hashing, reading back. The
+gathering before it is timed through DeepSpeed ZeRO-2 on one CPU rank.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from engine.base.zero import trainable_parameters
 from engine.checkpoint import checkpoint
 
 ROOT = Path(__file__).parents[1]
-PHASES = {"save_file": "write", "_sync_file": "fsync", "sha256_file": "hash", "find_problem": "read_back"}
+PHASES = {"save_file": "write", "finish_folder": "fsync", "sha256_file": "hash", "find_problem": "read_back"}
 
 
 def main() -> None:

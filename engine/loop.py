@@ -29,6 +29,7 @@ from engine.monitor.throughput import Window
 from engine.plan.plan import Pack, Step, describe_start, locate
 from engine.validation import validate, validate_owed
 from preprocess.common.errors import InputError
+from preprocess.common.files import replace_link
 
 
 def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launcher) -> Progress:
@@ -151,7 +152,7 @@ def save(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -
         state = {**job.facts, **progress.record()}
         folder = checkpoint.save(root, progress.step, engine.module.model, masters, moments, state)
         if is_best:
-            checkpoint.point(root, "best", folder)
+            replace_link(root / "best", folder.name)
         checkpoint.prune(root, job.recipe.run.keep_checkpoints, folder)
         print_rank0(f"saved {folder}{' (best so far)' if is_best else ''}")
     dist.barrier()

@@ -1,6 +1,5 @@
 """A training from start to end."""
 
-import json
 import os
 import socket
 
@@ -21,6 +20,7 @@ from engine.model.lora import add_lora, describe
 from engine.model.weights import load_base, weight_dtype
 from engine.monitor.environment import describe_environment
 from engine.plan.plan import describe as describe_plan
+from preprocess.common.files import write_json
 
 
 def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | None, launcher: Launcher) -> None:
@@ -101,11 +101,9 @@ def announce(job: Job, progress: Progress, deepspeed_config: dict) -> None:
     if dist.get_rank() == 0:
         job.out.mkdir(parents=True, exist_ok=True)
         save_recipe(job.recipe, job.out / "recipe.yaml")
-        (job.out / "deepspeed.json").write_text(json.dumps(deepspeed_config, indent=2) + "\n")
+        write_json(job.out / "deepspeed.json", deepspeed_config)
         environment = describe_environment(zero.device(), job.recipe.run.precision, job.recipe.forward)
         facts = {**job.facts, "lineage": progress.lineage}
         process = {"host": socket.gethostname(), "rank0_pid": os.getpid()}  # for launch.stop
-        (job.out / "run.json").write_text(
-            json.dumps({**facts, **arithmetic, **environment, **process}, indent=2) + "\n"
-        )
+        write_json(job.out / "run.json", {**facts, **arithmetic, **environment, **process})
     dist.barrier()

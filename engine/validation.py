@@ -13,6 +13,7 @@ from engine.job import Job
 from engine.monitor.evaluation import evaluate
 from engine.monitor.metrics import RunLog, short_line
 from preprocess.common.errors import InputError
+from preprocess.common.files import replace_link
 
 
 def validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> bool:
@@ -47,7 +48,7 @@ def validate_owed(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Prog
         folder = checkpoint.folder_of(root, progress.step)
         checkpoint.amend(folder, progress.record())
         if improved:
-            checkpoint.point(root, "best", folder)
+            replace_link(root / "best", folder.name)
             print_rank0(f"{folder} is the best so far")
 
 

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     from engine.speak.voice_training import read_facts
     from preprocess.audio.decode import decode
     from preprocess.codec.load import load_codec
-    from preprocess.common.files import write_atomically
+    from preprocess.common.files import write_output
     from preprocess.judges.pace import length_warning, reference_warnings
 
     facts = read_facts(arguments.model)
@@ -93,8 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"warning: {warning}")
     data = io.BytesIO()
     soundfile.write(data, response.audio, response.sampling_rate, format="WAV")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.out, data.getvalue())
+    write_output(arguments.out, data.getvalue())
     print(f"{arguments.out}: {speech_sec:.2f} s of speech")
     if response.generated_text == LEARNT_TEXT:
         print("the model started and stopped by itself, as it learnt")

@@ -80,8 +80,6 @@ def main(argv: list[str] | None = None) -> int:
 
     recipe = load_recipe(arguments.recipe) if arguments.recipe else Recipe()
     show_clip(corpus, row)
-    for path in filter(None, (arguments.image, arguments.audio)):
-        path.parent.mkdir(parents=True, exist_ok=True)
     if arguments.model:
         show_samples(corpus, row, arguments.model, recipe, arguments.epoch, arguments.image)
     if arguments.audio_tokenizer:

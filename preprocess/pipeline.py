@@ -7,7 +7,7 @@ import torch
 from preprocess import console
 from preprocess.codec.load import load_codec
 from preprocess.codec.precision import BOSONS, Way, check_way
-from preprocess.common.errors import Rejected, explain_write_errors
+from preprocess.common.errors import Rejected
 from preprocess.corpus.base_model import BaseModel, check_codec_fits, read_base_model
 from preprocess.corpus.dialogue import AS_WRITTEN
 from preprocess.corpus.text import refuse_special_tokens
@@ -54,7 +54,7 @@ def run(settings: Settings) -> int:
 
     _refuse_many_failures(settings, manifest, table, rejected)
     recorded = _load_networks(settings, way, manifest, base)
-    with explain_write_errors(settings.out), open_folder(settings.out, recorded, settings.slice):
+    with open_folder(settings.out, recorded, settings.slice):
         specs = plan_shards(settings, table, headers, recorded)
         if settings.finalize:
             refuse_missing(specs)

@@ -1,5 +1,7 @@
 """Check a finished corpus whole: hashes, and every byte of every shard against the index and the format.
 
+Each shard is read by our own reader of the format, and once more by stock webdataset.
+
     python -m preprocess.verify shards/
     python -m preprocess.verify shards/ --audio-tokenizer CODEC --hubert HUBERT --clips 20 --audio-root recordings/
 

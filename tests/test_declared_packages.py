@@ -19,8 +19,6 @@ OWN = {
     *(path.stem for path in (ROOT / "bench").glob("*.py")),
 }  # benchmarks import their siblings
 DISTRIBUTIONS = packages_distributions()
-# To be imported soon; espeakng-loader is imported by the tests until the demo's makers move into launch/.
-PENDING = {"webdataset", "torchaudio"}
 
 
 def normal(name: str) -> str:
@@ -77,7 +75,7 @@ def test_every_package_that_tests_and_benchmarks_import_is_declared():
 
 
 def test_every_declared_package_is_imported_or_the_page_says_why_not():
-    assert DEPENDENCIES.keys() - imported(*PRODUCT) - PENDING == documented("Needed without an import")
+    assert DEPENDENCIES.keys() - imported(*PRODUCT) == documented("Needed without an import")
     assert DEVELOPMENT.keys() - imported("tests", "bench") == documented("Tools")
 
 

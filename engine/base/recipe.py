@@ -13,6 +13,7 @@ import yaml
 from pydantic import AfterValidator, Field, StrictBool, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from preprocess.common.files import write_atomically
 from preprocess.common.strict_yaml import STRICT, load_yaml, wrong_value
 
 _LARGEST = 10**9  # of a number that counts something
@@ -204,7 +205,7 @@ def load_recipe(path: Path | str, overrides: list[str] = ()) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the complete recipe, so that a run can be repeated from its folder."""
-    path.write_text(yaml.safe_dump(recipe_dict(recipe), sort_keys=False))
+    write_atomically(path, yaml.safe_dump(recipe_dict(recipe), sort_keys=False).encode())
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:

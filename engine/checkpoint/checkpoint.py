@@ -7,7 +7,7 @@
         state.json                  step, recipe, fingerprints, lineage; size and sha256 of each file
     checkpoints/latest, checkpoints/best   symbolic links
 
-A checkpoint is written into a hidden folder, fsynced, read back, renamed; the links move after that.
+A checkpoint is written into a hidden folder, read back, fsynced, renamed; the links move after that.
 """
 
 import hashlib
@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from preprocess.common.errors import InputError
-from preprocess.common.files import sha256_file, sync_folder, write_atomically
+from preprocess.common.files import finish_folder, replace_link, sha256_file, write_json
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -48,11 +49,22 @@ def write_adapter(folder: Path, model: PeftModel, masters: dict[str, torch.Tenso
     """Write the two files of a standard PEFT adapter, weights in fp32, bytes that depend on nothing else."""
     names = peft_names(model, list(masters))
     tensors = {names[name]: tensor.contiguous() for name, tensor in masters.items()}
-    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    _save_tensors(tensors, folder / ADAPTER_FILE, {"format": "pt"})
     config = model.peft_config["default"].to_dict()
     config["inference_mode"] = True
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(folder / ADAPTER_CONFIG_FILE, config, sort_keys=True)
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError where it can't be written, as any other writer does."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def save(
@@ -70,7 +82,7 @@ def save(
     temporary.mkdir(parents=True, exist_ok=True)
     write_adapter(temporary, model, masters)
     names = peft_names(model, list(masters))
-    save_file(
+    _save_tensors(
         {
             f"{moment}.{names[name]}": tensor.contiguous()
             for moment, tensors in moments.items()
@@ -78,8 +90,6 @@ def save(
         },
         temporary / OPTIMIZER_FILE,
     )
-    for name in _HASHED_FILES:
-        _sync_file(temporary / name)
     state = {
         **state,
         "step": step,
@@ -92,9 +102,8 @@ def save(
         raise OSError(f"{temporary} reads back otherwise than it was written: {problem}")
     if folder.exists():  # a damaged one, which the run passed over when it resumed
         os.replace(folder, root / f".{folder.name}.removed.partial")
-    os.replace(temporary, folder)
-    sync_folder(root)
-    point(root, "latest", folder)
+    finish_folder(temporary, folder)
+    replace_link(root / "latest", folder.name)
     return folder
 
 
@@ -105,29 +114,12 @@ def amend(folder: Path, facts: dict) -> None:
 
 def _write_state(folder: Path, state: dict) -> None:
     state = {**state, "state_sha256": _state_sha256(state)}
-    write_atomically(folder / STATE_FILE, (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
+    write_json(folder / STATE_FILE, state, sort_keys=True)
 
 
 def folder_of(root: Path, step: int) -> Path:
     """Where the checkpoint after global step `step` lies."""
     return root / f"step-{step:06d}"
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def point(root: Path, name: str, folder: Path) -> None:
-    """Make `root/name` a link to `folder`, in one move."""
-    temporary = root / f".{name}.partial"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.name)
-    os.replace(temporary, root / name)
-    sync_folder(root)
 
 
 def find_problem(folder: Path) -> str | None:

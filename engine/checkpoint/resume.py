@@ -4,11 +4,10 @@ Rank 0 decides, before any model is loaded, so that a refusal or a finished run 
 """
 
 import contextlib
-import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,9 @@ from engine.checkpoint.identity import other_changes, refuse_other_run, refuse_u
 from engine.checkpoint.init_adapter import check_adapter
 from engine.checkpoint.progress import Progress
 from engine.job import Job
-from preprocess.common.errors import InputError, explain_missing_locks
+from preprocess.common.errors import InputError, explain_write_errors
+from preprocess.common.files import replace_link
+from preprocess.common.locks import locked
 
 
 @dataclass
@@ -36,33 +37,33 @@ class Start:
 
 @contextlib.contextmanager
 def hold_run_folder(out: Path) -> Iterator[None]:
-    """Hold the run folder for this run; raises InputError, on every rank, where another run holds it or it
-    can't be held.
+    """Hold the run folder for this run: rank 0 does.
 
-    The kernel frees the lock when its holder, rank 0, ends, however it ends: a lock of the process, since loader
-    workers, which may outlive a killed rank by seconds, would inherit a lock of the file.
+    Raises InputError, on every rank, where another run holds the folder, or it can't be locked or written.
     """
     with contextlib.ExitStack() as held:
-        _on_rank0(lambda: _lock(held.enter_context(_open_lock(out)), out))
+        _on_rank0(lambda: held.enter_context(lock_run_folder(out)))
         yield
 
 
-def _open_lock(out: Path) -> TextIO:
-    out.mkdir(parents=True, exist_ok=True)
-    return open(out / ".lock", "w")
+@contextlib.contextmanager
+def lock_run_folder(out: Path) -> Iterator[None]:
+    """Hold the run folder for this process alone: loader workers may outlive a killed rank by seconds.
 
-
-def _lock(file: TextIO, out: Path) -> None:
-    try:
-        with explain_missing_locks(out, "Give an --out on another file system: a local disk will do."):
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # EAGAIN on Linux, EACCES elsewhere
-        raise InputError(
-            str(out),
-            "another run that is writing here",
-            "one run a folder",
-            "Stop it (python -m launch.stop), wait for it, or give another --out.",
-        ) from error
+    Raises InputError where another run holds it, it can't be locked, or, until the block ends, can't be written.
+    """
+    taken = InputError(
+        str(out),
+        "another run that is writing here",
+        "one run a folder",
+        "Stop it (python -m launch.stop), wait for it, or give another --out.",
+    )
+    no_locks = "Give an --out on another file system: a local disk will do."
+    kept = "Free space or name another --out; the same command resumes from the newest checkpoint."
+    with explain_write_errors(out, kept):
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out / ".lock", no_locks, taken=taken, of_process=True):
+            yield
 
 
 def _on_rank0(function: Callable[[], Any]) -> Any:
@@ -148,7 +149,7 @@ def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: 
 
 def _progress(root: Path, newest: Path, state: dict) -> Progress:
     """Where the run stands; `latest` and `best` are made to say so, which a kill may have come between."""
-    checkpoint.point(root, "latest", newest)
+    replace_link(root / "latest", newest.name)
     progress = Progress(state["step"], state["lineage"], owes_evaluation=state["owes_evaluation"])
     for folder in reversed(checkpoint.list_checkpoints(root)):  # an older one knows the best before
         if folder > newest or (folder != newest and checkpoint.find_problem(folder) is not None):
@@ -159,7 +160,7 @@ def _progress(root: Path, newest: Path, state: dict) -> Progress:
         best = checkpoint.folder_of(root, told["best_step"])
         problem = None if best == newest else checkpoint.find_problem(best)
         if problem is None:
-            checkpoint.point(root, "best", best)
+            replace_link(root / "best", best.name)
             return replace(progress, best_loss=told["best_loss"], best_step=told["best_step"])
         print_rank0(f"{best}, the best as of {folder.name}, is passed over: {problem}")
     return progress

@@ -1,7 +1,6 @@
 """A checkpoint's adapter and its base become one complete folder."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from engine.merge.check import check_merge
 from engine.merge.weights import assign_tensors, read_adapter, read_header, weight_files, write_merged_shard
 from engine.model.weights import base_fingerprint
 from engine.speak.voice_training import write_facts
-from preprocess.common.errors import InputError
-from preprocess.common.files import sync_folder
+from preprocess.common.errors import InputError, explain_write_errors
+from preprocess.common.files import finish_folder, write_json
 
 
 def merge(
@@ -44,25 +43,30 @@ def merge(
 
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        for shard in shards:
-            write_merged_shard(shard, temporary / shard.name, assigned, adapter, dtype)
-        copy_other_files(base, temporary)
-        if dtype is not None:
-            record_dtype(temporary, str(dtype).removeprefix("torch."))
-        write_facts(temporary, checkpoint, base, state)
-        if verify:
-            print("comparing the merged model's logits with base + adapter's", flush=True)
-            check = check_merge(base, checkpoint, temporary)
-            print(f"they differ by {check.difference:.1e} of their norm, and keep {check.kept:.1%} of the adapter")
-            if check.kept < 0.9:
-                print("warning: rounding loses much of so small a change; --dtype fp32 keeps it", flush=True)
-        _finish(temporary, out)
+        with explain_write_errors(out.parent, "Free space or name another --out, then merge again."):
+            temporary.mkdir(parents=True)
+            for shard in shards:
+                write_merged_shard(shard, temporary / shard.name, assigned, adapter, dtype)
+            copy_other_files(base, temporary)
+            if dtype is not None:
+                record_dtype(temporary, str(dtype).removeprefix("torch."))
+            write_facts(temporary, checkpoint, base, state)
+            if verify:
+                _compare_logits(base, checkpoint, temporary)
+            finish_folder(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return state
+
+
+def _compare_logits(base: Path, checkpoint: Path, merged: Path) -> None:
+    print("comparing the merged model's logits with base + adapter's", flush=True)
+    check = check_merge(base, checkpoint, merged)
+    print(f"they differ by {check.difference:.1e} of their norm, and keep {check.kept:.1%} of the adapter")
+    if check.kept < 0.9:
+        print("warning: rounding loses much of so small a change; --dtype fp32 keeps it", flush=True)
 
 
 def _refuse_used_folder(out: Path) -> None:
@@ -110,17 +114,6 @@ def _refuse_other_base(base: Path, checkpoint: Path, state: dict) -> None:
         )
 
 
-def _finish(temporary: Path, out: Path) -> None:
-    """Make all bytes durable, then give the folder its name."""
-    for path in temporary.rglob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    sync_folder(temporary)
-    os.replace(temporary, out)
-    sync_folder(out.parent)
-
-
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
 
@@ -137,7 +130,7 @@ def copy_other_files(base: Path, target: Path) -> None:
 def record_dtype(folder: Path, dtype: str) -> None:
     """Say in config.json and the shards' index what the weights are now; Boson's engine loads them so."""
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
+    write_json(folder / "config.json", {**config, "torch_dtype": dtype})
     index_path = folder / "model.safetensors.index.json"
     if index_path.is_file():
         index = json.loads(index_path.read_text())
@@ -146,4 +139,4 @@ def record_dtype(folder: Path, dtype: str) -> None:
             for path in weight_files(folder)
             for entry in read_header(path).values()
         )
-        index_path.write_text(json.dumps(index, indent=2) + "\n")
+        write_json(index_path, index)

@@ -9,7 +9,7 @@ import torch
 from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTokenizer
 
 from preprocess.codec.load import load_codec_of
-from preprocess.common.files import write_atomically
+from preprocess.common.files import write_output
 from preprocess.corpus.shards import Clip, Corpus
 
 
@@ -34,5 +34,5 @@ def write_decoded(
     for path, clip in written:
         data = io.BytesIO()
         soundfile.write(data, decode_codes(tokenizer, clip.codes), facts.sample_rate_hz, format="WAV")
-        write_atomically(path, data.getvalue())
+        write_output(path, data.getvalue(), "--audio")
     return [path for path, _ in written]

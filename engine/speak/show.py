@@ -21,7 +21,7 @@ from engine.plan.samples import LayoutCost
 from engine.speak.corpus_table import describe_use
 from engine.speak.decoded import write_decoded
 from preprocess.common.errors import InputError
-from preprocess.common.files import write_atomically
+from preprocess.common.files import write_output
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of, read_dialogue
 from preprocess.corpus.shards import Corpus
 
@@ -137,7 +137,7 @@ def _save_image(sample: ChatMLDatasetSample, config: HiggsAudioConfig, path: Pat
     axes.set_ylabel("codebook")
     data = io.BytesIO()
     figure.savefig(data, format="png")
-    write_atomically(path, data.getvalue())
+    write_output(path, data.getvalue(), "--image")
 
 
 def save_waveform(corpus: Corpus, row: int, out: Path) -> None:
@@ -150,7 +150,7 @@ def save_waveform(corpus: Corpus, row: int, out: Path) -> None:
             "a corpus with waveforms, or the codec",
             "Hear its codes: --audio-tokenizer CODEC --hubert HUBERT, and --audio with a name in .wav.",
         )
-    write_atomically(out, clip.flac)
+    write_output(out, clip.flac, "--audio")
     print(f"{out}: the clip at 16 kHz")
 
 

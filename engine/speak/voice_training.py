@@ -16,7 +16,7 @@ from pathlib import Path
 from engine.checkpoint.checkpoint import ADAPTER_FILE
 from engine.model.weights import base_fingerprint
 from preprocess.common.errors import InputError
-from preprocess.common.files import sha256_file
+from preprocess.common.files import sha256_file, write_json
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.text import NORMALISER_VERSION
 
@@ -36,7 +36,7 @@ def write_facts(folder: Path, checkpoint: Path, base: Path, state: dict) -> None
         "codec_fingerprint": identity.get("codec_fingerprint"),
         "corpus_fingerprints": identity.get("corpus_fingerprints"),
     }
-    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / FACTS_FILE, facts, ensure_ascii=False)
 
 
 def read_facts(folder: Path) -> dict:

@@ -1,12 +1,12 @@
 """The demo's folder: its paths, one demo at a time, and an earlier demo that stays until the new one is ready."""
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from preprocess.common.errors import InputError, explain_missing_locks
+from preprocess.common.errors import InputError
+from preprocess.common.locks import locked
 
 
 class Folder:
@@ -29,7 +29,9 @@ def replacing(out: Path) -> Iterator[Folder]:
     """
     earlier = out.with_name(f"{out.name}.old")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(out):
+    taken = InputError(str(out), "another demo that is running", "one at a time", "Wait for it, or stop it.")
+    action = "Name a folder on another file system with --out."
+    with locked(out.with_name(f".{out.name}.lock"), action, taken=taken):
         _refuse_other_files(out)
         if earlier.exists():
             shutil.rmtree(out, ignore_errors=True)
@@ -46,18 +48,6 @@ def replacing(out: Path) -> Iterator[Folder]:
         if earlier.exists():
             earlier.rename(out / ".old")  # in one step: what is left of a deletion never comes back as a demo
             shutil.rmtree(out / ".old")
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    with open(out.with_name(f".{out.name}.lock"), "w") as file:
-        with explain_missing_locks(out.parent, "Name a folder on another file system with --out."):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                action = "Wait for it, or stop it."
-                raise InputError(str(out), "another demo that is running", "one at a time", action) from error
-        yield
 
 
 def _refuse_other_files(out: Path) -> None:

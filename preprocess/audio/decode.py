@@ -4,7 +4,6 @@ libsndfile decodes a file that was cut in half without a word, so each file's de
 what decodes. A file's extension is never trusted: libsndfile reads the header.
 """
 
-import functools
 import hashlib
 import io
 import os
@@ -18,6 +17,7 @@ import soxr
 
 from preprocess.audio import ffmpeg
 from preprocess.common.errors import Rejected
+from preprocess.common.files import sha256_unchanged
 
 WAVEFORM_SAMPLE_RATE_HZ = 16000
 NO_SUCH_FILE = "no such file"
@@ -165,7 +165,7 @@ def decode(
     mono = samples[:, 0] if samples.shape[1] == 1 else np.mean(samples.T, axis=0)  # as librosa.to_mono
     if data is not None:
         return Audio(mono, sample_rate_hz, hashlib.sha256(data).hexdigest())
-    return Audio(mono, sample_rate_hz, file_sha256(path))
+    return Audio(mono, sample_rate_hz, sha256_unchanged(path))  # many clips may be parts of one file
 
 
 def longer_than(
@@ -199,18 +199,6 @@ def _read_part(file: soundfile.SoundFile, first: int, last: int) -> np.ndarray:
     run_up = min(first, _MP3_RUN_UP_FRAMES if file.format == "MP3" else 0)
     file.seek(first - run_up)
     return file.read(run_up + last - first, dtype="float32", always_2d=True)[run_up:]
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file that many clips may be parts of: read once, as long as it does not change."""
-    state = path.stat()
-    return _sha256(path, state.st_size, state.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=16)
-def _sha256(path: Path, num_bytes: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _part_outside(path: Path, start_sec: float | None, end_sec: float | None, duration_sec: float) -> Rejected:
@@ -256,11 +244,15 @@ def _not_audio(path: Path, found: str) -> Rejected:
 
 def flac_16khz(audio: Audio) -> bytes:
     """A FLAC file: 16 kHz, mono, 16 bits. The same samples give the same bytes."""
-    waveform = soxr.resample(audio.waveform, audio.sample_rate_hz, WAVEFORM_SAMPLE_RATE_HZ)
-    pcm = np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    pcm = np.clip(np.round(at_16khz(audio) * 32768.0), -32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
     soundfile.write(buffer, pcm, WAVEFORM_SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def at_16khz(audio: Audio) -> np.ndarray:
+    """float32 [samples] at 16 kHz, by the resampler that Boson's code uses through librosa."""
+    return soxr.resample(audio.waveform, audio.sample_rate_hz, WAVEFORM_SAMPLE_RATE_HZ)
 
 
 def flac_samples(flac: bytes) -> int:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preprocess.audio.decode import Audio, Header, decode, file_sha256, longer_than, probe
+from preprocess.audio.decode import Audio, Header, decode, longer_than, probe
 from preprocess.common.errors import Rejected
+from preprocess.common.files import sha256_unchanged
 
 
 class Recording(NamedTuple):
@@ -54,7 +55,7 @@ class Recording(NamedTuple):
     def sha256(self) -> str:
         """What its Audio has: of the file that holds it, which is read and not decoded."""
         data = self._embedded()
-        return file_sha256(Path(self.path)) if data is None else hashlib.sha256(data).hexdigest()
+        return sha256_unchanged(Path(self.path)) if data is None else hashlib.sha256(data).hexdigest()
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

@@ -11,10 +11,8 @@ from types import FrameType
 
 _WRITE_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),
 }
-
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class InputError(ValueError):
@@ -63,35 +61,25 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def explain_write_errors(folder: Path) -> Iterator[None]:
-    """Inside, an OSError that says `folder` can't be written (full, read-only, not ours) becomes an InputError."""
+def explain_write_errors(folder: Path, action: str) -> Iterator[None]:
+    """Inside, an OSError that says `folder` can't be written (full, read-only, not ours, gone) is an InputError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
+        if error.errno not in _WRITE_ERRORS or not _concerns(folder, error.filename):
             raise
         raise InputError(
             str(folder),
             f"{os.strerror(error.errno).lower()} ({error.filename or 'while writing'})",
             "a folder that can be written, with room",
-            "Free space or name another --out; the same command goes on from the shards that are finished.",
+            action,
         ) from error
 
 
-@contextlib.contextmanager
-def explain_missing_locks(folder: Path, action: str) -> Iterator[None]:
-    """Inside, an OSError that says that files in `folder` can't be locked becomes an InputError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        raise InputError(
-            str(folder),
-            f"a file system without locks ({os.strerror(error.errno).lower()})",
-            "one with them: they keep two processes from writing the same files",
-            f"{action} (Lustre has locks when mounted with -o flock, NFS from version 4 on.)",
-        ) from error
+def _concerns(folder: Path, name: str | Path | None) -> bool:
+    """Whether a file is in `folder`, or is above it and kept it from being made; an error may name none."""
+    path, folder = Path(name or folder).absolute(), folder.absolute()
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
 
 
 def exit_on_input_error(main: Callable[[], int | None]) -> None:

@@ -1,4 +1,4 @@
-"""Shard format 2, both sides: write a shard, build the index, read clips back, verify.
+"""Shard format 1, both sides: write a shard, build the index, read clips back, verify.
 
 A corpus folder holds
 
@@ -19,9 +19,8 @@ import io
 import json
 import os
 import re
-import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -31,12 +30,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocess.common.errors import InputError
-from preprocess.common.files import sync_folder, write_atomically
+from preprocess.common.files import atomic_file, sha256_open, write_atomically, write_json
 from preprocess.corpus.storage import Cache, LocalFolder, RemoteFolder, open_folder
 
 T = TypeVar("T")
-FORMAT_VERSION = 2
-REUSABLE_VERSIONS = 1, FORMAT_VERSION  # the members of their shards are the same
+FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
 INDEX_FILE = "index.parquet"
 FAILURES_FILE = "failures.jsonl"
@@ -61,6 +59,7 @@ _CODES_HEADER = re.compile(
     re.DOTALL,
 )
 _TAR_BLOCK_BYTES = 512
+_TAR_FIELDS = {"mtime": 0, "mode": 0o644, "user": "", "group": ""}  # TarWriter's own are the clock and "bigdata"
 
 # A dialogue is a sample whose conversation the manifest gives, and all that a plan needs of it: its tokens besides
 # audio, the labelled ones among them, and its audios in order, that of the clip itself among them. `spoken`: in a
@@ -76,7 +75,7 @@ _DIALOGUE = pa.struct(
     ]
 )
 
-# Where the members of a clip lie: the same in every version.
+# Where the members of a clip lie.
 PLACES_SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string())]
     + [
@@ -136,28 +135,22 @@ def write_shard(path: Path, clips: Iterable[Clip]) -> list[dict]:
 
     Clips come sorted by key. The file appears under its name only once it is complete and on disk.
     """
+    from webdataset import TarWriter  # imports torch: seconds that reading a corpus does without
+
     rows, last_key = [], ""
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for clip in clips:
-                assert KEY_PATTERN.fullmatch(clip.key), clip.key
-                assert clip.key > last_key, f"{clip.key} after {last_key}: clips must come sorted, keys once"
-                last_key = clip.key
-                row = {"key": clip.key, "shard": path.name, "flac_offset": 0, "flac_bytes": 0, "flac_crc32": 0}
-                for suffix, data in clip.members():
-                    info = tarfile.TarInfo(f"{clip.key}.{suffix}")
-                    info.size = len(data)
-                    name = suffix.split(".")[0]
-                    row[f"{name}_offset"] = tar.offset + _TAR_BLOCK_BYTES
-                    row[f"{name}_bytes"] = len(data)
-                    row[f"{name}_crc32"] = zlib.crc32(data)
-                    tar.addfile(info, io.BytesIO(data))
-                rows.append(row)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    with atomic_file(path) as file, TarWriter(file, encoder=False, **_TAR_FIELDS) as tar:
+        for clip in clips:
+            assert KEY_PATTERN.fullmatch(clip.key), clip.key
+            assert clip.key > last_key, f"{clip.key} after {last_key}: clips must come sorted, keys once"
+            last_key = clip.key
+            row = {"key": clip.key, "shard": path.name, "flac_offset": 0, "flac_bytes": 0, "flac_crc32": 0}
+            for suffix, data in clip.members():
+                name = suffix.split(".")[0]
+                row[f"{name}_offset"] = tar.tarstream.offset + _TAR_BLOCK_BYTES
+                row[f"{name}_bytes"] = len(data)
+                row[f"{name}_crc32"] = zlib.crc32(data)
+                tar.write({"__key__": clip.key, suffix: data})  # alone: TarWriter sorts the members of a sample
+            rows.append(row)
     return rows
 
 
@@ -171,18 +164,9 @@ def write_corpus(folder: Path, index_rows: list[dict], corpus: dict) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), buffer, compression="zstd")
     data = buffer.getvalue()
     write_atomically(folder / INDEX_FILE, data)
-    write_atomically(
-        folder / CORPUS_FILE,
-        _pretty_json({"format_version": FORMAT_VERSION, "index": _describe_index(data), **corpus}),
-    )
-
-
-def _describe_index(data: bytes) -> dict:
-    return {"name": INDEX_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _pretty_json(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()
+    index = {"name": INDEX_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    info = {"format_version": FORMAT_VERSION, "index": index, **corpus}
+    write_json(folder / CORPUS_FILE, info, sort_keys=True, ensure_ascii=False)
 
 
 def read_meta(data: bytes) -> dict:
@@ -209,8 +193,8 @@ def read_codes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype="<u2", offset=header.end()).reshape(shape)
 
 
-def read_info(storage: LocalFolder | RemoteFolder, versions: Sequence[int] = (FORMAT_VERSION,)) -> dict:
-    """corpus.json of a finished corpus of one of these format versions. Raises InputError."""
+def read_info(storage: LocalFolder | RemoteFolder) -> dict:
+    """corpus.json of a finished corpus. Raises InputError."""
     where, data = str(storage.root / CORPUS_FILE), storage.read(CORPUS_FILE)
     if data is None:
         raise InputError(
@@ -226,16 +210,13 @@ def read_info(storage: LocalFolder | RemoteFolder, versions: Sequence[int] = (FO
         raise InputError(
             where, f"no JSON object ({error})", "what preprocess.shard wrote", "Copy it again."
         ) from error
-    if version not in versions:
-        spared = "; --reuse takes the codes of this one" if version in REUSABLE_VERSIONS else ""
+    if version != FORMAT_VERSION:
         raise InputError(
             where,
             f"format_version {version}",
             str(FORMAT_VERSION),
-            f"Read it with the release that wrote it, or run preprocess.shard again into a new folder{spared}.",
+            "Read it with the release that wrote it, or run preprocess.shard again into a new folder.",
         )
-    if "index" not in info:  # written before the index had its hash here: taken as it is found
-        info["index"] = _describe_index(storage.read(INDEX_FILE) or b"")
     return info
 
 
@@ -245,7 +226,7 @@ def read_index(storage: LocalFolder | RemoteFolder, info: dict, schema: pa.Schem
     entry = info["index"]
     descriptor = storage.open(entry)
     with open(descriptor, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_open(file)
         if found != entry["sha256"]:
             raise InputError(
                 storage.where(entry),
@@ -261,22 +242,15 @@ class Corpus:
 
     folder: a path, or an address of fsspec (s3://bucket/shards), whose files then go through `cache`.
     schema: what to read of the index, at least PLACES_SCHEMA's columns; their types may be narrower.
-    versions: those of the format that may be read.
     Opening compares the index with its hash in corpus.json, and each shard's size; each member's crc32 is checked as
     it is read. File descriptors open on first use, so a Corpus may be handed to worker processes.
     """
 
-    def __init__(
-        self,
-        folder: Path | str,
-        cache: Cache | None = None,
-        schema: pa.Schema = INDEX_SCHEMA,
-        versions: Sequence[int] = (FORMAT_VERSION,),
-    ) -> None:
+    def __init__(self, folder: Path | str, cache: Cache | None = None, schema: pa.Schema = INDEX_SCHEMA) -> None:
         self._storage = open_folder(folder, cache)
         self.folder = self._storage.root
         self._files: dict[str, int] = {}
-        self.info = read_info(self._storage, versions)
+        self.info = read_info(self._storage)
         self._storage.check([*self.info["shards"], self.info["index"]])
         self.index = read_index(self._storage, self.info, schema)
         self._shards = {shard["name"]: shard for shard in self.info["shards"]}

@@ -11,21 +11,21 @@ thrashes, and `notes` says so.
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import os
 import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import fsspec
 
-from preprocess.common.errors import InputError, explain_missing_locks
+from preprocess.common.errors import InputError
+from preprocess.common.files import sha256_file, sync
+from preprocess.common.locks import locked
 
 DEFAULT_CACHE = Path("~/.cache/higgs-voice-training")
 # Waits between the tries of a fetch, with jitter: half a minute together, as object stores ask for.
@@ -186,14 +186,10 @@ class RemoteFolder:
         def fetch() -> None:
             filesystem, remote = fsspec.url_to_fs(address)
             filesystem.get_file(remote, str(temporary))
-            with open(temporary, "rb") as arrived:
-                found = hashlib.file_digest(arrived, "sha256").hexdigest()
-                if found != file["sha256"]:
-                    size = os.fstat(arrived.fileno()).st_size
-                    raise _Damaged(
-                        f"{size} bytes with sha256 {found[:12]}, not {file['bytes']} with {path.name[:12]}"
-                    )
-                os.fsync(arrived.fileno())
+            found, size = sha256_file(temporary), temporary.stat().st_size
+            if found != file["sha256"]:
+                raise _Damaged(f"{size} bytes with sha256 {found[:12]}, not {file['bytes']} with {path.name[:12]}")
+            sync(temporary)
 
         try:
             _with_retries(address, fetch)
@@ -243,14 +239,9 @@ def _open_cached(path: Path) -> int | None:
     return descriptor
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the kernel frees it when its holder ends, however it ends. Raises InputError."""
-    with open(path, "w") as file:
-        # Without locks each rank and loader worker would fetch each file for itself, into the same place.
-        with explain_missing_locks(path.parent, "Name a folder on a local disk with --cache."):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Without locks each rank and loader worker would fetch each file for itself, into the same place."""
+    return locked(path, "Name a folder on a local disk with --cache.")
 
 
 def _with_retries(address: str, attempt: Callable[[], T]) -> T:

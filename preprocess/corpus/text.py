@@ -34,21 +34,18 @@ _ARABIC = re.compile("[\u0600-\u06ff\u0750-\u077f\u0870-\u08ff\ufb50-\ufdff\ufe7
 def normalise_text(text: str, version: int = NORMALISER_VERSION) -> str:
     """`text` as the model reads it; doing it twice changes nothing. Raises InputError for an unknown version.
 
-    1: Unicode NFC, outer white space removed.
-    2: Arabic presentation forms as plain letters (NFKC, of these blocks alone); no tatweel, bidirectional controls
-       or zero-width characters but U+200C; NFC; white space as single spaces. Diacritics and digits stay.
+    Version 2: Arabic presentation forms as plain letters (NFKC, of these blocks alone); no tatweel, bidirectional
+    controls or zero-width characters but U+200C; NFC; white space as single spaces. Diacritics and digits stay.
     """
-    if version == 1:
-        return unicodedata.normalize("NFC", text).strip()
-    if version == 2:
-        plain = _UNSPOKEN.sub("", _PRESENTATION_FORMS.sub(_plain_letters, text))
-        return " ".join(unicodedata.normalize("NFC", plain).split())
-    raise InputError(
-        "text normaliser",
-        f"version {version}",
-        f"a version from 1 to {NORMALISER_VERSION}, those that this release knows",
-        "Use the release that wrote the corpus or the checkpoint.",
-    )
+    if version != NORMALISER_VERSION:
+        raise InputError(
+            "text normaliser",
+            f"version {version}",
+            f"version {NORMALISER_VERSION}, the one that this release knows",
+            "Use the release that wrote the corpus or the checkpoint.",
+        )
+    plain = _UNSPOKEN.sub("", _PRESENTATION_FORMS.sub(_plain_letters, text))
+    return " ".join(unicodedata.normalize("NFC", plain).split())
 
 
 def _plain_letters(form: re.Match[str]) -> str:

@@ -1,9 +1,11 @@
 """Check a finished corpus whole: hashes, and every byte of every shard against the index and the format.
 
-Nothing is unpickled and nothing is written.
+Each shard is read by our own reader of the format, and once more by stock webdataset. Nothing is unpickled or
+written.
 """
 
 import hashlib
+import itertools
 import os
 import tarfile
 import zlib
@@ -83,7 +85,8 @@ def verify_corpus(folder: Path | str) -> Iterator[tuple[str, list[InputError]]]:
     yield INDEX_FILE, problems
 
     def verify(shard: dict) -> list[InputError]:
-        return list(verify_shard(storage.root / shard["name"], shard, rows_of[shard["name"]], info["codec"]))
+        path, rows = storage.root / shard["name"], rows_of[shard["name"]]
+        return list(verify_shard(path, shard, rows, info["codec"])) or list(compare_with_webdataset(path, rows))
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing and reading leave Python's lock
         for shard, found in zip(info["shards"], pool.map(verify, info["shards"]), strict=True):
@@ -157,6 +160,43 @@ def read_tar(path: Path, data: bytes) -> Iterator[Member]:
         found = f"{len(data) - offset} bytes from the first block of zeros to the end"
         expected = f"zeros alone, two blocks or more, up to a multiple of {tarfile.RECORDSIZE} bytes"
         raise InputError(f"{path} at byte {offset}", found, expected, _AGAIN)
+
+
+def compare_with_webdataset(path: Path, rows: dict[str, dict]) -> Iterator[InputError]:
+    """The first sample of a shard that stock webdataset reads otherwise than training does, by the index's offsets.
+
+    webdataset gets an open file, so no address of its own (`pipe:`) is followed, and nothing is decoded.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
+
+    with open(path, "rb") as stream, open(path, "rb") as by_offset:
+        samples = group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
+        in_order = sorted(rows.values(), key=lambda row: row["json_offset"])
+        try:
+            for row, sample in itertools.zip_longest(in_order, samples, fillvalue={}):
+                key, places = row.get("key"), {suffix: _place(row, suffix) for suffix in MEMBERS if row}
+                expected = {
+                    f"{key}.{suffix}": os.pread(by_offset.fileno(), size, offset)
+                    for suffix, (offset, size, _) in places.items()
+                    if size
+                }
+                key = sample.get("__key__")
+                found = {f"{key}.{suffix}": data for suffix, data in sample.items() if not suffix.startswith("__")}
+                if found != expected:
+                    yield InputError(
+                        str(path),
+                        f"{_list_members(found)}, as stock webdataset reads it",
+                        f"{_list_members(expected)}, as {INDEX_FILE} says",
+                        _AGAIN,
+                    )
+                    return
+        except (ValueError, tarfile.TarError) as error:
+            found = f"a tar that stock webdataset can't read ({error.args[0]})"
+            yield InputError(str(path), found, "samples with one key each", _AGAIN)
+
+
+def _list_members(sample: dict[str, bytes]) -> str:
+    return ", ".join(f"{name} with crc32 {zlib.crc32(data):08x}" for name, data in sample.items()) or "no sample"
 
 
 def _verify_member(where: str, member: Member, row: dict | None, codec: dict) -> Iterator[InputError]:

@@ -33,6 +33,8 @@ from preprocess.plan.screening import Screening, claims_arabic, screen
 from preprocess.plan.shard_specs import ShardSpec
 
 FRAGMENTS_FOLDER = "fragments"
+# What to do where a shard can't be written.
+KEPT_SHARDS = "Free space or name another --out; the same command goes on from the shards that are finished."
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
     clips.sort(key=lambda clip: clip.key)
     assert len(clips) + len(rejected) == len(spec.clips)
     path = spec.out / f"{spec.name}.tar"
-    with explain_write_errors(spec.out):
+    with explain_write_errors(spec.out, KEPT_SHARDS):
         rows = [{**row, **extra[row["key"]]} for row in write_shard(path, clips)] if clips else []
         num_bytes, sha256 = (path.stat().st_size, sha256_file(path)) if clips else (0, "")
         report = ShardReport(spec.name, rows, rejected, lost_sec, num_bytes, sha256, num_reused)
@@ -135,7 +137,7 @@ def _clip_path(spec: ShardSpec) -> Path:
 
 def _begin_clip(spec: ShardSpec, plan: ClipPlan) -> None:
     """Leave word of the clip in work, for whoever finds the worker dead."""
-    with explain_write_errors(spec.out):
+    with explain_write_errors(spec.out, KEPT_SHARDS):
         _clip_path(spec).parent.mkdir(exist_ok=True)
         _clip_path(spec).write_text(plan.key)
 

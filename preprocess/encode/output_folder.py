@@ -1,33 +1,32 @@
 """The output folder across runs: what it was started with, one run at a time, and no leftovers."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
 
 import soundfile
 import torch
 
 from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ
-from preprocess.common.errors import InputError, explain_missing_locks
-from preprocess.common.files import write_atomically
+from preprocess.common.errors import InputError, explain_write_errors
+from preprocess.common.files import write_json
+from preprocess.common.locks import locked
 from preprocess.corpus.base_model import BaseModel
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import CORPUS_FILE, FORMAT_VERSION
 from preprocess.corpus.text import NORMALISER_VERSION, tokenizer_fingerprint
-from preprocess.encode.make_shard import FRAGMENTS_FOLDER, ShardReport
+from preprocess.encode.make_shard import FRAGMENTS_FOLDER, KEPT_SHARDS, ShardReport
 from preprocess.manifest.read import Manifest
 from preprocess.plan.settings import Settings
 from preprocess.plan.slices import Slice
 
 SETTINGS_FILE = "settings.json"
 _BEGIN_LOCK, _SLICES_FILE = ".begin.lock", "slices.json"
-_LOCK_PATIENCE_SEC = 3.0
+_OTHER_FILE_SYSTEM = "Name a folder on another file system with --out."
+_LOCK_PATIENCE_SEC = 3.0  # forked workers of a killed run hold its locks a moment longer
 # Packages that a code, a waveform, a token or a figure may depend on.
 _PINNED = (
     "boson-multimodal",
@@ -81,9 +80,8 @@ def corpus_settings(settings: Settings, manifest: Manifest, base: BaseModel, cod
 def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterator[None]:
     """Hold `out`, or one slice of it, for this run.
 
-    Raises InputError if another run holds it, if it was started otherwise, or with another number of slices, or if
-    its file system has no locks.
-    Locks are flocks, which the kernel frees when their holder dies, however it dies.
+    Raises InputError if another run holds it, if it was started otherwise, or with another number of slices, if its
+    file system has no locks, and, until the block ends, if it can't be written.
     """
     path = out / SETTINGS_FILE
     own = {SETTINGS_FILE, f".{SETTINGS_FILE}.partial", _BEGIN_LOCK}
@@ -94,16 +92,15 @@ def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterato
             "a new folder, or one that an earlier run of this command began",
             "Name another folder with --out.",
         )
-    out.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        with open(out / _BEGIN_LOCK, "w") as begin:  # slices may begin at once
-            _flock(begin, fcntl.LOCK_EX)
+    with explain_write_errors(out, KEPT_SHARDS), contextlib.ExitStack() as held:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out / _BEGIN_LOCK, _OTHER_FILE_SYSTEM):  # slices may begin at once
             if not path.is_file():
-                write_atomically(path, _as_json(settings))
-            _hold(held, path, fcntl.LOCK_SH if part else fcntl.LOCK_EX, "another run that is writing here")
+                write_json(path, settings, sort_keys=True, ensure_ascii=False)
+            held.enter_context(_held(path, "another run that is writing here", shared=part is not None))
             _compare(out, json.loads(path.read_text()), settings)
             if part:
-                _hold(held, out / f".slice-{part.number}.lock", fcntl.LOCK_EX, f"another run of slice {part}")
+                held.enter_context(_held(out / f".slice-{part.number}.lock", f"another run of slice {part}"))
                 _refuse_other_count(out / _SLICES_FILE, part.count)
             (out / CORPUS_FILE).unlink(missing_ok=True)  # the folder is finished again when this run is
         yield
@@ -113,35 +110,21 @@ def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterato
 def finishing(out: Path) -> Iterator[None]:
     """Wait for other slices that write index and corpus.json at this moment."""
     try:
-        with open(out / _BEGIN_LOCK, "w") as file:
-            _flock(file, fcntl.LOCK_EX)
+        with locked(out / _BEGIN_LOCK, _OTHER_FILE_SYSTEM):
             yield
     except KeyboardInterrupt as stop:
         stop.add_note("the shards are done and kept; run the same command again to write index and corpus.json")
         raise
 
 
-def _hold(held: contextlib.ExitStack, path: Path, kind: int, holder: str) -> None:
-    """Lock a file until `held` closes. Forked workers hold it too: those of a killed run let go in a moment."""
-    file = held.enter_context(path.open("a"))  # NFS locks what is open for writing alone
-    give_up = time.monotonic() + _LOCK_PATIENCE_SEC
-    while True:
-        try:
-            return _flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > give_up:
-                raise InputError(str(path.parent), holder, "one run at a time", "Wait for it, or stop it.") from error
-            time.sleep(0.05)
-
-
-def _flock(file: TextIO, kind: int) -> None:
-    with explain_missing_locks(Path(file.name).parent, "Name a folder on another file system with --out."):
-        fcntl.flock(file, kind)
+def _held(path: Path, holder: str, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+    taken = InputError(str(path.parent), holder, "one run at a time", "Wait for it, or stop it.")
+    return locked(path, _OTHER_FILE_SYSTEM, taken=taken, patience_sec=_LOCK_PATIENCE_SEC, shared=shared)
 
 
 def _refuse_other_count(path: Path, count: int) -> None:
     if not path.is_file():
-        write_atomically(path, _as_json({"count": count}))
+        write_json(path, {"count": count})
     before = json.loads(path.read_text())["count"]
     if before != count:
         raise InputError(
@@ -150,10 +133,6 @@ def _refuse_other_count(path: Path, count: int) -> None:
             f"--slice i/{before}, as other slices of this folder have it",
             f"Use {before} slices, or the command without --slice, which makes all that is missing.",
         )
-
-
-def _as_json(value: dict) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _compare(out: Path, before: dict, now: dict) -> None:

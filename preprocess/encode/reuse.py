@@ -14,13 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from preprocess.common.errors import InputError
-from preprocess.corpus.shards import PLACES_SCHEMA, REUSABLE_VERSIONS, Corpus
+from preprocess.corpus.shards import PLACES_SCHEMA, Corpus
 from preprocess.plan.clips import ClipPlan
 
 # Figures of a clip that are not of its waveform alone: made anew for the new row, or from the codes.
 _NOT_OF_AUDIO = ("letters_per_sec", "arabic_share", "code_entropy_bits")
-# Settings that give other codes; a corpus that does not say has these.
-_BOSONS_WAY = {"device": "cpu", "precision": "fp32"}
+# Settings that give other codes.
+_CODE_SETTINGS = ("device", "precision")
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,11 @@ class EarlierCorpus:
     """A finished corpus whose clips are found by their recording."""
 
     def __init__(self, folder: Path) -> None:
-        self.corpus = Corpus(folder, schema=PLACES_SCHEMA, versions=REUSABLE_VERSIONS)
+        self.corpus = Corpus(folder, schema=PLACES_SCHEMA)
         self._lock = threading.Lock()  # a GPU's worker reads ahead in threads, and a Corpus closes files
         self._rows: dict[str, int] = {}
         for row in tqdm(range(self.corpus.index.num_rows), desc="reuse", unit="clip", leave=False):
-            meta = self.corpus.meta(row)
-            if "start_sec" in meta:  # else written before parts were told from whole files
-                self._rows.setdefault(_identity(meta), row)
+            self._rows.setdefault(_identity(self.corpus.meta(row)), row)
 
     def find(self, plan: ClipPlan) -> Reused | None:
         """The clip of the same audio, if there is one. Reads the recording's file, and decodes nothing."""
@@ -56,9 +54,7 @@ class EarlierCorpus:
             return None
         with self._lock:
             clip = self.corpus.clip(row, waveform=True)
-        # In corpora of format 1 silero-vad met a clip cold, and heard less.
-        anew = (*_NOT_OF_AUDIO, *["speech_share"] * (self.corpus.info["format_version"] == 1))
-        figures = {name: value for name, value in clip.meta["quality"].items() if name not in anew}
+        figures = {name: value for name, value in clip.meta["quality"].items() if name not in _NOT_OF_AUDIO}
         return Reused(clip.meta["source_sha256"], clip.meta["duration_sec"], figures, clip.codes, clip.flac)
 
 
@@ -92,13 +88,12 @@ def check_reuse(folder: Path, out: Path, settings: dict) -> dict:
     if info["codec"] != settings["codec"]:
         raise InputError(
             f"--reuse {folder}",
-            f"codes of the codec {info['codec'].get('fingerprint', '')[:12]}",
+            f"codes of the codec {info['codec']['fingerprint'][:12]}",
             f"those of {settings['codec']['fingerprint'][:12]}, as --audio-tokenizer and --hubert are now",
             "Name the codec that made it, or encode afresh without --reuse.",
         )
-    ways = [{name: of["settings"].get(name, plain) for name, plain in _BOSONS_WAY.items()} for of in (info, settings)]
-    if ways[0] != ways[1]:
-        before, now = (" ".join(f"--{name} {value}" for name, value in way.items()) for way in ways)
+    before, now = (" ".join(f"--{name} {of['settings'][name]}" for name in _CODE_SETTINGS) for of in (info, settings))
+    if before != now:
         raise InputError(
             f"--reuse {folder}", f"codes made with {before}", now, "Give the same, or encode afresh without --reuse."
         )

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from preprocess.audio.decode import Header, file_sha256, probe
+from preprocess.audio.decode import Header, probe
 from preprocess.audio.noise import Disturbance
 from preprocess.common.errors import InputError, Rejected
+from preprocess.common.files import sha256_unchanged
 from preprocess.plan.clips import ClipTable
 from preprocess.plan.settings import Settings
 
@@ -67,7 +68,7 @@ class _Files:
         if name not in self._known:
             path = self.folder / name
             try:
-                self._known[name] = probe(path).duration_sec, file_sha256(path)
+                self._known[name] = probe(path).duration_sec, sha256_unchanged(path)
             except Rejected as rejected:
                 self.problems.append(rejected)
                 self._known[name] = 0.0, ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 
 import pytest
@@ -20,6 +21,7 @@ from launch.demo.small_model import build_model
 from launch.merge import main
 from preprocess.common.errors import InputError
 from tests.fixtures.adapter import random_lora, save_checkpoint
+from tests.preprocess.helpers import assert_parts
 
 ADAPTERS = {
     "attention": Lora(mode="attention", rank=4, alpha=8),
@@ -56,6 +58,20 @@ def refusal(*arguments, **keywords):
     assert not out.exists()
     assert not out.with_name(f".{out.name}.partial").exists()
     return caught.value
+
+
+def test_a_folder_that_can_not_be_written_is_named(tmp_path, full_checkpoint):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # of a file: the weights are larger
+    try:
+        error = refusal(full_checkpoint, None, tmp_path / "merged", verify=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_parts(error, str(tmp_path), "file too large", "can be written, with room", "another --out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError) as caught:
+        merge(full_checkpoint, None, tmp_path / "file" / "merged", verify=False)
+    assert_parts(caught.value, str(tmp_path / "file"), "file", "can be written", "another --out")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ import pytest
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
 from preprocess.corpus.shards import Corpus, write_corpus
-from preprocess.corpus.verify_shards import verify_corpus, verify_shard
+from preprocess.corpus.verify_shards import compare_with_webdataset, verify_corpus, verify_shard
 from tests.preprocess.corpus.test_shards import make_clips, write
 from tests.preprocess.helpers import assert_parts
 
@@ -137,6 +138,7 @@ def entry(name, payload=b"x", **fields):
 
 
 STRANGERS = {
+    "a key with a dot": (lambda e: [*e, entry("clip.9.json")], "a member named 'clip.9.json'"),
     "pickled .pyd": (lambda e: [*e, entry("clip-9.pyd")], "a member named 'clip-9.pyd'"),
     "pickled .pth of a clip": (lambda e: [*e, entry("clip-4.pth")], "a member named 'clip-4.pth'"),
     "a path upwards": (lambda e: [*e, entry("../clip-9.json")], "a member named '../clip-9.json'"),
@@ -169,6 +171,36 @@ def test_what_does_not_belong_is_named(case, corpus):
     reported = problems(corpus)
     assert any(found in problem.found for problem in reported), reported
     assert all(problem.where.startswith(str(corpus / SHARD)) and problem.action for problem in reported)
+
+
+GROUPED_OTHERWISE = {
+    "a key with a dot": (lambda e: [*e, entry("clip-4.x.json")], "clip-4.x.json with crc32"),
+    "another suffix": (lambda e: [*e, entry("clip-4.pth")], "clip-4.pth with crc32"),
+    "members apart": (lambda e: [*e[1:], e[0]], "clip-0.codes.npy with crc32"),
+    "a duplicate member": (lambda e: [e[0], e[0], *e[1:]], "clip-0.json: duplicate file name"),
+    "a clip too many": (lambda e: [*e, entry("clip-9.json")], "clip-9.json with crc32"),
+    "a clip too few": (lambda e: [entry("none")], "no sample"),
+    "no tar": (lambda e: [], "empty file"),
+}
+
+
+@pytest.mark.parametrize("case", GROUPED_OTHERWISE)
+def test_what_stock_webdataset_reads_otherwise_than_training_is_named(case, corpus):
+    rows = {row["key"]: row for row in pq.read_table(corpus / "index.parquet").to_pylist()}
+    assert list(compare_with_webdataset(corpus / SHARD, rows)) == []
+    change, found = GROUPED_OTHERWISE[case]
+    spoil(corpus, (lambda data: b"") if case == "no tar" else rewrite(change))
+    (problem,) = compare_with_webdataset(corpus / SHARD, rows)
+    assert_parts(problem, str(corpus / SHARD), found, "", "Copy the shard again")
+
+
+def test_a_pipe_in_a_name_runs_nothing(corpus, monkeypatch):
+    """To webdataset an address `pipe:COMMAND` is a command."""
+    rows = {row["key"]: row for row in pq.read_table(corpus / "index.parquet").to_pylist()}
+    monkeypatch.chdir(corpus)
+    Path(SHARD).rename("pipe:touch ran")
+    assert list(compare_with_webdataset(Path("pipe:touch ran"), rows)) == []
+    assert not Path("ran").exists()
 
 
 def replace_member(folder, suffix, payload):

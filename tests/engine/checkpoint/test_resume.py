@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from engine.checkpoint import checkpoint, resume
 from preprocess.common.errors import InputError
+from preprocess.common.files import replace_link
 from tests.fixtures import gate
 from tests.fixtures.ranks import RankError
 
@@ -164,7 +165,7 @@ def test_where_the_best_is_not_there_the_best_before_it_is(run, one_rank, model_
     path = root / "step-000004" / checkpoint.STATE_FILE
     state = {**json.loads(path.read_text()), "best_step": 3}
     path.write_text(json.dumps({**state, "state_sha256": checkpoint._state_sha256(state)}))
-    checkpoint.point(root, "best", root / "step-000003")
+    replace_link(root / "best", "step-000003")
     said = one_rank.run(_start, model_folder, random_corpus.folder, run, OVERRIDES, {})[0]
     assert f"{root / 'best'} is passed over: it points to step-000003, which is not there" in said
     assert f"{root / 'step-000003'}, the best as of step-000004, is passed over: state.json can't be read" in said

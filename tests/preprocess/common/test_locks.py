@@ -7,15 +7,15 @@ from unittest import mock
 
 import pytest
 
-from engine.checkpoint import resume
+from engine.checkpoint.resume import lock_run_folder
 from preprocess.common.errors import InputError
 from preprocess.corpus.storage import Cache, RemoteFolder
 from preprocess.encode.output_folder import finishing, open_folder
 
 
 def hold_run_folder(folder):
-    with resume._open_lock(folder) as file:
-        resume._lock(file, folder)
+    with lock_run_folder(folder):
+        pass
 
 
 def begin_corpus(folder):

@@ -1,4 +1,4 @@
-"""Shard format 2: what is written is what is read, by us and by stock webdataset; what decays is noticed."""
+"""Shard format 1: what is written is what is read, by us and by stock webdataset; what decays is noticed."""
 
 import io
 import json
@@ -79,6 +79,26 @@ def test_the_same_clips_make_the_same_bytes_and_tar_reads_them(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "b.tar"}
 
 
+def test_the_writer_of_webdataset_makes_the_bytes_of_a_plain_tar_and_the_offsets_are_exact(tmp_path):
+    """No clock, no owner, the order of the format: TarWriter's own settings are otherwise."""
+    clips = sorted(make_clips(40), key=lambda clip: clip.key)
+    rows = write_shard(tmp_path / "shard.tar", clips)
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for clip in clips:
+            for suffix, data in clip.members():
+                info = tarfile.TarInfo(f"{clip.key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert (tmp_path / "shard.tar").read_bytes() == plain.getvalue()
+    for clip, row in zip(clips, rows, strict=True):
+        for suffix, data in clip.members():
+            name = suffix.split(".")[0]
+            offset = row[f"{name}_offset"]
+            assert row[f"{name}_bytes"] == len(data)
+            assert plain.getvalue()[offset : offset + len(data)] == data
+
+
 def test_stock_webdataset_reads_the_shards_of_the_command(speech_corpus):
     corpus = Corpus(speech_corpus)
     paths = [str(speech_corpus / shard["name"]) for shard in corpus.info["shards"]]
@@ -132,10 +152,10 @@ def test_a_folder_that_is_not_finished_is_refused(tmp_path):
 def test_a_corpus_of_another_format_is_refused(tmp_path):
     write(tmp_path, make_clips())
     info = json.loads((tmp_path / "corpus.json").read_text())
-    (tmp_path / "corpus.json").write_text(json.dumps({**info, "format_version": 1}))
+    (tmp_path / "corpus.json").write_text(json.dumps({**info, "format_version": 2}))
     with pytest.raises(InputError) as caught:
         Corpus(tmp_path)
-    assert_parts(caught.value, "corpus.json", "format_version 1", "2", "into a new folder; --reuse takes the codes")
+    assert_parts(caught.value, "corpus.json", "format_version 2", "1", "again into a new folder")
 
 
 def test_the_fingerprint_changes_with_the_split_and_the_prompt(tmp_path):

@@ -45,24 +45,18 @@ def test_version_2(name):
     assert normalise_text(text) == normalise_text(text, 2)
 
 
-@pytest.mark.parametrize("version", [1, 2])
 @given(text=st.text(SIGNS, max_size=12))
-def test_normalising_twice_changes_nothing(version, text):
-    once = normalise_text(text, version)
-    assert normalise_text(once, version) == once
+def test_normalising_twice_changes_nothing(text):
+    once = normalise_text(text)
+    assert normalise_text(once) == once
     assert unicodedata.is_normalized("NFC", once)
 
 
-def test_version_1_is_what_old_corpora_were_made_with():
-    text = " مـرحبا  ﺳﻼﻡ \u200fe\u0301 "
-    assert normalise_text(text, 1) == "مـرحبا  ﺳﻼﻡ \u200fé"
-
-
-@pytest.mark.parametrize("version", [0, 3])
+@pytest.mark.parametrize("version", [0, 1, 3])
 def test_a_version_that_is_not_known_is_refused(version):
     with pytest.raises(InputError) as caught:
         normalise_text("نعم", version)
-    assert_parts(caught.value, "text normaliser", f"version {version}", "from 1 to 2", "the release that wrote")
+    assert_parts(caught.value, "text normaliser", f"version {version}", "version 2", "the release that wrote")
 
 
 def test_letters_are_what_takes_time_to_say():

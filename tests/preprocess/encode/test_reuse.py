@@ -4,7 +4,6 @@ import json
 import shutil
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -151,27 +150,6 @@ def test_codes_of_other_packages_are_taken_and_told_of(tmp_path, audio, tools, o
     assert_parts(error, str(out), "reused_pins.torch = None", "reused_pins.torch = '1.0'", "same settings")
     assert shard(out=tmp_path / "next", reuse=out, **given) == 0
     assert json.loads((tmp_path / "next/corpus.json").read_text())["reused_pins"] == reused_pins
-
-
-def test_a_corpus_of_format_1_is_reused_but_for_how_speech_was_heard(tmp_path, audio, tools, old, monkeypatch):
-    """Its index lacks columns of today's, and silero-vad met its clips cold."""
-    folder, rows = audio
-    (tmp_path / "screening.yaml").write_text("min_speech_share: 0.0\n")
-    given = {"manifest": write_jsonl(tmp_path / "corpus.jsonl", rows), "audio_root": folder, **tools}
-    given["screening"] = tmp_path / "screening.yaml"
-    with monkeypatch.context() as patch:
-        patch.setattr(make_shard, "speech_share", lambda audio: 0.125)
-        assert shard(out=tmp_path / "first", reuse=old, **given) == 0
-    index = pq.read_table(tmp_path / "first/index.parquet")
-    index = index.drop_columns(["system_tokens", "speaker_similarity", "dialogues"])
-    pq.write_table(index, tmp_path / "first/index.parquet")
-    info = json.loads((tmp_path / "first/corpus.json").read_text())
-    info = {name: value for name, value in info.items() if name not in ("index", "format_version")}
-    (tmp_path / "first/corpus.json").write_text(json.dumps({"format_version": 1, **info}))
-    assert shard(out=tmp_path / "fresh", **given) == 0
-    monkeypatch.delattr(make_shard, "encode")
-    assert shard(out=tmp_path / "reused", reuse=tmp_path / "first", **given) == 0
-    assert folder_bytes(tmp_path / "reused") == folder_bytes(tmp_path / "fresh")
 
 
 @pytest.mark.long
