@@ -128,6 +128,7 @@ def show_outcome(settings: Settings, outcome: Outcome) -> None:
         print(f"noisy copies of clips, drawn as references only: {counts}")
     for split, count in outcome.usable_samples.items():
         print(f"{split}: {count} samples, {outcome.speakers[split]} speakers")
+    assert settings.out
     print(
         f"wrote {settings.out}; look at {settings.out / REPORT_FILE}\nnext:\n"
         "  deepspeed launch/train.py --deepspeed ds_configs/zero2.json "

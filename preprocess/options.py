@@ -3,7 +3,7 @@
 import argparse
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +40,10 @@ def parse(argv: list[str] | None) -> "Settings":
     from preprocess.plan.settings import Settings
     from preprocess.plan.slices import parse_slice
 
-    values = {name: value.absolute() if isinstance(value, Path) else value for name, value in vars(args).items()}
+    values = vars(args) | {name: path.absolute() for name, path in vars(args).items() if isinstance(path, Path)}
     problems = list(_wrong_numbers(args))
-    for name, read in {"columns": parse_columns, "screening": load_screening, "slice": parse_slice}.items():
+    readers: dict[str, Callable] = {"columns": parse_columns, "screening": load_screening, "slice": parse_slice}
+    for name, read in readers.items():
         try:
             values[name] = read(getattr(args, name))
         except InputError as problem:
@@ -223,33 +224,26 @@ def _refuse_missing(args: argparse.Namespace) -> None:
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
-    pairs = (
+    for both, found, action in (
         (
-            "val-manifest",
-            args.val_manifest is not None,
-            "val-speakers",
-            args.val_speakers is not None,
+            args.val_manifest and args.val_speakers is not None,
+            "--val-manifest and --val-speakers",
             "Leave out --val-speakers.",
         ),
         (
-            "layout as-written",
-            args.layout == AS_WRITTEN,
-            "noisy-references",
-            args.noisy_references != 0,
+            args.layout == AS_WRITTEN and args.noisy_references,
+            "--layout as-written and --noisy-references",
             "Rows that are kept as written name their own references: none is drawn.",
         ),
-        ("slice", args.slice is not None, "finalize", args.finalize, "Run --finalize after the slices."),
+        (args.slice is not None and args.finalize, "--slice and --finalize", "Run --finalize after the slices."),
         (
-            "executor ray",
-            args.executor == "ray",
-            "device cuda",
-            args.device == "cuda",
+            args.executor == "ray" and args.device == "cuda",
+            "--executor ray and --device cuda",
             "GPUs work under the local executor: on many machines run a --slice on each.",
         ),
-    )
-    for one, has_one, other, has_other, action in pairs:
-        if has_one and has_other:
-            raise InputError("command line", f"--{one} and --{other}", "one of them", action)
+    ):
+        if both:
+            raise InputError("command line", found, "one of them", action)
     if (args.noise or args.room_responses) and not args.noisy_references:
         found = "--noise or --room-responses alone"
         raise InputError("command line", found, "--noisy-references with it", "Add --noisy-references 0.2.")

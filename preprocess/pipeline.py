@@ -53,12 +53,13 @@ def run(settings: Settings) -> int:
         return 0
 
     _refuse_many_failures(settings, manifest, table, rejected)
+    assert settings.out  # the flags are refused without it where something is written
     recorded = _load_networks(settings, way, manifest, base)
     with open_folder(settings.out, recorded, settings.slice):
         specs = plan_shards(settings, table, headers, recorded)
         if settings.finalize:
             refuse_missing(specs)
-        recorded_too = measure_agreement(specs)
+        agreement = measure_agreement(specs)
         mine = settings.slice.of(specs) if settings.slice else specs
         reports = make_shards(mine, headers, num_workers, settings.max_failure_share, settings.executor)
         console.show_reused(settings, reports)
@@ -68,7 +69,7 @@ def run(settings: Settings) -> int:
                 if missing:
                     return console.show_slice(settings.slice, len(reports), len(specs))
             clean(settings.out, reports)
-            outcome = finish(settings.out, manifest, table, reports, rejected, recorded | recorded_too)
+            outcome = finish(settings.out, manifest, table, reports, rejected, recorded | agreement)
             write_report(settings.out)
     console.show_outcome(settings, outcome)
     return 0
@@ -100,6 +101,8 @@ def _refuse_many_failures(
 
 def _load_networks(settings: Settings, way: Way, manifest: Manifest, base: BaseModel) -> dict:
     """Load what workers on the CPU share with this process; returns what corpus.json records of all settings."""
+    assert settings.audio_tokenizer
+    assert settings.hubert
     # A process that has used a GPU can't be forked.
     tokenizer, codec = load_codec(settings.audio_tokenizer, settings.hubert, way if way.device == "cpu" else BOSONS)
     if way.device == "cpu":
@@ -108,5 +111,6 @@ def _load_networks(settings: Settings, way: Way, manifest: Manifest, base: BaseM
     check_codec_fits(base, settings.audio_tokenizer, codec.num_codebooks, codec.codebook_size)
     recorded = corpus_settings(settings, manifest, base, codec)
     if settings.reuse:
+        assert settings.out
         recorded |= check_reuse(settings.reuse, settings.out, recorded)
     return recorded

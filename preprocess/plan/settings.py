@@ -12,7 +12,7 @@ from preprocess.plan.slices import Slice
 class Settings:
     """One field per flag, with the flag's name. Paths are absolute.
 
-    audio_tokenizer, hubert and out are None at most where nothing is written (validate_only, dry_run).
+    audio_tokenizer, hubert and out are there unless nothing is written (validate_only, dry_run).
     """
 
     manifest: Path  # the list of recordings

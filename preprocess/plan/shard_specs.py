@@ -114,6 +114,9 @@ def deal(
 
 def plan_shards(settings: Settings, table: ClipTable, headers: dict[str, Header], recorded: dict) -> list[ShardSpec]:
     """Specs of all shards; clips without a header are in none. recorded: the settings as corpus.json has them."""
+    assert settings.out
+    assert settings.audio_tokenizer
+    assert settings.hubert
     clips = [clip for key, clip in table.clips.items() if key in headers]
     shards = deal(clips, headers, settings.hours_per_shard, settings.seed, settings.screening.longest_sec)
     return [
