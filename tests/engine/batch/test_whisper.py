@@ -1,6 +1,7 @@
 """Whisper conditioning: what the tower hears stands in the packed stream as Boson's collator and model have it."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from engine.model.weights import load_base
 from engine.monitor.metrics import sum_over_ranks
 from engine.run import build_engine
 from launch.demo.small_model import build_model
+from launch.show import main as show
 from preprocess.common.errors import InputError
 from preprocess.corpus.dialogue import canonical_dialogue
 from preprocess.corpus.shards import Clip
@@ -151,6 +153,20 @@ def heard_corpus(tmp_path_factory, tower_folder):
     return write_clips(
         tmp_path_factory.mktemp("heard"), tower_folder, clips, codebook_size=1024, splits=splits
     ).folder
+
+
+@pytest.mark.parametrize("conditioning", ["whisper", "both"])
+def test_show_names_each_waveform_that_the_tower_hears(heard_corpus, tower_folder, tmp_path, capsys, conditioning):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"conditioning: {conditioning}")
+    assert show([str(heard_corpus), "c5", "--model", str(tower_folder), "--recipe", str(recipe)]) == 0
+    said = capsys.readouterr().out
+    assert "sample 1 of 1 in epoch 0; named by its row: c3, c0" in said
+    heard = [line.rpartition(": ")[2] for line in said.splitlines() if "a waveform for the audio tower" in line]
+    assert heard == ["c3", "c3", "c0"], "2.3 s are two chunks"
+    shown_as_codes = re.findall(r"audio columns: (\w+ \w+),", said)
+    references = ["reference c3", "reference c0"] if conditioning == "both" else []
+    assert shown_as_codes == [*references, "target c5"]
 
 
 @pytest.mark.parametrize("conditioning", ["whisper", "both", "codes"])
