@@ -10,9 +10,9 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launch.demo.small_model import SPECIAL_TOKENS
 from preprocess.common.errors import InputError
 from preprocess.corpus.base_model import BaseModel, check_codec_fits, read_base_model
-from tests.fixtures.model import SPECIAL_TOKENS
 from tests.preprocess.helpers import assert_parts
 
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
