@@ -53,7 +53,7 @@ def main() -> None:
             os.sync()
             runs.append(timed_save(root, step, model, masters, moments))
             print(json.dumps(runs[-1]), flush=True)
-            saved = checkpoint.folder_of(root, step)
+            saved = checkpoint.step_folder(root, step)
             files = {path.name: path.stat().st_size for path in sorted(saved.iterdir())}
             started = time.perf_counter()
             assert checkpoint.find_problem(saved) is None

@@ -29,7 +29,7 @@ from launch.demo.arabic_speech import SENTENCES, VOICES, speak
 from launch.demo.small_codec import RELEASED_SIZE, build_codec, build_hubert
 from preprocess.audio.decode import decode
 from preprocess.codec.load import encode, hubert_from, load_codec
-from preprocess.codec.precision import Way, check_way
+from preprocess.codec.precision import EncodeMode, check_mode
 from preprocess.common.errors import InputError
 from preprocess.encode.local_pool import run_local
 
@@ -124,12 +124,12 @@ def side_by_side(
 
 def in_bf16(folder: Path, ours: boson.HiggsAudioTokenizer, paths: list[Path], audio_sec: float) -> dict | None:
     """Speed of --precision bf16 and the share of codes that are those of fp32; None on a processor without it."""
-    way = Way("cpu", "bf16")
+    mode = EncodeMode("cpu", "bf16")
     try:
-        check_way(way)
+        check_mode(mode)
     except InputError:
         return None
-    codec, _ = load_codec(folder / "codec", folder / "hubert", way)
+    codec, _ = load_codec(folder / "codec", folder / "hubert", mode)
     seconds, equal = [0.0], []
     for path in paths:
         codes = timed(lambda path=path: encode_file(codec, path), seconds)
@@ -191,16 +191,16 @@ def matmul_gflops(size: int = 1024) -> dict[str, float]:
     """fp32 rate of torch's own matrix multiplication (MKL) and of oneDNN's with packed weights."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     packed = torch.ops.mkldnn._reorder_linear_weight(b, size)
-    ways = {
+    modes = {
         "torch.mm": lambda: torch.mm(a, b),
         "onednn": lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""),
     }
     rates = {}
-    for name, way in ways.items():
+    for name, mode in modes.items():
         seconds = []
         for _ in range(15):
             start = time.perf_counter()
-            way()
+            mode()
             seconds.append(time.perf_counter() - start)
         rates[name] = 2 * size**3 / statistics.median(seconds[3:]) / 1e9
     return rates

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from launch.demo.arabic_speech import arabic_corpus
 from preprocess.audio.decode import Audio, decode
-from preprocess.codec.load import at_codec_rate
+from preprocess.codec.load import resample_to_codec
 from preprocess.common.errors import Rejected
 from preprocess.corpus.text import normalise_text
 from preprocess.encode.make_shard import load_screening_networks
 from preprocess.finish.speaker_outliers import speaker_similarities
 from preprocess.judges.figures import audio_figures, text_figures
 from preprocess.judges.pace import length_warning
-from preprocess.judges.speaker import voice_of
+from preprocess.judges.speaker import embed_voice
 from preprocess.judges.voice_activity import speech_share
 from preprocess.plan.screening import Screening, load_screening, screen
 from tests.fixtures.asterisk import INSTALL, prompts, write_corpus
@@ -101,7 +101,7 @@ def measure(rows: list[dict]) -> tuple[list[dict], dict]:
         silence_sec = clip["leading_silence_sec"] + clip["trailing_silence_sec"]
         clip |= text_figures(normalise_text(row["text"]), audio.duration_sec - silence_sec)
         clip["speech_share"] = timed("silero-vad", speech_share)
-        clip["voice"] = timed("Resemblyzer", voice_of)
+        clip["voice"] = timed("Resemblyzer", embed_voice)
         clips.append(clip)
     audio_sec = sum(clip["duration_sec"] for clip in clips)
     per_clip = {name: round(1000 * sec / len(clips), 2) for name, sec in spent.items()}
@@ -118,12 +118,12 @@ def worker_memory_mb(audio: Audio) -> dict[str, int]:
     """Memory of its own that each network adds to a process forked after both are loaded, over half a minute."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    at_codec_rate(audio.waveform, audio.sample_rate_hz, 24000)  # loads what a worker needs anyway
+    resample_to_codec(audio.waveform, audio.sample_rate_hz, 24000)  # loads what a worker needs anyway
     load_screening_networks(Screening(min_speech_share=0.3, min_speaker_similarity=0.75))
 
     def work() -> None:
         before, gained = private_mb(), {}
-        for name, use in (("silero-vad", speech_share), ("Resemblyzer", voice_of)):
+        for name, use in (("silero-vad", speech_share), ("Resemblyzer", embed_voice)):
             use(audio)
             gained[name] = round(private_mb() - before - sum(gained.values()))
         theirs.send(gained)

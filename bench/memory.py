@@ -22,7 +22,7 @@ from engine.base.recipe import Loss
 from engine.batch.sample import collate
 from engine.batch.stream import lay_out, map_tensors
 from engine.model.attention import VARLEN
-from engine.model.losses import codebook_weights, weigh
+from engine.model.losses import codebook_weights, weighted_loss
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +51,7 @@ def main() -> None:
 def peak_bytes(model, batch) -> int:
     with PeakBytes() as held:
         sums = model(batch)
-        weigh(sums, 100, 100, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
+        weighted_loss(sums, 100, 100, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
     model.zero_grad(set_to_none=True)
     return held.peak
 

@@ -27,7 +27,7 @@ from engine.base.recipe import Loss, load_recipe
 from engine.base.zero import trainable_parameters
 from engine.batch.stream import lay_out
 from engine.model.forward import to_device
-from engine.model.losses import codebook_weights, weigh
+from engine.model.losses import codebook_weights, weighted_loss
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def measure(forward, backward, update, batch, device: torch.device, num_steps: i
 
     for _ in range(2 + num_steps):
         begin = clock()
-        loss = weigh(forward(batch), 100, 100, Loss(), weights)
+        loss = weighted_loss(forward(batch), 100, 100, Loss(), weights)
         forwarded = clock()
         backward(loss)
         backwarded = clock()
@@ -141,7 +141,7 @@ def measure(forward, backward, update, batch, device: torch.device, num_steps: i
         spans = (forwarded - begin, backwarded - forwarded, end - backwarded, end - begin)
         for name, span in zip(times, spans, strict=True):
             times[name].append(span)
-    loss = weigh(forward(batch), 100, 100, Loss(), weights)
+    loss = weighted_loss(forward(batch), 100, 100, Loss(), weights)
     with OperatorTally() as in_backward:
         backward(loss)
     with OperatorTally() as in_update:

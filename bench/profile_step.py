@@ -22,7 +22,7 @@ from engine.base import zero
 from engine.base.recipe import Lora, Loss
 from engine.batch.stream import Stream, lay_out
 from engine.model.forward import to_device
-from engine.model.losses import codebook_weights, weigh
+from engine.model.losses import codebook_weights, weighted_loss
 
 ROOT = Path(__file__).parents[1]
 LOSSES = ("log_softmax", "nll_loss", "argmax", "cross_entropy")
@@ -58,7 +58,7 @@ def profile_step(engine, stream: Stream, out: Path) -> list[dict]:
     zero.set_lr(engine, 0.0)
 
     def step() -> None:
-        engine.backward(weigh(engine(batch), 100, 100, Loss(), weights))
+        engine.backward(weighted_loss(engine(batch), 100, 100, Loss(), weights))
         engine.step()
         if engine.device.type == "cuda":
             torch.cuda.synchronize()

@@ -27,8 +27,8 @@ from engine.batch.sample import collate
 from engine.batch.stream import lay_out
 from engine.model.flops import flop_rates, peak_flops
 from engine.model.forward import LossModel, to_device
-from engine.model.lora import add_lora, describe
-from engine.model.losses import codebook_weights, weigh
+from engine.model.lora import add_lora, describe_lora
+from engine.model.losses import codebook_weights, weighted_loss
 from preprocess.corpus.dialogue import IGNORE_INDEX
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,7 @@ def build_engine(size: str, device: torch.device, dropout: float = 0.0):
     """The random model under the product's zero2.json, which makes its LoRA weights bf16, as in training."""
     recipe = load_recipe(ROOT / "launch" / "recipes" / "arabic_8xh200.yaml", ["batch.packs_per_step=1"])
     model = build_model(SIZES[size], device, dropout)
-    print(describe(model.model), flush=True)
+    print(describe_lora(model.model), flush=True)
     return zero.initialize(model, zero.resolve_config(ROOT / "ds_configs" / "zero2.json", recipe, 1))
 
 
@@ -182,7 +182,7 @@ def measure(engine, samples: list[ChatMLDatasetSample], make_batch, num_steps: i
     times, losses = [], []
     for _ in range(2 + num_steps):
         start = time.perf_counter()
-        loss = weigh(engine(batch), text_count, audio_count, Loss(), weights)
+        loss = weighted_loss(engine(batch), text_count, audio_count, Loss(), weights)
         engine.backward(loss)
         engine.step()
         losses.append(loss.item())  # waits for the device

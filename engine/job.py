@@ -7,7 +7,7 @@ from engine.base import zero
 from engine.base.recipe import Recipe, load_recipe, recipe_dict
 from engine.batch.loader import PackReader
 from engine.batch.sample import layout_cost
-from engine.batch.whisper import refuse_unheard
+from engine.batch.whisper import check_conditioning
 from engine.model.weights import base_fingerprint, weight_dtype
 from engine.plan.corpora import Corpora
 from engine.plan.of_run import training_plan, validation_packs
@@ -55,7 +55,7 @@ def prepare(
     reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, weight_dtype(chosen.run.precision))
     _refuse_other_encoding(reader)
     _refuse_other_number_of_weights(chosen, reader)
-    refuse_unheard(chosen.conditioning, reader.config, corpora)
+    check_conditioning(chosen.conditioning, reader.config, corpora)
     _refuse_as_written(chosen, reader)
 
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text, chosen.conditioning)

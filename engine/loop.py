@@ -22,12 +22,12 @@ from engine.checkpoint import checkpoint
 from engine.checkpoint.progress import Progress
 from engine.job import Job
 from engine.model.forward import to_device
-from engine.model.losses import LossSums, weigh
+from engine.model.losses import LossSums, weighted_loss
 from engine.monitor import balance
 from engine.monitor.metrics import RunLog, step_line, step_metrics, sum_over_ranks
 from engine.monitor.throughput import Window
 from engine.plan.plan import Pack, Step, describe_start, locate
-from engine.validation import validate, validate_owed
+from engine.validation import validate, validate_pending
 from preprocess.common.errors import InputError
 from preprocess.common.files import replace_link
 
@@ -38,7 +38,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
     A `launcher` that is gone asks too.
     """
     run = job.recipe.run
-    log = RunLog(job.out, progress.step, run.monitors, progress.owes_evaluation)
+    log = RunLog(job.out, progress.step, run.monitors, progress.pending_evaluation)
     clock = WaitClock(
         load_packs(
             job.reader,
@@ -62,10 +62,10 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
     engine.train()
     window = Window()
     begun_with_weights = progress.step == 0 and bool(progress.lineage)  # another run's
-    progress.owes_evaluation = bool(job.validation) and (progress.owes_evaluation or begun_with_weights)
-    if progress.owes_evaluation:
-        validate_owed(engine, job, log, progress, stop)
-    while progress.step < job.total_steps and not progress.owes_evaluation:
+    progress.pending_evaluation = bool(job.validation) and (progress.pending_evaluation or begun_with_weights)
+    if progress.pending_evaluation:
+        validate_pending(engine, job, log, progress, stop)
+    while progress.step < job.total_steps and not progress.pending_evaluation:
         epoch, number = locate(job.plan, progress.step)
         step = job.plan.epoch(epoch).step(number)
         if number == 0 < epoch:  # the first was announced with the plan
@@ -125,7 +125,7 @@ def train_step(
             flops += engine.module.flop_rates.of_pack(loaded.batch)
         _seed_pack(recipe.run.seed, number, pack_number)
         pack_sums = engine(to_device(loaded.batch, engine.device))
-        loss = weigh(pack_sums, step.text_count, step.audio_count, recipe.loss, weights, step.num_contrasted)
+        loss = weighted_loss(pack_sums, step.text_count, step.audio_count, recipe.loss, weights, step.num_contrasted)
         engine.backward(num_packs * loss)
         engine.step()
         sums = sums.plus(pack_sums)
@@ -161,10 +161,10 @@ def save(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -
 
 def _watch_balance(log: RunLog, step: int, before: balance.Masters, now: balance.Masters) -> None:
     """Report how far each FFN of the DualFFN layers moved since the last save, where both train."""
-    ratios = balance.text_over_audio(before, now) if dist.get_rank() == 0 else {}
+    ratios = balance.ffn_update_ratios(before, now) if dist.get_rank() == 0 else {}
     if ratios:
-        log.write(step, balance.metrics(ratios), "balance")
-        print_rank0(balance.describe(ratios))
+        log.write(step, balance.balance_metrics(ratios), "balance")
+        print_rank0(balance.describe_balance(ratios))
 
 
 def _packs_of_this_rank(job: Job, start_step: int) -> Iterator[Pack]:

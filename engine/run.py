@@ -16,10 +16,10 @@ from engine.checkpoint.resume import find_start, hold_run_folder, restore
 from engine.job import Job
 from engine.loop import learning_rate, train
 from engine.model.forward import LossModel
-from engine.model.lora import add_lora, describe
+from engine.model.lora import add_lora, describe_lora
 from engine.model.weights import load_base, weight_dtype
 from engine.monitor.environment import describe_environment
-from engine.plan.plan import describe as describe_plan
+from engine.plan.plan import describe_plan
 from preprocess.common.files import write_json
 
 
@@ -28,13 +28,13 @@ def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | 
     with hold_run_folder(job.out):
         start = find_start(job, mode, allow_change, init_adapter)
         progress = start.progress
-        if progress.step < job.total_steps or progress.owes_evaluation:
+        if progress.step < job.total_steps or progress.pending_evaluation:
             engine = build_engine(job)
             restore(engine, start)
             announce(job, progress, engine.config)
             progress = train(engine, job, progress, launcher)
             engine.destroy()
-    if progress.step < job.total_steps or progress.owes_evaluation:
+    if progress.step < job.total_steps or progress.pending_evaluation:
         saved = "saved; the same command resumes" if progress.step else "before anything to save"
         print_rank0(f"stopped at step {progress.step} of {job.total_steps}, {saved}")
     else:
@@ -63,7 +63,7 @@ def build_engine(job: Job) -> DeepSpeedEngine:
     base = load_base(job.model_folder, weight_dtype(run.precision))
     adapted = add_lora(base, job.recipe.lora, job.recipe.conditioning)
     model = LossModel(adapted, job.recipe.batch.checkpointed_layers, job.recipe.loss)
-    print_rank0(describe(model.model))
+    print_rank0(describe_lora(model.model))
     return zero.initialize(model, zero.fit_buckets(job.deepspeed_config, model))
 
 

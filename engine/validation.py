@@ -11,7 +11,7 @@ from engine.checkpoint import checkpoint
 from engine.checkpoint.progress import Progress
 from engine.job import Job
 from engine.monitor.evaluation import evaluate
-from engine.monitor.metrics import RunLog, short_line
+from engine.monitor.metrics import RunLog, describe_losses
 from preprocess.common.errors import InputError
 from preprocess.common.files import replace_link
 
@@ -23,12 +23,12 @@ def validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress,
     """
     workers, step = job.recipe.batch.loader_workers, progress.step
     metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, workers, stop)
-    progress.owes_evaluation = metrics is None
+    progress.pending_evaluation = metrics is None
     if metrics is None:
         print_rank0(f"asked to stop: validation after step {step} is left for when the run goes on")
         return False
     log.write(step, metrics, "validation")
-    print_rank0(f"validation after step {step}: {short_line(metrics)}")
+    print_rank0(f"validation after step {step}: {describe_losses(metrics)}")
     if metrics.get("conditioning_gain", 1) <= 0 and step > job.recipe.optimizer.warmup_steps:
         print_rank0("warning: the conditioning gain is not positive: the model does not use the reference")
     if not math.isfinite(metrics["loss_audio"] + metrics["loss_text"]):
@@ -40,13 +40,13 @@ def validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress,
     return improved
 
 
-def validate_owed(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> None:
+def validate_pending(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> None:
     """Evaluate before the first step; the checkpoint that the run goes on from, if any, learns what came of it."""
     improved = validate(engine, job, log, progress, stop)
-    if dist.get_rank() == 0 and progress.step > 0 and not progress.owes_evaluation:
+    if dist.get_rank() == 0 and progress.step > 0 and not progress.pending_evaluation:
         root = job.out / "checkpoints"
-        folder = checkpoint.folder_of(root, progress.step)
-        checkpoint.amend(folder, progress.record())
+        folder = checkpoint.step_folder(root, progress.step)
+        checkpoint.update_state(folder, progress.record())
         if improved:
             replace_link(root / "best", folder.name)
             print_rank0(f"{folder} is the best so far")

@@ -10,7 +10,7 @@ from preprocess.corpus.shards import FAILURES_FILE
 from preprocess.encode.make_shard import ShardReport
 from preprocess.finish.accounts import Outcome
 from preprocess.finish.corpus_page import REPORT_FILE
-from preprocess.manifest.columns import few
+from preprocess.manifest.columns import join_some
 from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable
 from preprocess.plan.screening import Screening, dominating_reason, screen, thresholds
@@ -38,7 +38,7 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
     if manifest.own_system_texts:
         what = "it is kept" if keep_system else "--system-text replaces it (--keep-system keeps it)"
         print(f"  {manifest.own_system_texts} rows have a system text of their own: {what}")
-    unheard = sum(row.has_unheard for row in manifest.rows)
+    unheard = sum(row.has_audio_outside_assistant for row in manifest.rows)
     if unheard:
         print(f"  warning: {unheard} rows have audio in turns of the user or the system: a base without an audio")
         print("    tower hears none of it, and Boson's generation passes over the gap otherwise than training does;")
@@ -50,12 +50,12 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
         spellings[name.casefold()].add(name)
     alike = sorted(" / ".join(sorted(names)) for names in spellings.values() if len(names) > 1)
     if alike:
-        print(f"  {len(alike)} speakers whose names differ in capitals alone count as others: {few(alike, 5)}")
+        print(f"  {len(alike)} speakers whose names differ in capitals alone count as others: {join_some(alike, 5)}")
     if manifest.repeated_ids:
-        count, shown = len(manifest.repeated_ids), few(manifest.repeated_ids, 5)
+        count, shown = len(manifest.repeated_ids), join_some(manifest.repeated_ids, 5)
         print(f"  {count} ids stand in more than one row (nothing is merged by id): {shown}")
     if manifest.ignored_columns:
-        print(f"  columns not used: {few(name or '(nameless)' for name in sorted(manifest.ignored_columns))}")
+        print(f"  columns not used: {join_some(name or '(nameless)' for name in sorted(manifest.ignored_columns))}")
     sys.stdout.flush()
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from preprocess.audio.decode import Header, flac_16khz
 from preprocess.codec.load import encode, load_codec
-from preprocess.codec.precision import Way
+from preprocess.codec.precision import EncodeMode
 from preprocess.common.errors import Rejected
 from preprocess.corpus.base_model import BaseModel, check_codec_fits
 from preprocess.corpus.dialogue import IGNORE_INDEX, dialogue_of, read_dialogue
@@ -87,8 +87,8 @@ def _show_cost(
     """Size and time, from a few clips: decoded, and encoded where the codec is named."""
     codec = None
     if settings.audio_tokenizer and settings.hubert:
-        way = Way(settings.device, settings.precision)
-        tokenizer, codec = load_codec(settings.audio_tokenizer, settings.hubert, way)
+        mode = EncodeMode(settings.device, settings.precision)
+        tokenizer, codec = load_codec(settings.audio_tokenizer, settings.hubert, mode)
         check_codec_fits(base, settings.audio_tokenizer, codec.num_codebooks, codec.codebook_size)
     num_bytes, measured_sec, encode_sec, num_measured = 0, 0.0, 0.0, 0
     for clip in clips:

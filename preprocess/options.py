@@ -74,7 +74,7 @@ def flags() -> argparse.ArgumentParser:
     _add_prompt(parser.add_argument_group("prompt", "what the model reads beside the codes; recorded in corpus.json"))
     _add_clips(parser.add_argument_group("clips", "what becomes of a recording"))
     _add_machine(parser.add_argument_group("machine", "where and how codes are computed"))
-    _add_looks(parser.add_argument_group("looks", "what writes nothing; --manifest and --model are enough"))
+    _add_previews(parser.add_argument_group("looks", "what writes nothing; --manifest and --model are enough"))
     return parser
 
 
@@ -201,7 +201,7 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_looks(group: argparse._ArgumentGroup) -> None:
+def _add_previews(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--validate-only", action="store_true", help="check manifest and headers, encode nothing")
     group.add_argument(
         "--dry-run",

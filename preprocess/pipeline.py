@@ -6,7 +6,7 @@ import torch
 
 from preprocess import console
 from preprocess.codec.load import load_codec
-from preprocess.codec.precision import BOSONS, Way, check_way
+from preprocess.codec.precision import BOSON_MODE, EncodeMode, check_mode
 from preprocess.common.errors import Rejected
 from preprocess.corpus.base_model import BaseModel, check_codec_fits, read_base_model
 from preprocess.corpus.dialogue import AS_WRITTEN
@@ -29,12 +29,12 @@ from preprocess.plan.shard_specs import plan_shards, probe_clips
 
 def run(settings: Settings) -> int:
     """Do what the flags ask for; returns the exit code. Raises InputError where nothing can be done."""
-    way = Way(settings.device, settings.precision)
-    check_way(way)
+    mode = EncodeMode(settings.device, settings.precision)
+    check_mode(mode)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
     torch.set_num_threads(1)  # one process per core; and a parent's thread pool would not survive the fork
     num_cores = len(os.sched_getaffinity(0))
-    num_workers = settings.workers or (num_cores if way.device == "cpu" else torch.cuda.device_count())
+    num_workers = settings.workers or (num_cores if mode.device == "cpu" else torch.cuda.device_count())
     base = read_base_model(settings.model)
     refuse_special_tokens("--system-text", "system text", settings.system_text, base.special_tokens)
 
@@ -54,13 +54,13 @@ def run(settings: Settings) -> int:
 
     _refuse_many_failures(settings, manifest, table, rejected)
     assert settings.out  # the flags are refused without it where something is written
-    recorded = _load_networks(settings, way, manifest, base)
+    recorded = _load_networks(settings, mode, manifest, base)
     with open_folder(settings.out, recorded, settings.slice):
         specs = plan_shards(settings, table, headers, recorded)
         if settings.finalize:
             refuse_missing(specs)
         agreement = measure_agreement(specs)
-        mine = settings.slice.of(specs) if settings.slice else specs
+        mine = settings.slice.select(specs) if settings.slice else specs
         reports = make_shards(mine, headers, num_workers, settings.max_failure_share, settings.executor)
         console.show_reused(settings, reports)
         with finishing(settings.out):
@@ -99,13 +99,15 @@ def _refuse_many_failures(
         refuse_many_failures(stage, failed, num_seen, settings.max_failure_share)
 
 
-def _load_networks(settings: Settings, way: Way, manifest: Manifest, base: BaseModel) -> dict:
+def _load_networks(settings: Settings, mode: EncodeMode, manifest: Manifest, base: BaseModel) -> dict:
     """Load what workers on the CPU share with this process; returns what corpus.json records of all settings."""
     assert settings.audio_tokenizer
     assert settings.hubert
     # A process that has used a GPU can't be forked.
-    tokenizer, codec = load_codec(settings.audio_tokenizer, settings.hubert, way if way.device == "cpu" else BOSONS)
-    if way.device == "cpu":
+    tokenizer, codec = load_codec(
+        settings.audio_tokenizer, settings.hubert, mode if mode.device == "cpu" else BOSON_MODE
+    )
+    if mode.device == "cpu":
         console.show_encoder(tokenizer.faster_forms)
     load_screening_networks(settings.screening)
     check_codec_fits(base, settings.audio_tokenizer, codec.num_codebooks, codec.codebook_size)

@@ -40,8 +40,8 @@ def build_sample(
     waveforms = []
     if conditioning != "codes":
         waveforms = [(clip.key, chunk) for clip in references for chunk in waveform_chunks(clip, config)]
-    heard, spoken = [key for key, _ in waveforms], conditioning != "whisper"
-    dialogue = read_dialogue(stored, target.key, system_text, heard=heard, spoken=spoken)
+    tower_audios, with_codes = [key for key, _ in waveforms], conditioning != "whisper"
+    dialogue = read_dialogue(stored, target.key, system_text, tower_audios=tower_audios, with_codes=with_codes)
     input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, tokenizer)
     if input_ids is None:
         raise InputError(
@@ -54,12 +54,12 @@ def build_sample(
     codes = [clips[audio.audio_url].codes for audio in audios]
     codes[: len(waveforms)] = [target.codes[:, :0]] * len(waveforms)
     num_placeholders = [input_ids.count(token) for token in (config.audio_in_token_idx, config.audio_out_token_idx)]
-    num_spoken = sum(audio.spoken for audio in audios_of(dialogue))
-    if num_placeholders != [len(codes) - num_spoken, num_spoken]:
+    num_with_codes = sum(audio.has_codes for audio in audios_of(dialogue))
+    if num_placeholders != [len(codes) - num_with_codes, num_with_codes]:
         raise InputError(
             f"clip {target.key}",
-            f"{num_placeholders[0]} <|AUDIO|> tokens for {len(codes) - num_spoken} audios of the user and "
-            f"{num_placeholders[1]} <|AUDIO_OUT|> tokens for {num_spoken} of the assistant",
+            f"{num_placeholders[0]} <|AUDIO|> tokens for {len(codes) - num_with_codes} audios of the user and "
+            f"{num_placeholders[1]} <|AUDIO_OUT|> tokens for {num_with_codes} of the assistant",
             "one for each",
             "A transcript spells a special token: correct it in the manifest and run preprocess.shard again.",
         )
@@ -87,7 +87,7 @@ def build_sample(
     )
 
 
-def spoken_audios(sample: ChatMLDatasetSample, config: HiggsAudioConfig) -> list[int]:
+def audios_with_codes(sample: ChatMLDatasetSample, config: HiggsAudioConfig) -> list[int]:
     """Which audio of a sample each <|AUDIO_OUT|> stands for, counted as Boson's collator does: <|AUDIO|> too."""
     is_spoken = sample.input_ids == config.audio_out_token_idx
     is_audio = is_spoken | (sample.input_ids == config.audio_in_token_idx)
@@ -129,16 +129,19 @@ def layout_cost(
 
     Boson encodes each text by itself, so the tokens of a sample are these plus those of its texts.
     """
-    shows_codes, hears = conditioning != "whisper", conditioning != "codes"
+    references_have_codes, with_waveforms = conditioning != "whisper", conditioning != "codes"
 
-    def text_stream(num_references: int, spoken: bool = True) -> tuple[list[int], list[int]]:
+    def text_stream(num_references: int, with_codes: bool = True) -> tuple[list[int], list[int]]:
         references = [("", "reference")] * num_references
-        dialogue = voice_cloning_dialogue("", references, "", "target", spoken=spoken)
+        dialogue = voice_cloning_dialogue("", references, "", "target", with_codes=with_codes)
         input_ids, label_ids, _, _ = prepare_chatml_sample(dialogue, tokenizer)
         return input_ids, label_ids
 
     alone, labels = text_stream(0)
-    with_codes, with_reference = len(text_stream(1)[0]) - 1, len(text_stream(1, shows_codes)[0]) - shows_codes
+    with_codes, with_reference = (
+        len(text_stream(1)[0]) - 1,
+        len(text_stream(1, references_have_codes)[0]) - references_have_codes,
+    )
     num_labels = sum(label not in (IGNORE_INDEX, config.audio_out_token_idx) for label in labels)
     return LayoutCost(
         tokens_base=len(alone) - 1,
@@ -146,8 +149,8 @@ def layout_cost(
         columns_extra=2 + config.audio_num_codebooks - 1,
         text_labels=num_labels,
         system_tokens=len(tokenizer.encode(system_text, add_special_tokens=False)),
-        shows_codes=shows_codes,
-        tokens_of_shown_codes=with_codes - with_reference,
-        heard_chunk_samples=feature_extractor(config).n_samples if hears else 0,
-        hop_samples=feature_extractor(config).hop_length if hears else 0,
+        references_have_codes=references_have_codes,
+        tokens_of_reference_codes=with_codes - with_reference,
+        tower_chunk_samples=feature_extractor(config).n_samples if with_waveforms else 0,
+        hop_samples=feature_extractor(config).hop_length if with_waveforms else 0,
     )

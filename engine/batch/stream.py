@@ -15,7 +15,7 @@ from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from boson_multimodal.model.higgs_audio.utils import build_delay_pattern_mask
 
-from engine.batch.sample import spoken_audios
+from engine.batch.sample import audios_with_codes
 from engine.batch.whisper import feature_extractor
 from engine.plan.samples import tower_outputs
 from preprocess.corpus.base_model import has_audio_tower
@@ -23,7 +23,7 @@ from preprocess.corpus.dialogue import IGNORE_INDEX
 
 
 @dataclass
-class Heard:
+class TowerInput:
     """The waveforms of a pack: N chunks, perhaps none, that become F of the text tokens."""
 
     features: torch.Tensor  # [N, mel bins, mel frames]
@@ -51,14 +51,14 @@ class Stream:
     audio_labels: torch.Tensor  # int64 [labelled columns, codebooks], -100 where a codebook has no label
     voice: torch.Tensor  # int64 [A] whose voice a column is: 2n of sample n's references, 2n + 1 of its target
     speakers: torch.Tensor  # int64 [S] numbers of the samples' speakers
-    heard: Heard | None = None  # where the base has an audio tower
+    tower: TowerInput | None = None  # where the base has an audio tower
 
 
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """A batch dataclass (a Stream, or Boson's padded one) with `change` applied to each of its tensors."""
 
     def changed(value: Any) -> Any:
-        if isinstance(value, Heard):
+        if isinstance(value, TowerInput):
             return map_tensors(value, change)
         return change(value) if isinstance(value, torch.Tensor) else value
 
@@ -80,13 +80,13 @@ def lay_out(
     hop_length = feature_extractor(config).hop_length if has_audio_tower(config) else 0
     for place, sample in enumerate(samples):
         is_audio = sample.input_ids == config.audio_out_token_idx
-        is_heard = sample.input_ids == config.audio_in_token_idx
+        goes_to_tower = sample.input_ids == config.audio_in_token_idx
         waveforms = [sample.get_wv(number)[0].numpy() for number in range(len(sample.audio_waveforms_start))]
         chunks += waveforms
         trained = sample.label_ids[is_audio] != IGNORE_INDEX
         repeats = torch.ones_like(sample.input_ids)
         lengths = []
-        for number, is_trained in zip(spoken_audios(sample, config), trained.tolist(), strict=True):
+        for number, is_trained in zip(audios_with_codes(sample, config), trained.tolist(), strict=True):
             codes = sample.get_audio_codes(number)
             audio, audio_labels = _delayed(codes, is_trained, config)
             columns.append(audio)
@@ -96,7 +96,7 @@ def lay_out(
         repeats[is_audio] = torch.tensor(lengths)
         # What nothing hears takes no place: Boson's merge leaves a hole there that attention and positions pass over.
         num_outputs = [tower_outputs(len(waveform), hop_length) for waveform in waveforms] or [0]
-        repeats[is_heard] = torch.tensor(num_outputs, dtype=torch.int64)
+        repeats[goes_to_tower] = torch.tensor(num_outputs, dtype=torch.int64)
         tokens.append(sample.input_ids.repeat_interleave(repeats))
         labels.append(sample.label_ids.masked_fill(is_audio, IGNORE_INDEX).repeat_interleave(repeats))
 
@@ -114,8 +114,10 @@ def lay_out(
     labelled_text = (text_labels != IGNORE_INDEX).nonzero().squeeze(1)
     labelled_columns = (audio_labels != IGNORE_INDEX).any(1).nonzero().squeeze(1)
     num_text = int(text_lengths.sum())
-    is_heard = stream[~is_audio] == config.audio_in_token_idx
-    heard = _hear(chunks, is_heard.nonzero().squeeze(1), config, dtype) if has_audio_tower(config) else None
+    goes_to_tower = stream[~is_audio] == config.audio_in_token_idx
+    tower = (
+        _tower_input(chunks, goes_to_tower.nonzero().squeeze(1), config, dtype) if has_audio_tower(config) else None
+    )
     return Stream(
         text_tokens=stream[~is_audio],
         audio_columns=audio_columns,
@@ -132,11 +134,13 @@ def lay_out(
         audio_labels=audio_labels[labelled_columns],
         voice=torch.cat(voice),
         speakers=torch.tensor(speakers or [0] * len(samples)),
-        heard=heard,
+        tower=tower,
     )
 
 
-def _hear(chunks: list[np.ndarray], rows: torch.Tensor, config: HiggsAudioConfig, dtype: torch.dtype) -> Heard:
+def _tower_input(
+    chunks: list[np.ndarray], rows: torch.Tensor, config: HiggsAudioConfig, dtype: torch.dtype
+) -> TowerInput:
     """Mel features of `chunks`, and which outputs of the tower go into the text rows `rows`."""
     extractor = feature_extractor(config)
     if chunks:
@@ -153,7 +157,7 @@ def _hear(chunks: list[np.ndarray], rows: torch.Tensor, config: HiggsAudioConfig
         torch.arange(tower_outputs(len(chunk), extractor.hop_length)) + number * per_chunk
         for number, chunk in enumerate(chunks)
     ]
-    return Heard(features.to(dtype), mask, torch.cat([torch.zeros(0, dtype=torch.int64), *outputs]), rows)
+    return TowerInput(features.to(dtype), mask, torch.cat([torch.zeros(0, dtype=torch.int64), *outputs]), rows)
 
 
 def _delayed(codes: torch.Tensor, trained: bool, config: HiggsAudioConfig) -> tuple[torch.Tensor, torch.Tensor]:

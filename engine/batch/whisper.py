@@ -34,7 +34,7 @@ def _extractor(num_mel_bins: int, max_source_positions: int) -> WhisperFeatureEx
     return WhisperFeatureExtractor(feature_size=num_mel_bins, chunk_length=chunk_sec)
 
 
-def refuse_unheard(conditioning: str, config: HiggsAudioConfig, corpora: Corpora) -> None:
+def check_conditioning(conditioning: str, config: HiggsAudioConfig, corpora: Corpora) -> None:
     """Raise InputError where references can't be heard: the base has no tower, or a clip no waveform."""
     if conditioning == "codes":
         return

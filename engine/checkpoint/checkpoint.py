@@ -76,7 +76,7 @@ def save(
     state: dict,
 ) -> Path:
     """Write checkpoints/step-N under `root` and point `latest` at it. One rank calls it, with gathered tensors."""
-    folder = folder_of(root, step)
+    folder = step_folder(root, step)
     temporary = root / f".{folder.name}.partial"
     _remove_leftovers(root)
     temporary.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def save(
     return folder
 
 
-def amend(folder: Path, facts: dict) -> None:
+def update_state(folder: Path, facts: dict) -> None:
     """Give the state.json of a whole checkpoint other `facts`, in one move."""
     _write_state(folder, {**read_state(folder), **facts})
 
@@ -117,7 +117,7 @@ def _write_state(folder: Path, state: dict) -> None:
     write_json(folder / STATE_FILE, state, sort_keys=True)
 
 
-def folder_of(root: Path, step: int) -> Path:
+def step_folder(root: Path, step: int) -> Path:
     """Where the checkpoint after global step `step` lies."""
     return root / f"step-{step:06d}"
 

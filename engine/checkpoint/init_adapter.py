@@ -4,7 +4,7 @@ from pathlib import Path
 
 from engine.base.console import print_rank0
 from engine.checkpoint import checkpoint
-from engine.checkpoint.identity import flat, name, short
+from engine.checkpoint.identity import fact_name, flatten, shorten
 from engine.job import Job
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
@@ -35,15 +35,15 @@ def check_adapter(given: str, job: Job) -> tuple[Path, dict]:
         ("lora.dora", config["use_dora"], lora.dora),
     ]
     if state:
-        old, new = flat(state["identity"]), flat(job.facts["identity"])
+        old, new = flatten(state["identity"]), flatten(job.facts["identity"])
         keys = ("base_fingerprint", "codec_fingerprint", "lora.mode", "lora.train_whole")
-        pairs += [(name(key), old[key], new[key]) for key in keys]
+        pairs += [(fact_name(key), old[key], new[key]) for key in keys]
     wrong = [(what, found, expected) for what, found, expected in pairs if found != expected]
     if wrong:
         raise InputError(
             f"--init-adapter {folder}: {', '.join(what for what, _, _ in wrong)}",
-            "; ".join(f"{what} {short(found)} in the adapter" for what, found, _ in wrong),
-            "; ".join(f"{what} {short(expected)}, as this command says" for what, _, expected in wrong),
+            "; ".join(f"{what} {shorten(found)} in the adapter" for what, found, _ in wrong),
+            "; ".join(f"{what} {shorten(expected)}, as this command says" for what, _, expected in wrong),
             "Give the --model and the lora of the recipe that the adapter was trained with.",
         )
     if state and state["layout"] != job.facts["layout"]:

@@ -9,14 +9,14 @@ class Progress:
     """Where a run stands: global steps done, and the lowest validation audio loss with its step.
 
     lineage: what the weights come from and every change on the way, oldest first.
-    owes_evaluation: a stop cut the evaluation after `step` short; it comes first when the run goes on.
+    pending_evaluation: a stop cut the evaluation after `step` short; it comes first when the run goes on.
     """
 
     step: int = 0
     lineage: list[dict[str, Any]] = field(default_factory=list)
     best_loss: float | None = None
     best_step: int | None = None
-    owes_evaluation: bool = False
+    pending_evaluation: bool = False
 
     def record(self) -> dict:
         """What state.json says of it beside the step."""

@@ -17,7 +17,7 @@ from engine.base import zero
 from engine.base.console import print_rank0
 from engine.base.zero import trainable_parameters
 from engine.checkpoint import checkpoint
-from engine.checkpoint.identity import other_changes, refuse_other_run, refuse_unknown_changes, short
+from engine.checkpoint.identity import other_changes, refuse_other_run, refuse_unknown_changes, shorten
 from engine.checkpoint.init_adapter import check_adapter
 from engine.checkpoint.progress import Progress
 from engine.job import Job
@@ -133,9 +133,7 @@ def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: 
     print(f"resuming from {newest}, the newest checkpoint whose files have their hashes")
     changes = [*allowed, *other_changes(state, job.facts)]
     for name, was, now in changes:
-        print_rank0(
-            f"changed at step {state['step']}: {name} was {short(was)} up to here and is {short(now)} from here on"
-        )
+        print_rank0(f"changed at step {state['step']}: {name} was {shorten(was)} and is {shorten(now)} from here on")
     if allowed:
         print_rank0("the samples come in another order from here on; some of this epoch come twice, some not at all")
     if state["total_steps"] != job.total_steps:
@@ -150,18 +148,18 @@ def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: 
 def _progress(root: Path, newest: Path, state: dict) -> Progress:
     """Where the run stands; `latest` and `best` are made to say so, which a kill may have come between."""
     replace_link(root / "latest", newest.name)
-    progress = Progress(state["step"], state["lineage"], owes_evaluation=state["owes_evaluation"])
+    progress = Progress(state["step"], state["lineage"], pending_evaluation=state["pending_evaluation"])
     for folder in reversed(checkpoint.list_checkpoints(root)):  # an older one knows the best before
         if folder > newest or (folder != newest and checkpoint.find_problem(folder) is not None):
             continue
-        told = checkpoint.read_state(folder)
-        if told["best_step"] is None:
+        earlier = checkpoint.read_state(folder)
+        if earlier["best_step"] is None:
             break
-        best = checkpoint.folder_of(root, told["best_step"])
+        best = checkpoint.step_folder(root, earlier["best_step"])
         problem = None if best == newest else checkpoint.find_problem(best)
         if problem is None:
             replace_link(root / "best", best.name)
-            return replace(progress, best_loss=told["best_loss"], best_step=told["best_step"])
+            return replace(progress, best_loss=earlier["best_loss"], best_step=earlier["best_step"])
         print_rank0(f"{best}, the best as of {folder.name}, is passed over: {problem}")
     return progress
 

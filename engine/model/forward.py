@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.base.recipe import Loss
-from engine.batch.stream import Heard, Stream, map_tensors
+from engine.batch.stream import Stream, TowerInput, map_tensors
 from engine.model.attention import attention_layer
 from engine.model.consistency import consistency_sum
 from engine.model.flops import FlopRates, flop_rates
@@ -54,8 +54,8 @@ def packed_hidden(model: HiggsAudioModel, stream: Stream, num_checkpointed_layer
     num_checkpointed_layers: so many layers, from the first, recompute their activations in the backward pass.
     """
     text = model.embed_tokens(stream.text_tokens)
-    if stream.heard is not None:
-        text = text.index_copy(0, stream.heard.rows, _hear(model, stream.heard))
+    if stream.tower is not None:
+        text = text.index_copy(0, stream.tower.rows, _tower_outputs(model, stream.tower))
     hidden = torch.cat([text, model._embed_audio_ids(stream.audio_columns)])
     rotary = model.rotary_emb(hidden, stream.position_ids.unsqueeze(0))
     text_positions = stream.stream_to_split[: len(stream.text_tokens)]
@@ -81,12 +81,12 @@ def packed_logits(model: HiggsAudioModel, hidden: torch.Tensor, stream: Stream) 
     )
 
 
-def _hear(model: HiggsAudioModel, heard: Heard) -> torch.Tensor:
+def _tower_outputs(model: HiggsAudioModel, tower: TowerInput) -> torch.Tensor:
     """[F, hidden]: the waveforms through Boson's tower and projector, which has a gradient of zero without any."""
-    if not len(heard.features):
+    if not len(tower.features):
         return model.audio_encoder_proj(model.embed_tokens.weight.new_zeros(0, model.audio_tower.config.d_model))
-    outputs, _ = model._apply_audio_tower(heard.features, heard.feature_mask)
-    return outputs.flatten(0, 1).index_select(0, heard.outputs)
+    outputs, _ = model._apply_audio_tower(tower.features, tower.feature_mask)
+    return outputs.flatten(0, 1).index_select(0, tower.outputs)
 
 
 def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple, text_rotary: tuple) -> torch.Tensor:

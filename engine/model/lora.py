@@ -72,7 +72,7 @@ def add_lora(model: HiggsAudioModel, lora: Lora, conditioning: str = "codes") ->
     return get_peft_model(model, config)
 
 
-def describe(model: PeftModel) -> str:
+def describe_lora(model: PeftModel) -> str:
     """What is adapted, what is trained whole and how much trains, for the log."""
     kinds: dict[str, int] = {}
     for name, module in model.named_modules():

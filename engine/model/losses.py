@@ -94,7 +94,7 @@ def codebook_weights(loss: Loss, num_codebooks: int) -> torch.Tensor:
     return weights / weights.sum()
 
 
-def weigh(
+def weighted_loss(
     sums: LossSums,
     text_count: int,
     audio_count: int,

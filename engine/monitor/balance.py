@@ -20,7 +20,7 @@ def ffn_masters(masters: Masters) -> Masters:
     return {name: tensor for name, tensor in masters.items() if _parse(name)}
 
 
-def text_over_audio(before: Masters, now: Masters) -> dict[int, float]:
+def ffn_update_ratios(before: Masters, now: Masters) -> dict[int, float]:
     """{layer: norm of the text FFN's update over that of the audio FFN's}, for layers in which LoRA trains both.
 
     The update is that of the effective weights, B A now minus B A before (LoRA's scale is the same on both sides);
@@ -43,7 +43,7 @@ def text_over_audio(before: Masters, now: Masters) -> dict[int, float]:
     return ratios
 
 
-def describe(ratios: dict[int, float]) -> str:
+def describe_balance(ratios: dict[int, float]) -> str:
     """A line for the log, with a warning where a layer's ratio is beyond LOW or HIGH."""
     far = {layer: ratio for layer, ratio in ratios.items() if not LOW <= ratio <= HIGH}
     named = ", ".join(f"layer {layer}: {ratio:.2g}" for layer, ratio in far.items())
@@ -61,7 +61,7 @@ def describe_untrained(masters: Masters) -> str:
     return f"no DualFFN balance: {' and '.join(names)} not trained (lora.mode)" if names else ""
 
 
-def metrics(ratios: dict[int, float]) -> dict[str, float]:
+def balance_metrics(ratios: dict[int, float]) -> dict[str, float]:
     """Lowest, median and highest ratio."""
     return {
         "ffn_balance_min": min(ratios.values()),

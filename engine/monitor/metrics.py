@@ -12,7 +12,7 @@ from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
 
 from engine.base.recipe import Loss
-from engine.model.losses import LossSums, codebook_weights, weigh
+from engine.model.losses import LossSums, codebook_weights, weighted_loss
 from engine.plan.plan import Step
 from preprocess.common.files import write_atomically
 
@@ -48,7 +48,7 @@ def loss_metrics(sums: LossSums, num_starts: int, text_count: int, audio_count: 
 def step_metrics(sums: LossSums, step: Step, loss: Loss) -> dict[str, float]:
     """`loss_metrics` of a training step and `loss`, what its gradient is of; from sums over all ranks."""
     weights = codebook_weights(loss, len(sums.audio)).to(sums.audio.device)
-    total = weigh(sums, step.text_count, step.audio_count, loss, weights, step.num_contrasted)
+    total = weighted_loss(sums, step.text_count, step.audio_count, loss, weights, step.num_contrasted)
     metrics = {"loss": float(total)}
     if loss.consistency_weight > 0:
         metrics["loss_consistency"] = float(sums.consistency) / max(1, step.num_contrasted)
@@ -58,13 +58,13 @@ def step_metrics(sums: LossSums, step: Step, loss: Loss) -> dict[str, float]:
 def step_line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
     """The console's line of a training step, from its metrics and rates."""
     return (
-        f"step {step}/{total_steps}: {short_line(metrics)}, gradient norm {metrics['grad_norm']:.3f}, "
+        f"step {step}/{total_steps}: {describe_losses(metrics)}, gradient norm {metrics['grad_norm']:.3f}, "
         f"lr {metrics['lr']:.2e}, {metrics['tokens_per_sec']:,.0f} tokens/s, "
         f"waited {metrics['data_wait_share']:.1%} for data"
     )
 
 
-def short_line(metrics: dict[str, float]) -> str:
+def describe_losses(metrics: dict[str, float]) -> str:
     """Losses and accuracies, as training and validation print them."""
     return (
         f"audio loss {metrics['loss_audio']:.4f}, text loss {metrics['loss_text']:.4f}, right: "
@@ -76,23 +76,23 @@ def short_line(metrics: dict[str, float]) -> str:
 
 class RunLog:
     """The record of a run in its folder, continued after global step `start_step`: what a killed run wrote of later
-    ones goes, and the validation of that step where it `owes_evaluation`."""
+    ones goes, and the validation of that step where it `pending_evaluation`."""
 
-    def __init__(self, out: Path, start_step: int, monitors: list[str], owes_evaluation: bool = False) -> None:
+    def __init__(self, out: Path, start_step: int, monitors: list[str], pending_evaluation: bool = False) -> None:
         self.path = out / METRICS_FILE
         self._monitor = None
         if dist.get_rank() != 0:
             return
         first_step = start_step + 1 if start_step else 0  # a run that starts anew writes of step 0 too
-        owed = (start_step, "validation") if owes_evaluation else None
+        pending = (start_step, "validation") if pending_evaluation else None
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if (of := _step_and_kind(line))[0] < first_step and of != owed]
+        kept = [line for line in lines if (of := _step_and_kind(line))[0] < first_step and of != pending]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         if monitors:
             files = {"output_path": str(out), "job_name": "logs"}
             settings = {name: {"enabled": True, **({} if name == "wandb" else files)} for name in monitors}
             self._monitor = MonitorMaster(get_monitor_config(settings))
-            _forget(self._monitor, first_step)
+            _drop_later_events(self._monitor, first_step)
 
     def write(self, step: int, metrics: dict[str, float], kind: str) -> None:
         """Append the metrics of global step `step`; `kind` is train, validation or balance."""
@@ -115,7 +115,7 @@ def _step_and_kind(line: str) -> tuple[float, str]:
         return float("inf"), ""
 
 
-def _forget(monitor: MonitorMaster, first_step: int) -> None:
+def _drop_later_events(monitor: MonitorMaster, first_step: int) -> None:
     """Take from TensorBoard and the CSV files what they hold of `first_step` and later."""
     if monitor.tb_monitor is not None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import

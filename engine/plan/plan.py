@@ -311,7 +311,7 @@ def locate(plan: Plan, global_step: int) -> tuple[int, int]:
     return epoch, global_step
 
 
-def describe(summary: dict) -> str:
+def describe_plan(summary: dict) -> str:
     """A summary as one paragraph."""
     samples, tokens = summary["samples_per_step"], summary["tokens_per_step"]
     corpora = [

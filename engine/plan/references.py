@@ -27,8 +27,8 @@ class Dialogues:
         audios = pc.struct_field(dialogues, "audios")
         self.audio_sample = pc.list_parent_indices(audios).to_numpy()
         audios = pc.list_flatten(audios)
-        self.spoken, self.trained = (
-            pc.struct_field(audios, name).to_numpy(zero_copy_only=False) for name in ("spoken", "trained")
+        self.has_codes, self.trained = (
+            pc.struct_field(audios, name).to_numpy(zero_copy_only=False) for name in ("has_codes", "trained")
         )
         names = pc.struct_field(audios, "key")
         self.audio = rows_of_keys(index, corpus, names, corpus[self.target[self.audio_sample]])

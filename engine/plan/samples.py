@@ -40,20 +40,20 @@ class LayoutCost:
     columns_extra: int  # audio columns beyond the frames, an audio: 2 + codebooks - 1
     text_labels: int  # labelled text positions a sample with drawn references
     system_tokens: int = 0  # of the corpus's system text
-    shows_codes: bool = True  # of references
-    tokens_of_shown_codes: int = 0  # text-stream tokens that a reference has more where its codes are shown
-    heard_chunk_samples: int = 0  # of a reference's waveform that an audio tower hears at once; 0 = none is heard
+    references_have_codes: bool = True  # of references
+    tokens_of_reference_codes: int = 0  # text-stream tokens that a reference has more where its codes are shown
+    tower_chunk_samples: int = 0  # of a reference's waveform that an audio tower hears at once; 0 = none is heard
     hop_samples: int = 0  # of the tower's mel frames
 
     def reference_tokens(self, frames: np.ndarray, waveform_samples: np.ndarray) -> np.ndarray:
         """Tokens a reference adds besides its text, int32 [clips]; waveforms count where they are heard."""
         tokens = np.full_like(frames, self.tokens_per_reference)
-        if self.shows_codes:
+        if self.references_have_codes:
             tokens += frames + np.int32(self.columns_extra)
-        if self.heard_chunk_samples:
+        if self.tower_chunk_samples:
             # Each chunk stands between two marks.
-            whole, rest = np.divmod(waveform_samples, np.int32(self.heard_chunk_samples))
-            tokens += whole * np.int32(2 + tower_outputs(self.heard_chunk_samples, self.hop_samples))
+            whole, rest = np.divmod(waveform_samples, np.int32(self.tower_chunk_samples))
+            tokens += whole * np.int32(2 + tower_outputs(self.tower_chunk_samples, self.hop_samples))
             tokens += np.where(rest > 0, 2 + tower_outputs(rest, self.hop_samples), 0).astype(np.int32)
         return tokens
 
@@ -114,14 +114,14 @@ class Split:
         self.target = np.concatenate([drawing, named.target], dtype=np.int32)
         self.dialogue = np.concatenate([np.full_like(drawing, -1), named.dialogue], dtype=np.int32)
         columns = frames + np.int32(cost.columns_extra)
-        heard = index.column("waveform_samples").to_numpy() if cost.heard_chunk_samples else frames
-        beside_text = cost.reference_tokens(frames, heard)
+        waveform_samples = index.column("waveform_samples").to_numpy() if cost.tower_chunk_samples else frames
+        beside_text = cost.reference_tokens(frames, waveform_samples)
         self._reference_tokens = text_tokens + beside_text
         # Lengths of dialogues are whole; what drawn references add is known once they are drawn.
         system_tokens = index.column("system_tokens").fill_null(cost.system_tokens).to_numpy()[drawing]
         drawing_tokens = text_tokens[drawing] + system_tokens + columns[drawing] + np.int32(cost.tokens_base)
-        shown = beside_text - np.int32(cost.tokens_per_reference + cost.tokens_of_shown_codes)
-        audio_tokens = np.where(named.trained, columns[named.audio], np.where(named.spoken, shown[named.audio], 0))
+        shown = beside_text - np.int32(cost.tokens_per_reference + cost.tokens_of_reference_codes)
+        audio_tokens = np.where(named.trained, columns[named.audio], np.where(named.has_codes, shown[named.audio], 0))
         named_tokens = named.stream_tokens + _sums(named, audio_tokens)
         self._tokens = np.concatenate([drawing_tokens, named_tokens], dtype=np.int32)
         labels = np.full_like(drawing, cost.text_labels), named.text_labels

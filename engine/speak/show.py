@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from engine.base.recipe import Recipe
 from engine.batch.loader import PackReader, ReadSample
-from engine.batch.sample import layout_cost, spoken_audios
+from engine.batch.sample import audios_with_codes, layout_cost
 from engine.batch.stream import lay_out
-from engine.batch.whisper import refuse_unheard, waveform_chunks
+from engine.batch.whisper import check_conditioning, waveform_chunks
 from engine.plan.corpora import Corpora
 from engine.plan.of_run import training_plan, validation_packs
 from engine.plan.plan import Sample
@@ -68,7 +68,7 @@ def show_samples(corpus: Corpus, row: int, model: Path, recipe: Recipe, epoch: i
     """Print the samples of a clip token by token; `image`: draw the codes of the first. Raises InputError."""
     corpora = Corpora([corpus.folder])
     reader = PackReader(corpora, model, recipe.forward, recipe.conditioning)
-    refuse_unheard(recipe.conditioning, reader.config, corpora)
+    check_conditioning(recipe.conditioning, reader.config, corpora)
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text, recipe.conditioning)
     planned, missing = find_samples(corpus, corpora, row, recipe, epoch, cost)
     samples = [reader.read_sample(sample) for sample in planned]
@@ -93,9 +93,11 @@ def _describe_references(sample: ReadSample, plan: Sample) -> str:
 def _print_tokens(reader: PackReader, sample: ReadSample) -> None:
     """One line per token and per audio; what is trained bears a star."""
     config, tokens = reader.config, sample.tokens
-    hears, spoken = reader.conditioning != "codes", reader.conditioning != "whisper"
-    heard = [clip.key for clip in sample.references if hears for _ in waveform_chunks(clip, config)]
-    dialogue = read_dialogue(sample.dialogue, sample.target.key, reader.system_text, heard=heard, spoken=spoken)
+    with_waveforms, with_codes = reader.conditioning != "codes", reader.conditioning != "whisper"
+    tower_audios = [clip.key for clip in sample.references if with_waveforms for _ in waveform_chunks(clip, config)]
+    dialogue = read_dialogue(
+        sample.dialogue, sample.target.key, reader.system_text, tower_audios=tower_audios, with_codes=with_codes
+    )
     clips = {clip.key: clip for clip in [*sample.references, sample.target]}
     place, audios = 0, [clips[audio.key] for audio in audios_of(dialogue)]
     extra = config.audio_num_codebooks + 1  # BOS, EOS and the delay
@@ -103,7 +105,7 @@ def _print_tokens(reader: PackReader, sample: ReadSample) -> None:
     for token, label in zip(tokens.input_ids.tolist(), tokens.label_ids.tolist(), strict=True):
         mark = " " if label == IGNORE_INDEX else "*"
         if token == config.audio_in_token_idx:
-            what = "a waveform for the audio tower" if heard else "audio that the base does not hear"
+            what = "a waveform for the audio tower" if tower_audios else "audio that the base does not hear"
             print(f"{place:7d}          {what}: {audios.pop(0).key}")
             continue
         if token != config.audio_out_token_idx:
@@ -115,14 +117,14 @@ def _print_tokens(reader: PackReader, sample: ReadSample) -> None:
         what = "reference" if label == IGNORE_INDEX else "target"
         print(f"{place:7d}     {mark}    {columns} audio columns: {what} {clip.key}, {clip.codes.shape[1]} frames")
         place += columns
-    print(f"{place} tokens{' and the waveforms' * bool(heard)}; trained: *")
+    print(f"{place} tokens{' and the waveforms' * bool(tower_audios)}; trained: *")
 
 
 def _save_image(sample: ChatMLDatasetSample, config: HiggsAudioConfig, path: Path) -> None:
     """The delayed audio columns as the model reads them: one row per codebook, a red line at the trained audio."""
     labels = sample.label_ids[sample.input_ids == config.audio_out_token_idx]
-    spoken = [sample.get_audio_codes(number) for number in spoken_audios(sample, config)]
-    lengths = [codes.shape[1] + config.audio_num_codebooks + 1 for codes in spoken]
+    with_codes = [sample.get_audio_codes(number) for number in audios_with_codes(sample, config)]
+    lengths = [codes.shape[1] + config.audio_num_codebooks + 1 for codes in with_codes]
     columns = lay_out([sample], config).audio_columns
     figure = Figure(figsize=(min(3 + columns.shape[1] / 30, 60), 3), layout="constrained")
     axes = figure.add_subplot()

@@ -13,7 +13,7 @@ from preprocess.common.errors import Rejected
 
 
 @dataclass(frozen=True)
-class Disturbance:
+class Augmentation:
     """How a noisy copy of a clip is made. Files are named under their folder; without one, made from `seed`."""
 
     seed: int
@@ -40,7 +40,7 @@ _HIGHEST_PEAK = 0.99
 _SILENT_RMS = 1e-5
 
 
-def disturb(audio: Audio, how: Disturbance, noise: Path | None, room_responses: Path | None) -> Audio:
+def augment(audio: Audio, how: Augmentation, noise: Path | None, room_responses: Path | None) -> Audio:
     """The recording in a room, with noise: as long and, but for the noise, as loud as it is; the peak at most 0.99.
 
     The signal-to-noise ratio is that of the mean powers over the whole clip. Raises Rejected where the chosen part

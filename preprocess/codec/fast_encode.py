@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 
-from preprocess.codec.precision import BOSONS, Way
+from preprocess.codec.precision import BOSON_MODE, EncodeMode
 
 # Frames of a layer that are worked on at a time: 64 to 512 channels of them stay in a core's cache.
 PIECE_FRAMES = 4096
@@ -26,13 +26,13 @@ _SAMPLES_TO_TRY = (MIN_SAMPLES, 38911, 38913, 51235)
 
 
 @torch.no_grad()
-def speed_up(tokenizer: boson.HiggsAudioTokenizer, way: Way = BOSONS) -> dict[str, bool]:
+def speed_up(tokenizer: boson.HiggsAudioTokenizer, mode: EncodeMode = BOSON_MODE) -> dict[str, bool]:
     """All that serves this way. Boson's encode, called as ever, then takes less time on a CPU in fp32.
 
     Returns, by name, whether a faster form was found to have Boson's bits on this processor; one that has not is off.
     """
     fold_weight_norm(tokenizer)
-    forms = _fit_the_cache(tokenizer) if way.device == "cpu" else {}
+    forms = _fit_the_cache(tokenizer) if mode.device == "cpu" else {}
     skip_discarded_run(tokenizer)
     return forms
 

@@ -11,7 +11,7 @@ AUDIO_SEC_BETWEEN = 10.0
 _audio_sec = 0.0
 
 
-def give_back(audio_sec: float) -> None:
+def return_freed_memory(audio_sec: float) -> None:
     """Count audio that was worked on; after ten seconds of it, return what lies free. Without glibc, do nothing."""
     global _audio_sec
     _audio_sec += audio_sec

@@ -20,8 +20,8 @@ from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 from transformers import AutoModel
 
 from preprocess.codec.fast_encode import speed_up
-from preprocess.codec.freed_memory import give_back
-from preprocess.codec.precision import BOSONS, Way, set_precision
+from preprocess.codec.freed_memory import return_freed_memory
+from preprocess.codec.precision import BOSON_MODE, EncodeMode, set_precision
 from preprocess.common.errors import InputError, first_line
 from preprocess.common.files import sha256_file
 from preprocess.common.json_file import read_json_object
@@ -92,7 +92,9 @@ def _hubert_weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
-def load_codec(folder: Path, hubert_folder: Path, way: Way = BOSONS) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
+def load_codec(
+    folder: Path, hubert_folder: Path, mode: EncodeMode = BOSON_MODE
+) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
     """Boson's tokenizer and its facts; loaded once a process, so a forked worker finds its parent's.
 
     `faster_forms` of the tokenizer is what `speed_up` found on this processor.
@@ -100,11 +102,11 @@ def load_codec(folder: Path, hubert_folder: Path, way: Way = BOSONS) -> tuple[bo
     Raises InputError for a missing folder or file, and where weights and configuration do not fit each other:
     Boson loads with strict=False, which would leave random weights in silence.
     """
-    return _load(folder, hubert_folder, way)
+    return _load(folder, hubert_folder, mode)
 
 
 @functools.cache
-def _load(folder: Path, hubert_folder: Path, way: Way) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
+def _load(folder: Path, hubert_folder: Path, mode: EncodeMode) -> tuple[boson.HiggsAudioTokenizer, CodecFacts]:
     config = read_json_object(folder / "config.json", "config.json of a codec folder", _CODEC_HELP)
     weights = folder / "model.pth"
     if not weights.is_file():
@@ -117,7 +119,7 @@ def _load(folder: Path, hubert_folder: Path, way: Way) -> tuple[boson.HiggsAudio
     with hubert_from(hubert_folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's older weight_norm
         try:
-            tokenizer = boson.load_higgs_audio_tokenizer(str(folder), device=way.device)
+            tokenizer = boson.load_higgs_audio_tokenizer(str(folder), device=mode.device)
         except InputError:
             raise
         except Exception as error:  # errors of every kind
@@ -129,8 +131,8 @@ def _load(folder: Path, hubert_folder: Path, way: Way) -> tuple[boson.HiggsAudio
             ) from error
     _compare_keys(tokenizer, weights)
     _ = boson.librosa.resample  # librosa imports its parts on first use: now, rather than in every forked worker
-    tokenizer.faster_forms = speed_up(tokenizer, way)
-    set_precision(tokenizer, way)
+    tokenizer.faster_forms = speed_up(tokenizer, mode)
+    set_precision(tokenizer, mode)
     return tokenizer, CodecFacts(
         num_codebooks=tokenizer.n_q,
         codebook_size=tokenizer.quantizer.bins,  # tokenizer.codebook_size is the quantizer's dimension
@@ -164,7 +166,7 @@ def _some(keys: list[str]) -> str:
     return shown if len(keys) <= 3 else f"{shown} and {len(keys) - 3} more"
 
 
-def at_codec_rate(waveform: np.ndarray, sample_rate_hz: int, codec_rate_hz: int) -> np.ndarray:
+def resample_to_codec(waveform: np.ndarray, sample_rate_hz: int, codec_rate_hz: int) -> np.ndarray:
     """A waveform at the codec's own rate, as Boson's encode resamples it."""
     if sample_rate_hz == codec_rate_hz:
         return waveform
@@ -174,7 +176,7 @@ def at_codec_rate(waveform: np.ndarray, sample_rate_hz: int, codec_rate_hz: int)
 def encode(tokenizer: boson.HiggsAudioTokenizer, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """uint16 [codebooks, frames]: the codes `tokenizer.encode(path)` gives for a file that decodes to `waveform`."""
     codes = tokenizer.encode(waveform, sample_rate_hz).cpu().numpy().astype(np.uint16)
-    give_back(waveform.shape[-1] / sample_rate_hz)
+    return_freed_memory(waveform.shape[-1] / sample_rate_hz)
     return codes
 
 

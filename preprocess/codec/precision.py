@@ -17,32 +17,32 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _ON = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16")}
 
 
-class Way(NamedTuple):
+class EncodeMode(NamedTuple):
     """How codes are computed: on "cpu", or "cuda", or one GPU ("cuda:1"), and in which precision."""
 
     device: str = "cpu"
     precision: str = "fp32"
 
-    def on_gpu(self, number: int) -> "Way":
+    def on_gpu(self, number: int) -> "EncodeMode":
         """The same on one of this machine's GPUs, dealt out in turn; on the CPU no change."""
         if self.device == "cpu":
             return self
         return self._replace(device=f"cuda:{number % torch.cuda.device_count()}")
 
 
-BOSONS = Way()  # every code is Boson's
+BOSON_MODE = EncodeMode()  # every code is Boson's
 
 
-def check_way(way: Way, cpu_info: Path = Path("/proc/cpuinfo")) -> None:
+def check_mode(mode: EncodeMode, cpu_info: Path = Path("/proc/cpuinfo")) -> None:
     """Raise InputError where this machine can't compute codes so. Starts nothing on a GPU: workers will be forked."""
-    if way.precision not in _ON[way.device]:
+    if mode.precision not in _ON[mode.device]:
         raise InputError(
-            f"--precision {way.precision}",
-            f"--device {way.device}",
-            f"{' or '.join(_ON[way.device])} there",
+            f"--precision {mode.precision}",
+            f"--device {mode.device}",
+            f"{' or '.join(_ON[mode.device])} there",
             "tf32 is a format of GPUs: leave --precision out, or add --device cuda.",
         )
-    if way.device == "cuda" and torch.cuda.device_count() == 0:
+    if mode.device == "cuda" and torch.cuda.device_count() == 0:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise InputError(
             "--device cuda",
@@ -50,7 +50,7 @@ def check_way(way: Way, cpu_info: Path = Path("/proc/cpuinfo")) -> None:
             "an NVIDIA GPU, its driver, and a torch for it",
             "Look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, or leave --device out to encode on the CPU.",
         )
-    if way == Way("cpu", "bf16") and not _BF16_FLAGS & set(cpu_info.read_text().split()):
+    if mode == EncodeMode("cpu", "bf16") and not _BF16_FLAGS & set(cpu_info.read_text().split()):
         raise InputError(
             "--precision bf16",
             "a processor without avx512_bf16 and amx_bf16 (/proc/cpuinfo)",
@@ -59,18 +59,18 @@ def check_way(way: Way, cpu_info: Path = Path("/proc/cpuinfo")) -> None:
         )
 
 
-def set_precision(tokenizer: torch.nn.Module, way: Way) -> None:
+def set_precision(tokenizer: torch.nn.Module, mode: EncodeMode) -> None:
     """Let both encoders of a loaded tokenizer run in this precision; the search for the nearest codes stays fp32."""
-    if way.device != "cpu":  # torch lets convolutions, though not matmuls, use TF32 by itself
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = way.precision == "tf32"
-    if way.precision == "bf16":
-        tokenizer.encoder.forward = _in_bf16(tokenizer.encoder.forward, way)
-        tokenizer.get_regress_target = _in_bf16(tokenizer.get_regress_target, way)
+    if mode.device != "cpu":  # torch lets convolutions, though not matmuls, use TF32 by itself
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = mode.precision == "tf32"
+    if mode.precision == "bf16":
+        tokenizer.encoder.forward = _in_bf16(tokenizer.encoder.forward, mode)
+        tokenizer.get_regress_target = _in_bf16(tokenizer.get_regress_target, mode)
 
 
-def _in_bf16(run: Callable[[torch.Tensor], torch.Tensor], way: Way) -> Callable[[torch.Tensor], torch.Tensor]:
+def _in_bf16(run: Callable[[torch.Tensor], torch.Tensor], mode: EncodeMode) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(torch.device(way.device).type, torch.bfloat16):
+        with torch.autocast(torch.device(mode.device).type, torch.bfloat16):
             return run(x).float()
 
     return forward

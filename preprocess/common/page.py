@@ -42,29 +42,29 @@ def page(title: str, body: Iterable[str]) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width">\n<title>{text(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
 
 
-def text(value: object) -> str:
+def escape(value: object) -> str:
     """Any value as text inside HTML or an attribute."""
     return html.escape(str(value), quote=True)
 
 
 def section(title: str, *parts: str) -> str:
-    return f"<section>\n<h2>{text(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
 def tiles(facts: Iterable[tuple[str, str]]) -> str:
     """(figure, what it is) of each."""
     inside = "".join(
-        f'<div class="tile"><b>{text(figure)}</b><span>{text(what)}</span></div>' for figure, what in facts
+        f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>' for figure, what in facts
     )
     return f'<div class="tiles">{inside}</div>'
 
 
-def account(counts: dict[str, int]) -> str:
+def account_bar(counts: dict[str, int]) -> str:
     """One bar whose parts are shares of all, with the counts beside their colours."""
     total = max(sum(counts.values()), 1)
     shown = [(name, counts[name]) for name in ("written", "merged", "screened", "failed") if name in counts]
@@ -78,7 +78,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequen
 
     def cells(tag: str, row: Sequence[object]) -> str:
         kinds = [' class="number"' if column in numbers else ' dir="auto"' for column in range(len(row))]
-        shown = [cell if isinstance(cell, Markup) else text(cell) for cell in row]
+        shown = [cell if isinstance(cell, Markup) else escape(cell) for cell in row]
         return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, shown, strict=True))
 
     lines = [f"<tr>{cells('th', head)}</tr>", *(f"<tr>{cells('td', row)}</tr>" for row in rows)]
@@ -89,12 +89,12 @@ class Markup(str):
     """HTML that is finished: `table` does not escape it."""
 
 
-def fill(share: float) -> Markup:
+def share_bar(share: float) -> Markup:
     """A bar as long as `share` of its cell."""
     return Markup(f'<div class="fill" style="width:{100 * share:.2f}%"></div>')
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits that count, or all before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
@@ -109,17 +109,17 @@ def histogram(title: str, unit: str, values: np.ndarray, limits: Sequence[float]
     bars = "".join(
         f'<rect class="bin" x="{place * step:.2f}" y="{height - height * count / counts.max():.2f}" '
         f'width="{step - 1:.2f}" height="{height * count / counts.max():.2f}"><title>'
-        f"{number(edges[place])} to {number(edges[place + 1])} {text(unit)}: {count:,}</title></rect>"
+        f"{format_number(edges[place])} to {format_number(edges[place + 1])} {escape(unit)}: {count:,}</title></rect>"
         for place, count in enumerate(counts)
     )
     places = [(limit - low) / (high - low) * width for limit in limits if low < limit < high]
     lines = "".join(f'<line class="limit" x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="{height:.0f}"/>' for x in places)
+    median, first, last = (format_number(np.percentile(values, percent)) for percent in (50, 1, 99))
     return (
-        f'<figure class="card"><figcaption>{text(title)}</figcaption>'
-        f"<p>median {number(np.median(values))} {text(unit)}, 1 to 99 %: {number(np.percentile(values, 1))} to "
-        f"{number(np.percentile(values, 99))}</p>"
+        f'<figure class="card"><figcaption>{escape(title)}</figcaption>'
+        f"<p>median {median} {escape(unit)}, 1 to 99 %: {first} to {last}</p>"
         f'<svg viewBox="0 0 {width:.0f} {height + 16:.0f}" role="img">{bars}{lines}'
-        f'<text x="0" y="{height + 13:.0f}">{number(low)}</text>'
-        f'<text x="{width:.0f}" y="{height + 13:.0f}" text-anchor="end">{number(high)} {text(unit)}</text>'
+        f'<text x="0" y="{height + 13:.0f}">{format_number(low)}</text>'
+        f'<text x="{width:.0f}" y="{height + 13:.0f}" text-anchor="end">{format_number(high)} {escape(unit)}</text>'
         "</svg></figure>"
     )

@@ -31,25 +31,25 @@ def voice_cloning_dialogue(
     target_text: str,
     target_audio: str | None = None,
     *,
-    heard: Sequence[str] = (),
-    spoken: bool = True,
+    tower_audios: Sequence[str] = (),
+    with_codes: bool = True,
 ) -> ChatMLSample:
     """Boson's ChatMLSample in the canonical layout.
 
     references: (transcript, audio) pairs, in order; `audio` is what Boson calls audio_url, a path or a clip key.
     target_audio: with it, the sample ends with the target's turn and `start_index` makes that turn the only
     labelled one; without it, the sample is the prompt that HiggsAudioServeEngine.generate takes.
-    heard: audios that a base with an audio tower hears as waveforms; they open the first user turn, because
-    Boson's collator finds a waveform only where no code precedes it. spoken: whether the codes of references
+    tower_audios: audios that a base with an audio tower takes as waveforms; they open the first user turn, because
+    Boson's collator finds a waveform only where no code precedes it. with_codes: whether the codes of references
     follow their transcripts, in turns of the assistant.
     Texts are used as they are: normalise them before.
     """
     messages = [Message(role="system", content=system_text)]
-    heard_now = [AudioContent(audio_url=audio) for audio in heard]
+    tower_parts = [AudioContent(audio_url=audio) for audio in tower_audios]
     for transcript, audio in references:
-        messages.append(Message(role="user", content=[*heard_now, TextContent(text=transcript)]))
-        heard_now = []
-        if spoken:
+        messages.append(Message(role="user", content=[*tower_parts, TextContent(text=transcript)]))
+        tower_parts = []
+        if with_codes:
             messages.append(Message(role="assistant", content=[AudioContent(audio_url=audio)]))
     messages.append(Message(role="user", content=[TextContent(text=target_text)]))
     if target_audio is None:
@@ -62,24 +62,26 @@ class DialogueAudio(NamedTuple):
     """An audio of a dialogue, by its clip's key: whether its codes stand there, in a turn of the assistant."""
 
     key: str
-    spoken: bool
+    has_codes: bool
     trained: bool
 
 
 def read_dialogue(
-    stored: Mapping, target: str, system_text: str, *, heard: Sequence[str] = (), spoken: bool = True
+    stored: Mapping, target: str, system_text: str, *, tower_audios: Sequence[str] = (), with_codes: bool = True
 ) -> ChatMLSample:
     """Boson's ChatMLSample of a dialogue as shards keep it; an `audio_url` is a clip's key.
 
     stored: as `canonical_dialogue` or `written_dialogue` makes it. target: the key of the clip that keeps it.
-    system_text: that of the corpus. heard, spoken: as `voice_cloning_dialogue` takes them.
+    system_text: that of the corpus. tower_audios, with_codes: as `voice_cloning_dialogue` takes them.
     """
     if "messages" in stored:
         turns = [Message(turn["role"], [_part(part) for part in turn["content"]]) for turn in stored["messages"]]
         return ChatMLSample(messages=turns, start_index=stored["start_index"])
     references = [(reference["text"], reference["key"]) for reference in stored["references"]]
     system_text = stored.get("system_text", system_text)
-    return voice_cloning_dialogue(system_text, references, stored["text"], target, heard=heard, spoken=spoken)
+    return voice_cloning_dialogue(
+        system_text, references, stored["text"], target, tower_audios=tower_audios, with_codes=with_codes
+    )
 
 
 def dialogue_of(

@@ -65,7 +65,7 @@ _TAR_FIELDS = {"mtime": 0, "mode": 0o644, "user": "", "group": ""}  # TarWriter'
 # audio, the labelled ones among them, and its audios in order, that of the clip itself among them. `spoken`: in a
 # turn of the assistant, where its codes stand. `position` is the dialogue's place in the clip's meta["dialogues"]
 # (preprocess.corpus.dialogue.read_dialogue); the index lacks dialogues of which a clip was lost.
-_AUDIO = pa.struct([("key", pa.string()), ("spoken", pa.bool_()), ("trained", pa.bool_())])
+_AUDIO = pa.struct([("key", pa.string()), ("has_codes", pa.bool_()), ("trained", pa.bool_())])
 _DIALOGUE = pa.struct(
     [
         ("position", pa.int32()),

@@ -206,7 +206,7 @@ def _verify_member(where: str, member: Member, row: dict | None, codec: dict) ->
     found = member.offset, len(member.payload), zlib.crc32(member.payload)
     expected = _place(row, member.suffix)
     if found != expected:
-        yield InputError(where, _tell(found), f"{_tell(expected)}, as {INDEX_FILE} says", _AGAIN)
+        yield InputError(where, _describe_place(found), f"{_describe_place(expected)}, as {INDEX_FILE} says", _AGAIN)
         return
     try:
         if member.suffix == "json":
@@ -231,5 +231,5 @@ def _place(row: dict, suffix: str) -> tuple[int, int, int]:
     return row[f"{name}_offset"], row[f"{name}_bytes"], row[f"{name}_crc32"]
 
 
-def _tell(place: tuple[int, int, int]) -> str:
+def _describe_place(place: tuple[int, int, int]) -> str:
     return f"{place[1]} bytes at {place[0]} with crc32 {place[2]:08x}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from preprocess.codec.load import encode, load_codec
-from preprocess.codec.precision import BOSONS
+from preprocess.codec.precision import BOSON_MODE
 from preprocess.common.errors import InputError, Rejected
 from preprocess.encode.local_pool import WorkerDied, run_local
 from preprocess.plan.screening import screen
@@ -19,20 +19,20 @@ def measure_agreement(specs: Sequence[ShardSpec]) -> dict:
 
     In a process of its own: this one must not touch a GPU, since workers are forked from it.
     """
-    if not specs or specs[0].way == BOSONS:
+    if not specs or specs[0].mode == BOSON_MODE:
         return {}
     ((_, result),) = run_local(lambda _, progress: _compare(specs, progress), [None], 1)
     if isinstance(result, WorkerDied):
         raise InputError(
-            f"--device {specs[0].way.device} --precision {specs[0].way.precision}",
+            f"--device {specs[0].mode.device} --precision {specs[0].mode.precision}",
             f"a process that died over the first clips ({result.how})",
             "codes to compare with Boson's",
             "Run the same command on the CPU in fp32: it names a clip that ends its worker.",
         )
     if result:
-        way, shares = specs[0].way, result["equal_share_of_codebooks"]
+        mode, shares = specs[0].mode, result["equal_share_of_codebooks"]
         print(
-            f"{way.precision} on {way.device}: codes equal to fp32 on the CPU, by codebook: "
+            f"{mode.precision} on {mode.device}: codes equal to fp32 on the CPU, by codebook: "
             f"{', '.join(f'{share:.2%}' for share in shares)} "
             f"({result['clips']} clips, {result['frames']} frames)",
             flush=True,
@@ -42,7 +42,7 @@ def measure_agreement(specs: Sequence[ShardSpec]) -> dict:
 
 def _compare(specs: Sequence[ShardSpec], progress: Callable[[float], None]) -> dict:
     folders = specs[0].codec, specs[0].hubert
-    theirs, ours = (load_codec(*folders, way)[0] for way in (BOSONS, specs[0].way.on_gpu(0)))
+    theirs, ours = (load_codec(*folders, mode)[0] for mode in (BOSON_MODE, specs[0].mode.on_gpu(0)))
     equal = []
     for spec in specs:
         for clip in spec.clips:

@@ -79,7 +79,7 @@ def run_local(
             ready = multiprocessing.connection.wait(handles, timeout=max_silence_sec / 2)
             _kill_silent(workers, max_silence_sec)
             for worker in [w for w in workers if w.connection in ready or w.process.sentinel in ready]:
-                yield from _hear(worker, on_progress)
+                yield from _read_messages(worker, on_progress)
                 if worker.process.sentinel not in ready:
                     continue
                 workers.remove(worker)
@@ -113,7 +113,7 @@ def _how_it_ended(worker: _Worker, max_silence_sec: float) -> str:
     return f"no sign of life for {max_silence_sec:.0f} s" if worker.hung else f"exit code {worker.process.exitcode}"
 
 
-def place_in_pool() -> int:
+def worker_number() -> int:
     """This worker's number: below the number of workers, and no other worker's that is alive. 0 outside a pool."""
     return _place
 
@@ -136,7 +136,7 @@ def _give(worker: _Worker, job: int, jobs: Sequence[Any], tries: list[int]) -> N
         worker.connection.send(jobs[job])
 
 
-def _hear(worker: _Worker, on_progress: Callable[[float], None]) -> Iterator[tuple[int, Any]]:
+def _read_messages(worker: _Worker, on_progress: Callable[[float], None]) -> Iterator[tuple[int, Any]]:
     """Everything the worker has said; a message cut off by its death ends the listening."""
     try:
         while worker.connection.poll():

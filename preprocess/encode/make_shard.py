@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.audio.decode import Audio, flac_16khz, flac_samples
-from preprocess.audio.noise import disturb
-from preprocess.codec.load import at_codec_rate, encode, load_codec
+from preprocess.audio.noise import augment
+from preprocess.codec.load import encode, load_codec, resample_to_codec
 from preprocess.common.errors import Rejected, explain_write_errors
 from preprocess.common.files import sha256_file, write_atomically
 from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.dialogue import audios_of, read_dialogue
 from preprocess.corpus.shards import QUALITY, Clip, write_shard
 from preprocess.corpus.text import normalise_text, num_digits
-from preprocess.encode.local_pool import place_in_pool
+from preprocess.encode.local_pool import worker_number
 from preprocess.encode.read_ahead import read_ahead
-from preprocess.encode.reuse import EarlierCorpus, Reused, open_earlier, sound_facts
+from preprocess.encode.reuse import EarlierCorpus, Reused, open_earlier, recording_facts
 from preprocess.judges.figures import audio_figures, code_entropy_bits, text_figures
-from preprocess.judges.speaker import load_encoder, voice_of
+from preprocess.judges.speaker import embed_voice, load_encoder
 from preprocess.judges.voice_activity import load_detector, speech_share
 from preprocess.plan.clips import ClipPlan
 from preprocess.plan.screening import Screening, claims_arabic, screen
@@ -59,7 +59,7 @@ class ShardReport:
 
 def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio_sec: None) -> ShardReport:
     """Encode the spec's clips and write tar and fragment. `progress` hears the seconds of audio of each clip."""
-    tokenizer, facts = load_codec(spec.codec, spec.hubert, spec.way.on_gpu(place_in_pool()))
+    tokenizer, facts = load_codec(spec.codec, spec.hubert, spec.mode.on_gpu(worker_number()))
     earlier = open_earlier(spec.reuse) if spec.reuse else None
     clips, extra, rejected, lost_sec, num_reused = [], {}, {}, {}, 0
     plans = sorted(spec.clips, key=lambda plan: plan.recording.order)
@@ -74,9 +74,9 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
             progress(duration_sec)
             quality = _screened_figures(spec, plan, audio)
             voice = _voice(spec, plan, audio)
-            if plan.disturbance and not reused:
-                audio = disturb(audio, plan.disturbance, spec.noise, spec.room_responses)
-                waveform = at_codec_rate(audio.waveform, audio.sample_rate_hz, facts.sample_rate_hz)
+            if plan.augmentation and not reused:
+                audio = augment(audio, plan.augmentation, spec.noise, spec.room_responses)
+                waveform = resample_to_codec(audio.waveform, audio.sample_rate_hz, facts.sample_rate_hz)
             codes = reused.codes if reused else encode(tokenizer, waveform, facts.sample_rate_hz)
             quality["code_entropy_bits"] = code_entropy_bits(codes)
             screen(spec.screening, quality, str(plan.recording))
@@ -128,7 +128,7 @@ def _read(
     if reused:
         return reused.duration_sec, reused, None
     audio = plan.recording.decode()
-    return audio.duration_sec, audio, at_codec_rate(audio.waveform, audio.sample_rate_hz, codec_rate_hz)
+    return audio.duration_sec, audio, resample_to_codec(audio.waveform, audio.sample_rate_hz, codec_rate_hz)
 
 
 def _clip_path(spec: ShardSpec) -> Path:
@@ -179,9 +179,9 @@ def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) ->
 
 def _voice(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) -> dict[str, str | None]:
     """What tells whose voice a clip is in, where the screening asks for it; a noisy copy is judged by its clip."""
-    if spec.screening.min_speaker_similarity is None or plan.disturbance:
+    if spec.screening.min_speaker_similarity is None or plan.augmentation:
         return {}
-    return {"voice": voice_of(plan.recording.decode() if isinstance(audio, Reused) else audio)}
+    return {"voice": embed_voice(plan.recording.decode() if isinstance(audio, Reused) else audio)}
 
 
 def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> dict:
@@ -195,7 +195,7 @@ def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> d
         "source_sha256": audio.sha256,
         "quality": quality,
         **plan.prompt_meta(),
-        **sound_facts(plan),
+        **recording_facts(plan),
     }
 
 
@@ -254,7 +254,7 @@ def read_finished(spec: ShardSpec) -> ShardReport | None:
     return ShardReport(spec.name, fragment["rows"], rejected, fragment["lost_sec"], num_bytes, fragment["sha256"])
 
 
-def forget(spec: ShardSpec) -> None:
+def discard_fragment(spec: ShardSpec) -> None:
     """Make a finished shard unfinished."""
     _fragment_path(spec).unlink()
 

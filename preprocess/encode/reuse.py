@@ -49,7 +49,7 @@ class EarlierCorpus:
 
     def find(self, plan: ClipPlan) -> Reused | None:
         """The clip of the same audio, if there is one. Reads the recording's file, and decodes nothing."""
-        row = self._rows.get(_identity({"source_sha256": plan.recording.sha256(), **sound_facts(plan)}))
+        row = self._rows.get(_identity({"source_sha256": plan.recording.sha256(), **recording_facts(plan)}))
         if row is None:
             return None
         with self._lock:
@@ -58,14 +58,14 @@ class EarlierCorpus:
         return Reused(clip.meta["source_sha256"], clip.meta["duration_sec"], figures, clip.codes, clip.flac)
 
 
-def sound_facts(plan: ClipPlan) -> dict:
+def recording_facts(plan: ClipPlan) -> dict:
     """What a clip's json member says of how its sound is made from the source file."""
     facts = {"start_sec": plan.recording.start_sec, "end_sec": plan.recording.end_sec}
-    return facts | ({"disturbance": asdict(plan.disturbance)} if plan.disturbance else {})
+    return facts | ({"augmentation": asdict(plan.augmentation)} if plan.augmentation else {})
 
 
 def _identity(meta: dict) -> str:
-    names = ("source_sha256", "start_sec", "end_sec", "disturbance")
+    names = ("source_sha256", "start_sec", "end_sec", "augmentation")
     return json.dumps([meta.get(name) for name in names], sort_keys=True)
 
 

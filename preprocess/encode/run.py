@@ -13,7 +13,7 @@ from preprocess.encode.local_pool import TRIES, WorkerDied, run_local
 from preprocess.encode.make_shard import (
     ShardReport,
     clip_in_work,
-    forget,
+    discard_fragment,
     make_shard,
     read_finished,
     remove_unfinished,
@@ -114,7 +114,7 @@ def _keep_finished(spec: ShardSpec) -> ShardReport | None:
     """The report of a finished shard, unless a clip of it deserves another try."""
     report = read_finished(spec)
     if report and any(error.reason == _DIED for error in report.rejected.values()):
-        forget(spec)
+        discard_fragment(spec)
         return None
     return report
 

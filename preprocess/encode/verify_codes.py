@@ -15,7 +15,7 @@ from preprocess.audio.recording import Recording
 from preprocess.codec.load import hubert_from, load_codec_of
 from preprocess.common.errors import InputError
 from preprocess.corpus.shards import Clip, Corpus
-from preprocess.plan.respelled_names import on_disk
+from preprocess.plan.respelled_names import find_on_disk
 
 _AGAIN = "Encode again on this machine, without --reuse, and compare; if they differ still, report it."
 _IN_PARQUET = re.compile(r"(.+\.parquet)#(\d+)\.(.+)", re.DOTALL)
@@ -76,7 +76,7 @@ def _source(clip: Clip, audio_root: Path | None) -> Recording:
     if audio_root is None and not Path(name).is_absolute():
         raise InputError("--audio-root", "nothing", f"the folder that {name} lies under", "Name that folder.")
     path = (audio_root or Path()) / name
-    return Recording(str(path if path.is_file() else on_disk(path) or path), *part, *embedded)
+    return Recording(str(path if path.is_file() else find_on_disk(path) or path), *part, *embedded)
 
 
 def _check_source(where: str, source: Recording, clip: Clip) -> None:

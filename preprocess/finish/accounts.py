@@ -14,9 +14,9 @@ from preprocess.common.files import write_atomically
 from preprocess.corpus.dialogue import reference_keys
 from preprocess.corpus.shards import FAILURES_FILE, write_corpus
 from preprocess.encode.make_shard import ShardReport
-from preprocess.finish.duplicates import Doubles, heard_in_validation, same_audio, shared_sound
+from preprocess.finish.duplicates import Duplicates, clips_in_validation, find_duplicates, overlapping_pairs
 from preprocess.finish.held_out import held_out_speakers
-from preprocess.finish.speaker_outliers import other_voices
+from preprocess.finish.speaker_outliers import find_speaker_outliers
 from preprocess.judges.pace import speech_facts
 from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable, Use
@@ -62,20 +62,20 @@ def finish(
     copies = {key for key, clip in table.clips.items() if clip.derived_from}
     originals = {key: row for key, row in rows.items() if key not in copies}
     rejected_rows = manifest.rejected + table.rejected
-    left_out = other_voices(originals, table.clips, Screening(**settings["settings"]["screening"]))
-    leaked = heard_in_validation(originals, table.clips, table.validation or set())
+    left_out = find_speaker_outliers(originals, table.clips, Screening(**settings["settings"]["screening"]))
+    leaked = clips_in_validation(originals, table.clips, table.validation or set())
     left_out |= leaked
-    doubles = same_audio({key: row for key, row in originals.items() if key not in leaked}, table.clips)
+    duplicates = find_duplicates({key: row for key, row in originals.items() if key not in leaked}, table.clips)
     unusable, written = lost | left_out, []
     for use in table.uses:
-        error = _why_lost(manifest, table, use, unusable, doubles)
+        error = _why_lost(manifest, table, use, unusable, duplicates)
         if error:
             rejected_rows.append((use.line, error))
         else:
             written.append(use)
     lines = [use.line for use in written] + [line for line, _ in rejected_rows]
     assert len(set(lines)) == len(lines) == manifest.num_rows, "a manifest row twice, or in no account"
-    _mark_usable(originals, table, written, doubles, left_out)
+    _mark_usable(originals, table, written, duplicates, left_out)
     validation = _validation_clips(originals, table, written, settings["settings"])
     for key, row in originals.items():
         row["split"] = "val" if key in validation else "train"
@@ -118,12 +118,12 @@ def _why_lost(
     table: ClipTable,
     use: Use,
     lost: dict[str, Rejected],
-    doubles: Doubles,
+    duplicates: Duplicates,
 ) -> Rejected | None:
     """Why a row is not in the corpus, from the clips it needs; None if all of them are written."""
     where = manifest.where(use.line)
-    if use.position is None and use.key in doubles:
-        _, error = doubles[use.key]
+    if use.position is None and use.key in duplicates:
+        _, error = duplicates[use.key]
         return error.at(f"{where} ({error.where})")
     if use.key in lost:
         return lost[use.key].at(f"{where} ({lost[use.key].where})")
@@ -139,7 +139,7 @@ def _references(table: ClipTable, use: Use) -> list[str]:
 
 
 def _mark_usable(
-    rows: dict[str, dict], table: ClipTable, written: list[Use], doubles: Doubles, left_out: dict[str, Rejected]
+    rows: dict[str, dict], table: ClipTable, written: list[Use], duplicates: Duplicates, left_out: dict[str, Rejected]
 ) -> None:
     """Keep the dialogues that are whole; a clip that no row needs any more is not used."""
     targets = {use.key for use in table.uses}
@@ -147,12 +147,12 @@ def _mark_usable(
     kept = {(use.key, use.position) for use in written}
     for key, row in rows.items():
         row["dialogues"] = [d for d in row["dialogues"] if (key, d["position"]) in kept]
-        row["draws_reference"] &= key not in doubles
+        row["draws_reference"] &= key not in duplicates
         if key not in needed:
             row["use"] = False
             row["reason"] = _LOST[key in targets]
-            if key in doubles:
-                row["reason"] = doubles[key][0]
+            if key in duplicates:
+                row["reason"] = duplicates[key][0]
             elif key in left_out:
                 row["reason"] = left_out[key].reason
 
@@ -173,7 +173,7 @@ def _validation_clips(rows: dict[str, dict], table: ClipTable, written: list[Use
     if table.validation is not None:
         return table.validation
     pairs = [(use.key, key) for use in written for key in _references(table, use)]
-    pairs += shared_sound({key: row for key, row in rows.items() if row["use"]}, table.clips)
+    pairs += overlapping_pairs({key: row for key, row in rows.items() if row["use"]}, table.clips)
     voices = held_out_speakers(
         [(row["speaker"], row["duration_sec"]) for row in rows.values() if row["use"]],
         [(rows[one]["speaker"], rows[other]["speaker"]) for one, other in pairs],

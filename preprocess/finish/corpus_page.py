@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.common.files import write_atomically
-from preprocess.common.page import Markup, account, fill, histogram, page, section, table, text, tiles
+from preprocess.common.page import Markup, account_bar, escape, histogram, page, section, share_bar, table, tiles
 from preprocess.corpus.shards import FAILURES_FILE, Corpus
 
 REPORT_FILE = "report.html"
@@ -37,7 +37,7 @@ def write_report(folder: Path) -> None:
     corpus = Corpus(folder)
     parts = [
         "<h1>Corpus report</h1>",
-        f"<p>{text(_codec(corpus.info))}</p>",
+        f"<p>{escape(_codec(corpus.info))}</p>",
         section("What is in it", tiles(_tiles(corpus))),
         section("Every manifest row, every clip", *_accounts(corpus.info)),
         section("What was dropped, and why", _dropped(corpus)),
@@ -74,9 +74,9 @@ def _tiles(corpus: Corpus) -> list[tuple[str, str]]:
 
 def _accounts(info: dict) -> list[str]:
     return [
-        f"<p>{sum(info['rows'].values()):,} rows</p>{account(info['rows'])}",
-        f"<p>{sum(info['clips'].values()):,} clips</p>{account(info['clips'])}",
-        *(f"<p>{sum(copies.values()):,} noisy copies</p>{account(copies)}" for copies in _copies(info)),
+        f"<p>{sum(info['rows'].values()):,} rows</p>{account_bar(info['rows'])}",
+        f"<p>{sum(info['clips'].values()):,} clips</p>{account_bar(info['clips'])}",
+        *(f"<p>{sum(copies.values()):,} noisy copies</p>{account_bar(copies)}" for copies in _copies(info)),
     ]
 
 
@@ -93,7 +93,9 @@ def _dropped(corpus: Corpus) -> str:
             if record["line"] is not None:
                 counts[kind] += 1
                 if len(examples[kind]) < _NUM_EXAMPLES:
-                    examples[kind].append(f"<div dir='auto'>{text(record['where'])}: {text(record['found'])}</div>")
+                    examples[kind].append(
+                        f"<div dir='auto'>{escape(record['where'])}: {escape(record['found'])}</div>"
+                    )
     if not counts:
         return '<div class="card">Nothing.</div>'
     lost_hours = corpus.info["lost_hours"]
@@ -135,7 +137,7 @@ def _hours(corpus: Corpus, column: str) -> str:
             clips[name or "(not given)"] += 1
     largest = sorted(seconds, key=lambda name: (-seconds[name], name))
     rows = [
-        (name, f"{seconds[name] / 3600:.3f}", f"{clips[name]:,}", fill(seconds[name] / seconds[largest[0]]))
+        (name, f"{seconds[name] / 3600:.3f}", f"{clips[name]:,}", share_bar(seconds[name] / seconds[largest[0]]))
         for name in largest[:_NUM_SPEAKERS]
     ]
     rest = largest[_NUM_SPEAKERS:]
@@ -162,11 +164,11 @@ def _clip(corpus: Corpus, row: int) -> str:
     about = (
         f"{clip.meta['duration_sec']:.1f} s, {quality['rms_dbfs']:.0f} dBFS, {quality['bandwidth_hz'] / 1000:.1f} kHz"
     )
-    if "disturbance" in clip.meta:
-        about += f", noisy copy ({clip.meta['disturbance']['snr_db']:.0f} dB)"
+    if "augmentation" in clip.meta:
+        about += f", noisy copy ({clip.meta['augmentation']['snr_db']:.0f} dB)"
     return (
-        f'<div class="card"><div class="said" dir="auto">{text(clip.meta["text_normalised"])}</div>'
-        f'<p dir="auto">{text(clip.meta["speaker"])}, {text(about)}<br>{text(clip.meta["source"])}</p>'
+        f'<div class="card"><div class="said" dir="auto">{escape(clip.meta["text_normalised"])}</div>'
+        f'<p dir="auto">{escape(clip.meta["speaker"])}, {escape(about)}<br>{escape(clip.meta["source"])}</p>'
         f'<audio controls preload="none" src="data:audio/flac;base64,{base64.b64encode(clip.flac).decode()}"></audio>'
         "</div>"
     )

@@ -8,10 +8,10 @@ from preprocess.corpus.text import normalise_text
 from preprocess.plan.clips import ClipPlan
 
 # By key: the reason in the index, and what the clip's rows are told.
-Doubles = dict[str, tuple[str, Rejected]]
+Duplicates = dict[str, tuple[str, Rejected]]
 
 
-def same_audio(rows: dict[str, dict], clips: dict[str, ClipPlan]) -> Doubles:
+def find_duplicates(rows: dict[str, dict], clips: dict[str, ClipPlan]) -> Duplicates:
     """Which clips whose reference is drawn are no targets, and why.
 
     Same words, speaker and own system text: all but the first are merged into it (`duplicate_of=KEY`). Where one of
@@ -62,7 +62,7 @@ def _duplicate(plan: ClipPlan, first: ClipPlan) -> Rejected:
     )
 
 
-def shared_sound(rows: Mapping[str, dict], clips: dict[str, ClipPlan]) -> Iterator[tuple[str, str]]:
+def overlapping_pairs(rows: Mapping[str, dict], clips: dict[str, ClipPlan]) -> Iterator[tuple[str, str]]:
     """Pairs of keys of clips that are the same sound: parts of one file that share at least half of the shorter."""
     places = defaultdict(list)
     for key in sorted(rows):
@@ -79,12 +79,12 @@ def shared_sound(rows: Mapping[str, dict], clips: dict[str, ClipPlan]) -> Iterat
                     yield key, other
 
 
-def heard_in_validation(
+def clips_in_validation(
     rows: Mapping[str, dict], clips: dict[str, ClipPlan], validation: set[str]
 ) -> dict[str, Rejected]:
     """Clips of training that are the same sound as one of `validation` has: training leaves them out."""
     found = {}
-    for pair in shared_sound(rows, clips):
+    for pair in overlapping_pairs(rows, clips):
         inside, outside = ([key for key in pair if (key in validation) is is_inside] for is_inside in (True, False))
         if inside and outside:
             (key,), (held_out,) = outside, inside

@@ -52,7 +52,9 @@ def _compare(voices: np.ndarray, threshold: float) -> np.ndarray:
     return similarity
 
 
-def other_voices(rows: dict[str, dict], clips: dict[str, ClipPlan], screening: Screening) -> dict[str, Rejected]:
+def find_speaker_outliers(
+    rows: dict[str, dict], clips: dict[str, ClipPlan], screening: Screening
+) -> dict[str, Rejected]:
     """Clips that sound unlike their speaker's others, and what their rows are told; writes `speaker_similarity`.
 
     The column is None where a clip has no similarity, or the screening does not ask for it.

@@ -36,7 +36,7 @@ def load_encoder() -> "VoiceEncoder":
     return VoiceEncoder("cpu", verbose=False)
 
 
-def voice_of(audio: Audio) -> str | None:
+def embed_voice(audio: Audio) -> str | None:
     """A clip's voice: Resemblyzer's embedding [256], none of it negative, as base64 of 8 bits a value.
 
     None where less than 2 s are left once its own detector (WebRTC's) has cut out silence. 8 bits move a similarity

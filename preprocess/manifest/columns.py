@@ -48,7 +48,7 @@ class Row:
     start_index: int = 0
 
     @property
-    def has_unheard(self) -> bool:
+    def has_audio_outside_assistant(self) -> bool:
         """Whether a turn that is not the assistant's has audio: a base without an audio tower hears none of it."""
         return any(kind == "audio" for role, parts in self.turns if role != "assistant" for kind, _ in parts)
 
@@ -87,7 +87,7 @@ def map_columns(names: tuple[str, ...], chosen: tuple[tuple[str, str], ...]) -> 
             columns[field] = others[0]
         else:
             raise InputError(
-                f"columns {few(map(str, names))}",
+                f"columns {join_some(map(str, names))}",
                 f"{len(others)} that may be the {field}: {', '.join(others)}",
                 f"one that is the {field}",
                 f"Say which, for example --columns {field}={others[0]}",
@@ -111,7 +111,7 @@ def from_columns(line: int, where: str, record: dict, columns: Mapping[str, str]
             "failed",
             "missing_column",
             where,
-            f"no {' and '.join(missing)} among the columns {few(map(str, record)) or '(none)'}",
+            f"no {' and '.join(missing)} among the columns {join_some(map(str, record)) or '(none)'}",
             f"the columns audio and text (all known ones: {', '.join(FIELDS)})",
             "Say which columns they are (--columns audio=...,text=...), or fill in the row.",
         )
@@ -158,7 +158,7 @@ def _seconds_of(where: str, record: dict, field: str, column: str) -> float | No
     return seconds
 
 
-def few(names: Iterable[str], most: int = 40) -> str:
+def join_some(names: Iterable[str], most: int = 40) -> str:
     """Names in a row; of very many the first ones and how many more: a message is to be read."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

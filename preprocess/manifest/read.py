@@ -21,7 +21,7 @@ from preprocess.corpus.text import normalise_text, num_letters, refuse_special_t
 from preprocess.manifest import ljspeech
 from preprocess.manifest import metadata_json as folder
 from preprocess.manifest.chatml import Prompt, from_chatml
-from preprocess.manifest.columns import Row, Turn, few, from_columns, malformed, map_columns
+from preprocess.manifest.columns import Row, Turn, from_columns, join_some, malformed, map_columns
 from preprocess.manifest.tables import SUFFIXES, read_records, separator
 
 _METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -148,7 +148,7 @@ def read_manifest(
         raise InputError(
             "--columns",
             ", ".join(strangers),
-            f"columns of the manifest: {few(sorted(seen))}",
+            f"columns of the manifest: {join_some(sorted(seen))}",
             "Name the columns as the manifest does.",
         )
     return manifest

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocess.audio.noise import Disturbance
+from preprocess.audio.noise import Augmentation
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError, Rejected
 from preprocess.corpus.dialogue import audios_of, canonical_dialogue, read_dialogue, reference_keys, written_dialogue
@@ -28,7 +28,7 @@ class ClipPlan:
     """A clip before it is encoded. `dialogues` are in the form that read_dialogue takes, normalised.
 
     system_text: what the row with the drawn reference has in place of --system-text, "" where it has none.
-    derived_from: the key of the clip that this one is a copy of, made noisy as `disturbance` says.
+    derived_from: the key of the clip that this one is a copy of, made noisy as `augmentation` says.
     """
 
     key: str
@@ -43,7 +43,7 @@ class ClipPlan:
     dialogues: list[dict] = field(default_factory=list)
     part: tuple = ()  # the fields of its Recording after the path
     derived_from: str | None = None
-    disturbance: Disturbance | None = None
+    augmentation: Augmentation | None = None
 
     @property
     def recording(self) -> Recording:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from preprocess.audio.decode import Header, probe
-from preprocess.audio.noise import Disturbance
+from preprocess.audio.noise import Augmentation
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.files import sha256_unchanged
 from preprocess.plan.clips import ClipTable
@@ -43,7 +43,7 @@ def add_noisy_references(settings: Settings, table: ClipTable, headers: dict[str
             system_text="",
             dialogues=[],
             derived_from=clip.key,
-            disturbance=_choose(int.from_bytes(digest[8:16]), headers[clip.key].duration_sec, noises, responses),
+            augmentation=_choose(int.from_bytes(digest[8:16]), headers[clip.key].duration_sec, noises, responses),
         )
         table.clips[noisy.key], headers[noisy.key] = noisy, headers[clip.key]
     for files in (noises, responses):
@@ -83,7 +83,7 @@ class _Files:
             )
 
 
-def _choose(seed: int, duration_sec: float, noises: _Files, responses: _Files) -> Disturbance:
+def _choose(seed: int, duration_sec: float, noises: _Files, responses: _Files) -> Augmentation:
     rng = np.random.default_rng(seed)
     snr_db, place = round(float(rng.uniform(*_SNR_DB)), 2), float(rng.uniform())
     how = {"seed": seed, "snr_db": snr_db}
@@ -95,4 +95,4 @@ def _choose(seed: int, duration_sec: float, noises: _Files, responses: _Files) -
     if responses.names:
         name = responses.names[int(rng.integers(len(responses.names)))]
         how |= {"response": name, "response_sha256": responses.about(name)[1]}
-    return Disturbance(**how)
+    return Augmentation(**how)

@@ -22,7 +22,7 @@ def find_respelled(missing: Iterable[ClipPlan], rejected: dict[str, Rejected]) -
     """
     found = []
     for clip in missing:
-        path = on_disk(Path(clip.path))
+        path = find_on_disk(Path(clip.path))
         if path:
             clip.path = str(path)
             found.append(clip)
@@ -33,7 +33,7 @@ def find_respelled(missing: Iterable[ClipPlan], rejected: dict[str, Rejected]) -
     return found
 
 
-def on_disk(path: Path) -> Path | None:
+def find_on_disk(path: Path) -> Path | None:
     """The file of this name, its folders and itself in whichever Unicode form they are spelled; None without one."""
     folder = _find_folder(path.parent)
     name = _list(folder)[0].get(_nfc(path.name))

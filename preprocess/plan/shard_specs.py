@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from preprocess.audio.decode import NO_SUCH_FILE, Header
-from preprocess.codec.precision import Way
+from preprocess.codec.precision import EncodeMode
 from preprocess.common.errors import Rejected
 from preprocess.plan.clips import ClipPlan, ClipTable
 from preprocess.plan.respelled_names import find_respelled
@@ -42,7 +42,7 @@ class ShardSpec:
     reuse: Path | None
     noise: Path | None
     room_responses: Path | None
-    way: Way
+    mode: EncodeMode
     identity: str
     num_readers: int = 0
     culprits: dict[str, Rejected] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def probe_clips(clips: Iterable[ClipPlan], num_threads: int) -> tuple[dict[str, 
 
 
 def _probe(clips: list[ClipPlan], num_threads: int) -> tuple[dict[str, Header], dict[str, Rejected]]:
-    def look(clip: ClipPlan) -> Header | Rejected:
+    def probe(clip: ClipPlan) -> Header | Rejected:
         try:
             return clip.recording.probe()
         except Rejected as rejected:
@@ -76,7 +76,7 @@ def _probe(clips: list[ClipPlan], num_threads: int) -> tuple[dict[str, Header], 
     alone = any(clip.recording.row for clip in clips)
     pool = ThreadPoolExecutor(1 if alone else num_threads)
     try:
-        found = list(tqdm(pool.map(look, clips), total=len(clips), desc="headers", unit="file", leave=False))
+        found = list(tqdm(pool.map(probe, clips), total=len(clips), desc="headers", unit="file", leave=False))
     finally:
         pool.shutdown(cancel_futures=True)  # a stop waits for files that are being looked at, not for all
     by_key = {clip.key: result for clip, result in zip(clips, found, strict=True)}
@@ -84,7 +84,7 @@ def _probe(clips: list[ClipPlan], num_threads: int) -> tuple[dict[str, Header], 
     return headers, {key: result for key, result in by_key.items() if isinstance(result, Rejected)}
 
 
-def deal(
+def deal_clips(
     clips: Iterable[ClipPlan],
     headers: dict[str, Header],
     hours_per_shard: float,
@@ -118,7 +118,7 @@ def plan_shards(settings: Settings, table: ClipTable, headers: dict[str, Header]
     assert settings.audio_tokenizer
     assert settings.hubert
     clips = [clip for key, clip in table.clips.items() if key in headers]
-    shards = deal(clips, headers, settings.hours_per_shard, settings.seed, settings.screening.longest_sec)
+    shards = deal_clips(clips, headers, settings.hours_per_shard, settings.seed, settings.screening.longest_sec)
     return [
         ShardSpec(
             name=name,
@@ -133,7 +133,7 @@ def plan_shards(settings: Settings, table: ClipTable, headers: dict[str, Header]
             reuse=settings.reuse,
             noise=settings.noise,
             room_responses=settings.room_responses,
-            way=Way(settings.device, settings.precision),
+            mode=EncodeMode(settings.device, settings.precision),
             identity=_identity(name, shard, headers, recorded),
             num_readers=_num_readers(settings, shard),
         )

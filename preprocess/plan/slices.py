@@ -18,7 +18,7 @@ class Slice:
     number: int
     count: int
 
-    def of(self, specs: list) -> list:
+    def select(self, specs: list) -> list:
         """Every count-th shard, so that all slices have shards of all speakers and lengths."""
         return specs[self.number :: self.count]
 

@@ -23,15 +23,15 @@ OVERRIDES = ["run.precision=fp32", "run.max_steps=4", "run.log_every=1", "run.sa
 
 def train_with_a_broken_pack(model, data, out):
     """The real loop, in which the loss of pack 1 of global step 2 (from 0) is not a number."""
-    original, calls = loop.weigh, [0]
+    original, calls = loop.weighted_loss, [0]
 
-    def weigh(sums, *arguments):
+    def weighted_loss(sums, *arguments):
         loss = original(sums, *arguments)
         number, calls[0] = calls[0], calls[0] + 1
         broken = number == 2 and os.environ["RANK"] == "1"  # two ranks, two packs a step: a pack a call
         return loss * float("nan") if broken else loss
 
-    with mock.patch.object(loop, "weigh", weigh):
+    with mock.patch.object(loop, "weighted_loss", weighted_loss):
         gate.train(model, data, out, OVERRIDES)
 
 

@@ -89,7 +89,7 @@ def train_with_a_signal_during(model, data, out, moment):
         return job
 
     place, name, replace = {
-        "the first step": (loop, "weigh", then),
+        "the first step": (loop, "weighted_loss", then),
         "evaluation": (validation, "evaluate", then),
         "saving": (loop.zero, "gather_moments", then),
         "waiting for data": (gate, "make_job", lambda original: make_asking_job),
@@ -179,7 +179,7 @@ def test_a_signal_in_evaluation_ends_it_at_once_and_it_is_made_up_for_when_the_r
     newest = checkpoint.find_newest(root, print)
     assert newest.name == f"step-{step:06d}"
     assert ("validation", step) not in record(tmp_path)
-    assert checkpoint.read_state(newest)["owes_evaluation"]
+    assert checkpoint.read_state(newest)["pending_evaluation"]
 
     two_ranks.run(gate.train, model_folder, corpus, tmp_path, EVALUATED)
     assert record(tmp_path) == record(straight)
@@ -188,11 +188,11 @@ def test_a_signal_in_evaluation_ends_it_at_once_and_it_is_made_up_for_when_the_r
         assert folders[0].resolve().name == folders[1].resolve().name
         assert checkpoint.find_problem(folders[1]) is None
         states = [checkpoint.read_state(folder) for folder in folders]
-        for fact in ("step", "best_step", "best_loss", "owes_evaluation"):
+        for fact in ("step", "best_step", "best_loss", "pending_evaluation"):
             assert states[0][fact] == states[1][fact], (name, fact)
         weights = [(folder / checkpoint.ADAPTER_FILE).read_bytes() for folder in folders]
         assert weights[0] == weights[1], name
-    assert not checkpoint.read_state(root / "latest")["owes_evaluation"]
+    assert not checkpoint.read_state(root / "latest")["pending_evaluation"]
 
 
 def die_in_step(model, data, out, at_step):

@@ -337,7 +337,7 @@ def test_losses_are_those_of_bosons_forward_that_passes_over_what_it_does_not_he
     model.higgs.config.encode_audio_in_tokens = encode_audio_in_tokens  # as the released base has it
     readers = [PackReader(Corpora([as_written]), model_folder, forward) for forward in ("boson", "packed")]
     samples = planned_samples(readers[0])
-    unheard = [s for s in samples if any(not a["spoken"] for a in audios_of_index(readers[0], s))]
+    unheard = [s for s in samples if any(not a["has_codes"] for a in audios_of_index(readers[0], s))]
     assert len(unheard) > 10
     for pack in (Pack(tuple(samples)), Pack(tuple(unheard[:1]))):
         theirs, ours = (loss_and_gradients(model, reader[pack].batch, len(pack.samples)) for reader in readers)

@@ -15,7 +15,7 @@ from engine.base.recipe import Lora, Loss
 from engine.base.trainable_base import read_trainable_base
 from engine.model.forward import LossModel
 from engine.model.lora import add_lora
-from engine.model.losses import codebook_weights, weigh
+from engine.model.losses import codebook_weights, weighted_loss
 from engine.model.weights import load_base
 from engine.plan.plan import Pack, Sample
 from engine.run import build_engine
@@ -51,7 +51,7 @@ def multiplications_of_a_bf16_step(model_folder, data):
     batch = job.reader[Pack(SAMPLES)].batch
     with Multiplications() as seen:
         sums = engine(batch)
-        engine.backward(weigh(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio))))
+        engine.backward(weighted_loss(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio))))
         engine.step()
     engine.destroy()
     return seen.calls
@@ -109,7 +109,7 @@ class WaitingOperators(TorchDispatchMode):
 def waits(model, batch):
     with Waits() as calls, WaitingOperators() as operators:
         sums = model(batch)
-        weigh(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio)))
+        weighted_loss(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio)))
     return calls.seen, operators.seen
 
 
@@ -135,7 +135,7 @@ def peak_bytes(model_folder, corpus_folder, forward, vocabulary):
     batch = open_reader(corpus_folder, model_folder, forward)[Pack(SAMPLES)].batch
     with PeakBytes() as held:
         sums = model(batch)
-        weigh(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
+        weighted_loss(sums, 3 * len(SAMPLES), 100, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
     return held.peak
 
 

@@ -81,8 +81,8 @@ def test_features_in_the_towers_dtype_change_no_bit(tower_folder):
     streams = [
         lay_out(samples(tower_folder, "both"), config, None, dtype) for dtype in (torch.float32, torch.bfloat16)
     ]
-    assert [stream.heard.features.dtype for stream in streams] == [torch.float32, torch.bfloat16]
-    assert not torch.equal(streams[0].heard.features, streams[1].heard.features.float()), "nothing was rounded"
+    assert [stream.tower.features.dtype for stream in streams] == [torch.float32, torch.bfloat16]
+    assert not torch.equal(streams[0].tower.features, streams[1].tower.features.float()), "nothing was rounded"
     with torch.no_grad():
         full, half = (model(stream) for stream in streams)
     for found, expected in zip(half, full, strict=True):
@@ -96,7 +96,7 @@ def test_a_run_loads_features_in_its_precision(precision, dtype, one_rank, tower
 
 def dtype_of_features(model, data, out, precision):
     job = make_job(model, data, out, ["conditioning=both", f"run.precision={precision}"])
-    return job.reader[job.plan.step(0).packs[0]].batch.heard.features.dtype
+    return job.reader[job.plan.step(0).packs[0]].batch.tower.features.dtype
 
 
 def test_without_a_waveform_in_the_pack_the_projector_has_gradients_of_zero(tower_folder):
@@ -134,8 +134,8 @@ def test_a_waveform_longer_than_the_tower_is_chunked_as_bosons_collator_chunks_i
     theirs = make_collator(config)([whole])
     assert theirs.input_ids[0].tolist() == sample.input_ids.tolist()
     ours = lay_out([sample], config)
-    assert torch.equal(ours.heard.features, theirs.audio_features)
-    assert torch.equal(ours.heard.feature_mask, theirs.audio_feature_attention_mask)
+    assert torch.equal(ours.tower.features, theirs.audio_features)
+    assert torch.equal(ours.tower.feature_mask, theirs.audio_feature_attention_mask)
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +162,8 @@ def test_show_names_each_waveform_that_the_tower_hears(heard_corpus, tower_folde
     assert show([str(heard_corpus), "c5", "--model", str(tower_folder), "--recipe", str(recipe)]) == 0
     said = capsys.readouterr().out
     assert "sample 1 of 1 in epoch 0; named by its row: c3, c0" in said
-    heard = [line.rpartition(": ")[2] for line in said.splitlines() if "a waveform for the audio tower" in line]
-    assert heard == ["c3", "c3", "c0"], "2.3 s are two chunks"
+    tower = [line.rpartition(": ")[2] for line in said.splitlines() if "a waveform for the audio tower" in line]
+    assert tower == ["c3", "c3", "c0"], "2.3 s are two chunks"
     shown_as_codes = re.findall(r"audio columns: (\w+ \w+),", said)
     references = ["reference c3", "reference c0"] if conditioning == "both" else []
     assert shown_as_codes == [*references, "target c5"]
@@ -253,6 +253,6 @@ def test_a_clip_without_waveform_is_refused_by_name(tower_folder):
 
 def test_the_projector_is_a_target_only_where_something_is_heard(tower_folder):
     base = load_base(tower_folder, torch.float32)
-    heard, unheard = (find_targets(base, "full", conditioning) for conditioning in ("both", "codes"))
-    assert [name for name in heard if name not in unheard] == ["audio_encoder_proj.linear"]
-    assert not [name for name in heard if "audio_tower" in name]
+    tower, unheard = (find_targets(base, "full", conditioning) for conditioning in ("both", "codes"))
+    assert [name for name in tower if name not in unheard] == ["audio_encoder_proj.linear"]
+    assert not [name for name in tower if "audio_tower" in name]

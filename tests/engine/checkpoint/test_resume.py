@@ -198,12 +198,12 @@ def test_after_a_kill_every_record_has_each_step_once(tmp_path, one_rank, model_
 def test_an_evaluation_that_is_owed_is_logged_once_though_the_run_is_killed_when_it_is_done(
     run, one_rank, model_folder, random_corpus
 ):
-    checkpoint.amend(run / "checkpoints" / "step-000004", {"owes_evaluation": True})
+    checkpoint.update_state(run / "checkpoints" / "step-000004", {"pending_evaluation": True})
     one_rank.run(gate.train, model_folder, random_corpus.folder, run, OVERRIDES)
     lines = (run / "metrics.jsonl").read_text().splitlines()
     found = [(line["step"], line["kind"]) for line in map(json.loads, lines) if line["kind"] == "validation"]
     assert found == [(2, "validation"), (4, "validation")]
-    assert not state_of(run)["owes_evaluation"]
+    assert not state_of(run)["pending_evaluation"]
 
 
 def test_a_finished_run_trains_longer(run, one_rank, model_folder, random_corpus):

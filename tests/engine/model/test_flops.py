@@ -8,7 +8,7 @@ from engine.base.recipe import Lora, Loss
 from engine.model.flops import flop_rates, peak_flops
 from engine.model.forward import LossModel
 from engine.model.lora import add_lora
-from engine.model.losses import codebook_weights, weigh
+from engine.model.losses import codebook_weights, weighted_loss
 from engine.model.weights import load_base
 from engine.plan.plan import Pack, Sample
 from tests.fixtures.steps import open_reader
@@ -22,7 +22,7 @@ def counted_matmuls(model, batch):
     in_place = {torch.ops.aten.addmm_: lambda total, left, right, **rest: 2 * left[0] * left[1] * right[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         sums = model(batch)
-        weigh(sums, 9, 60, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
+        weighted_loss(sums, 9, 60, Loss(), codebook_weights(Loss(), len(sums.audio))).backward()
     counts = counter.get_flop_counts()["Global"]
     # The rest: rotary angles as a bmm; attention on a CPU is not counted.
     return sum(counts.get(operation, 0) for operation in MATMULS)

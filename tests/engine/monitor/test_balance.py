@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from engine.monitor.balance import describe, describe_untrained, text_over_audio
+from engine.monitor.balance import describe, describe_untrained, ffn_update_ratios
 from tests.fixtures import gate
 
 OVERRIDES = ["run.precision=fp32", "run.max_steps=2", "run.save_every=1", "run.evaluate_every=9", "run.log_every=9"]
@@ -40,19 +40,19 @@ def test_the_ratio_is_that_of_the_effective_weights_updates():
     text, audio = (
         (effective(now, 0, branch) - effective(before, 0, branch)).norm() for branch in ("mlp", "audio_mlp")
     )
-    assert text_over_audio(before, now) == {0: pytest.approx(float(text / audio), rel=1e-5)}
+    assert ffn_update_ratios(before, now) == {0: pytest.approx(float(text / audio), rel=1e-5)}
 
 
 def test_a_branch_that_stands_still_is_a_warning_and_one_that_is_not_trained_is_none():
     text, audio = lora(3, "mlp", 1, 0), lora(3, "audio_mlp", 1, 1)
     moved = lora(3, "audio_mlp", 1.1, 1)
-    ratios = text_over_audio(text | audio, text | moved)
+    ratios = ffn_update_ratios(text | audio, text | moved)
     assert ratios == {3: 0.0}
     assert "warning: one branch hardly moves in layer 3: 0" in describe(ratios)
-    ratios = text_over_audio(text | audio, lora(3, "mlp", 1.1, 0) | audio)
+    ratios = ffn_update_ratios(text | audio, lora(3, "mlp", 1.1, 0) | audio)
     assert "warning: one branch hardly moves in layer 3: 1e+06" in describe(ratios)
     assert "warning" not in describe({0: 1.0, 1: 9.0})
-    assert text_over_audio(audio, moved) == {}
+    assert ffn_update_ratios(audio, moved) == {}
 
 
 def test_a_branch_that_lora_does_not_train_is_named():

@@ -11,7 +11,7 @@ from transformers import HubertConfig
 from launch.demo.small_codec import RELEASED_SIZE, build_codec, build_hubert
 from preprocess.codec import fast_encode as codec_speed
 from preprocess.codec.load import _load, encode, hubert_from
-from preprocess.codec.precision import BOSONS
+from preprocess.codec.precision import BOSON_MODE
 from preprocess.console import show_encoder
 
 SAMPLE_RATE_HZ = 24000
@@ -27,7 +27,7 @@ def pair(tmp_path_factory):
     build_codec(folder / "codec", folder / "hubert", **RELEASED_SIZE)
     with hubert_from(folder / "hubert"):
         theirs = boson.load_higgs_audio_tokenizer(str(folder / "codec"), device="cpu")
-    ours, _ = _load.__wrapped__(folder / "codec", folder / "hubert", BOSONS)  # too large to stay in the cache
+    ours, _ = _load.__wrapped__(folder / "codec", folder / "hubert", BOSON_MODE)  # too large to stay in the cache
     return theirs, ours
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from preprocess.codec.load import encode, load_codec
-from preprocess.codec.precision import BOSONS, Way, check_way
+from preprocess.codec.precision import BOSON_MODE, EncodeMode, check_mode
 from preprocess.common.errors import InputError
 from preprocess.corpus.shards import Corpus
 from tests.preprocess.helpers import assert_parts, refused, shard
@@ -14,7 +14,7 @@ from tests.preprocess.helpers import assert_parts, refused, shard
 @pytest.fixture(scope="module")
 def has_bf16():
     try:
-        check_way(Way("cpu", "bf16"))
+        check_mode(EncodeMode("cpu", "bf16"))
     except InputError as error:
         pytest.skip(f"bf16 on this processor: {error.found}")
 
@@ -63,7 +63,7 @@ def test_a_run_in_another_precision_is_refused_on_the_same_folder_and_in_the_sam
 
 
 def test_the_encoders_compute_in_bf16_and_the_nearest_code_is_sought_in_fp32(has_bf16, codec_folder, hubert_folder):
-    codec, _ = load_codec(codec_folder, hubert_folder, Way("cpu", "bf16"))
+    codec, _ = load_codec(codec_folder, hubert_folder, EncodeMode("cpu", "bf16"))
     seen = {}
     modules = {
         "acoustic": codec.encoder.block[1].block[-1],
@@ -82,18 +82,18 @@ def test_the_encoders_compute_in_bf16_and_the_nearest_code_is_sought_in_fp32(has
     assert seen.pop("before the codes") == torch.float32
     assert set(seen) == {"acoustic", "extractor", "hubert"}
     assert set(seen.values()) == {torch.bfloat16}
-    plain, _ = load_codec(codec_folder, hubert_folder, BOSONS)
+    plain, _ = load_codec(codec_folder, hubert_folder, BOSON_MODE)
     assert codes.shape == encode(plain, noise, 24000).shape
 
 
 def test_bf16_is_refused_on_a_processor_without_it(tmp_path):
     (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2 avx512f avx512_bf16x\n")
     with pytest.raises(InputError) as caught:
-        check_way(Way("cpu", "bf16"), tmp_path / "cpuinfo")
+        check_mode(EncodeMode("cpu", "bf16"), tmp_path / "cpuinfo")
     assert_parts(caught.value, "--precision bf16", "without avx512_bf16 and amx_bf16", "multiplies in bf16", "fp32")
     for flag in ("avx512_bf16", "amx_bf16"):
         (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu avx2 {flag} avx512f\n")
-        check_way(Way("cpu", "bf16"), tmp_path / "cpuinfo")
+        check_mode(EncodeMode("cpu", "bf16"), tmp_path / "cpuinfo")
 
 
 def test_tf32_is_refused_on_a_cpu_before_anything_is_read(tmp_path):

@@ -10,7 +10,7 @@ import soundfile
 
 from preprocess.corpus.shards import Corpus
 from preprocess.finish.accounts import _validation_clips
-from preprocess.finish.duplicates import same_audio, shared_sound
+from preprocess.finish.duplicates import find_duplicates, overlapping_pairs
 from preprocess.plan.clips import ClipPlan, ClipTable
 from tests.preprocess.helpers import assert_parts, failures, row_failure, shard, write_jsonl
 
@@ -146,7 +146,7 @@ def test_parts_of_a_file_are_the_same_sound_from_half_of_the_shorter_on(start_se
     clips = {key: ClipPlan(key, key, "talk.flac", part=part) for key, part in parts.items()}
     rows = {key: {"source_sha256": "x", "duration_sec": end - start} for key, (start, end) in parts.items()}
     rows["c"]["source_sha256"] = "another file"
-    assert list(shared_sound(rows, clips)) == [("a", "b")] * is_shared
+    assert list(overlapping_pairs(rows, clips)) == [("a", "b")] * is_shared
 
 
 def test_voices_with_the_same_recording_stay_on_one_side():
@@ -166,8 +166,8 @@ def test_voices_with_the_same_recording_stay_on_one_side():
 def test_two_system_texts_for_one_recording_are_a_conflict_too():
     clips = {key: ClipPlan(key, key, f"{key}.wav", text="نعم", speaker="s", system_text=key) for key in ("a", "b")}
     rows = {key: {"source_sha256": "x", "draws_reference": True} for key in clips}
-    for key, (reason, error) in same_audio(rows, clips).items():
+    for key, (reason, error) in find_duplicates(rows, clips).items():
         assert (reason, error.status, error.where) == ("two_system_texts", "screened", f"{key}")
-    assert same_audio(rows, clips).keys() == {"a", "b"}
+    assert find_duplicates(rows, clips).keys() == {"a", "b"}
     clips["b"] = replace(clips["b"], system_text="a")
-    assert [reason for reason, _ in same_audio(rows, clips).values()] == ["duplicate_of=a"]
+    assert [reason for reason, _ in find_duplicates(rows, clips).values()] == ["duplicate_of=a"]

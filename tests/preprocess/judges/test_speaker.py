@@ -14,7 +14,7 @@ from launch.demo.arabic_speech import SENTENCES, VOICES, speak
 from preprocess.audio.decode import Audio, decode
 from preprocess.corpus.shards import Corpus
 from preprocess.finish.speaker_outliers import speaker_similarities
-from preprocess.judges.speaker import load_encoder, voice_of
+from preprocess.judges.speaker import embed_voice, load_encoder
 from tests.preprocess.helpers import assert_parts, folder_bytes, row_failure, shard, write_jsonl
 
 # The longest five sentences, so that each is spoken in two seconds or more.
@@ -148,12 +148,12 @@ def test_a_clip_does_not_vouch_for_itself_and_few_clips_are_no_voice():
 def test_the_voice_of_a_clip_is_the_same_each_time_and_silence_has_none(recordings):
     folder, _ = recordings
     audio = decode(folder / "salma4.wav")
-    first = voice_of(audio)
+    first = embed_voice(audio)
     assert len(base64.b64decode(first)) == 256
-    voice_of(decode(folder / "omar4.wav"))
-    assert voice_of(audio) == first
-    assert voice_of(Audio(np.zeros(5 * 24000, np.float32), 24000, "")) is None
-    assert voice_of(Audio(audio.waveform[: audio.sample_rate_hz], audio.sample_rate_hz, "")) is None
+    embed_voice(decode(folder / "omar4.wav"))
+    assert embed_voice(audio) == first
+    assert embed_voice(Audio(np.zeros(5 * 24000, np.float32), 24000, "")) is None
+    assert embed_voice(Audio(audio.waveform[: audio.sample_rate_hz], audio.sample_rate_hz, "")) is None
 
 
 def blas_threads():

@@ -158,7 +158,7 @@ def test_token_counts_are_those_of_the_normalised_texts(bad, model_folder):
             assert planned["text_labels"] == 3 == sum(label != -100 for label in labels) - 1
             assert [audio["key"] for audio in planned["audios"]] == [audio.audio_url for audio in audios]
             assert [audio["trained"] for audio in planned["audios"]] == [False] * (len(audios) - 1) + [True]
-            assert all(audio["spoken"] for audio in planned["audios"])
+            assert all(audio["has_codes"] for audio in planned["audios"])
 
 
 def test_validate_only_names_every_problem_and_encodes_nothing(bad, model_folder, capsys, tmp_path):

@@ -10,7 +10,7 @@ import soundfile
 
 from launch import show
 from preprocess.audio.decode import Audio, Header
-from preprocess.audio.noise import Disturbance, disturb
+from preprocess.audio.noise import Augmentation, augment
 from preprocess.common.errors import Rejected
 from preprocess.corpus.shards import Corpus
 from preprocess.corpus.verify_shards import verify_corpus
@@ -44,8 +44,8 @@ def power(waveform):
 
 @pytest.mark.parametrize("snr_db", [5.0, 14.5])
 def test_the_noise_is_the_files_at_the_ratio_that_is_told(snr_db, disturbers):
-    how = Disturbance(7, snr_db, "street/tone.wav", "", 1.25, "direct.wav", "")
-    noisy = disturb(SPEECH, how, *disturbers)
+    how = Augmentation(7, snr_db, "street/tone.wav", "", 1.25, "direct.wav", "")
+    noisy = augment(SPEECH, how, *disturbers)
     added = noisy.waveform - SPEECH.waveform
     assert (noisy.waveform.dtype, noisy.waveform.shape) == (np.float32, SPEECH.waveform.shape)
     assert 10 * np.log10(power(SPEECH.waveform) / power(added)) == pytest.approx(snr_db, abs=0.01)
@@ -54,15 +54,15 @@ def test_the_noise_is_the_files_at_the_ratio_that_is_told(snr_db, disturbers):
 
 
 def test_the_room_is_convolved_from_its_direct_sound_on(disturbers):
-    how = Disturbance(7, 100.0, "street/tone.wav", "", 0.0, "echo.wav", "")
+    how = Augmentation(7, 100.0, "street/tone.wav", "", 0.0, "echo.wav", "")
     expected = SPEECH.waveform.astype(np.float64)
     expected[80:] += 0.5 * SPEECH.waveform[:-80]
     expected *= np.sqrt(power(SPEECH.waveform) / power(expected))
-    assert np.abs(disturb(SPEECH, how, *disturbers).waveform - expected).max() < 1e-5
+    assert np.abs(augment(SPEECH, how, *disturbers).waveform - expected).max() < 1e-5
 
 
 def test_made_up_noise_and_rooms_differ_by_seed_and_are_the_same_for_one():
-    waves = [disturb(SPEECH, Disturbance(seed, 10.0), None, None).waveform for seed in (1, 1, 2)]
+    waves = [augment(SPEECH, Augmentation(seed, 10.0), None, None).waveform for seed in (1, 1, 2)]
     assert np.array_equal(waves[0], waves[1])
     assert not np.allclose(waves[0], waves[2], atol=0.01)
     assert 0.5 < power(waves[0]) / power(SPEECH.waveform) / 1.1 < 2
@@ -70,13 +70,13 @@ def test_made_up_noise_and_rooms_differ_by_seed_and_are_the_same_for_one():
 
 def test_loud_recordings_stay_below_full_scale():
     loud = Audio((SPEECH.waveform / np.abs(SPEECH.waveform).max()).astype(np.float32), RATE_HZ, "")
-    assert np.abs(disturb(loud, Disturbance(1, 5.0), None, None).waveform).max() <= 0.99 + 1e-6
+    assert np.abs(augment(loud, Augmentation(1, 5.0), None, None).waveform).max() <= 0.99 + 1e-6
 
 
 def test_silence_in_the_noise_is_refused_for_the_clip(tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(RATE_HZ), RATE_HZ)
     with pytest.raises(Rejected) as caught:
-        disturb(SPEECH, Disturbance(1, 5.0, "silence.wav", "", 0.0), tmp_path, None)
+        augment(SPEECH, Augmentation(1, 5.0, "silence.wav", "", 0.0), tmp_path, None)
     assert (caught.value.status, caught.value.reason) == ("screened", "silent_noise")
 
 
@@ -100,7 +100,7 @@ def test_the_share_is_kept_and_a_clips_fate_is_its_own():
     assert some.keys() < choose(0.5, 1000).keys()
     assert choose(1.0, 1000).keys() == {f"clip-{n}" for n in range(1000)}
     assert "clip-3" not in choose(1.0, 100, validation={"clip-3"})
-    ratios = [clip.disturbance.snr_db for clip in choose(1.0, 1000).values()]
+    ratios = [clip.augmentation.snr_db for clip in choose(1.0, 1000).values()]
     assert 5 <= min(ratios) < 6
     assert 14 < max(ratios) <= 15
 
@@ -151,8 +151,8 @@ def test_each_training_clip_has_a_copy_that_is_a_reference_only(clean, noisy, di
             assert copy[name] == original[name]
         clean_stays = "validation_stays_clean" if copy["split"] == "val" else None
         assert (copy["use"], copy["reason"]) == (clean_stays is None, clean_stays)
-        assert meta["disturbance"]["noise"] == "street/tone.wav"
-        assert meta["disturbance"]["response"] in ("direct.wav", "echo.wav")
+        assert meta["augmentation"]["noise"] == "street/tone.wav"
+        assert meta["augmentation"]["response"] in ("direct.wav", "echo.wav")
         waves = [noisy.clip(row["number"], waveform=True).flac for row in (original, copy)]
         assert waves[0] != waves[1]
         codes = [noisy.clip(row["number"]).codes for row in (original, copy)]

@@ -13,7 +13,7 @@ from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.shards import Corpus
 from preprocess.manifest.read import read_manifest
 from preprocess.plan.clips import build_clips
-from preprocess.plan.respelled_names import on_disk
+from preprocess.plan.respelled_names import find_on_disk
 from preprocess.plan.shard_specs import probe_clips
 from preprocess.verify import main as verify
 from tests.preprocess.helpers import assert_parts, flags, row_failure, shard, write_jsonl
@@ -59,8 +59,8 @@ def test_forms_may_differ_from_folder_to_folder(tmp_path):
     folder.mkdir()
     (folder / unicodedata.normalize("NFC", NAME)).touch()
     given = tmp_path / unicodedata.normalize("NFC", FOLDER) / unicodedata.normalize("NFD", NAME)
-    assert on_disk(given) == folder / unicodedata.normalize("NFC", NAME)
-    assert on_disk(given.with_name("Mélanie.wav")) is None
+    assert find_on_disk(given) == folder / unicodedata.normalize("NFC", NAME)
+    assert find_on_disk(given.with_name("Mélanie.wav")) is None
 
 
 def test_what_is_near_is_told(tmp_path):

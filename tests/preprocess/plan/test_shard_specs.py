@@ -2,7 +2,7 @@
 
 from preprocess.audio.decode import Header
 from preprocess.plan.clips import ClipPlan
-from preprocess.plan.shard_specs import deal
+from preprocess.plan.shard_specs import deal_clips
 
 
 def make(num_speakers=5, clips_each=4, duration_sec=9.0):
@@ -20,7 +20,7 @@ def names(shards):
 
 def test_every_clip_is_dealt_once_and_shards_are_as_long_as_asked():
     clips, headers = make()
-    shards = list(deal(clips, headers, hours_per_shard=0.01, seed=0))  # 36 s: four clips
+    shards = list(deal_clips(clips, headers, hours_per_shard=0.01, seed=0))  # 36 s: four clips
     assert [name for name, _ in shards] == [f"shard-{n:06d}" for n in range(5)]
     assert sorted(key for shard in names(shards) for key in shard) == sorted(headers)
     assert all(len(shard) == 4 for _, shard in shards)
@@ -29,18 +29,18 @@ def test_every_clip_is_dealt_once_and_shards_are_as_long_as_asked():
 
 def test_a_shard_holds_one_speaker_where_hours_allow():
     clips, headers = make()
-    for _, shard in deal(clips, headers, hours_per_shard=0.01, seed=0):
+    for _, shard in deal_clips(clips, headers, hours_per_shard=0.01, seed=0):
         assert len({clip.speaker for clip in shard}) == 1
 
 
 def test_dealing_depends_on_the_seed_and_not_on_the_order():
     clips, headers = make()
-    dealt = names(deal(clips, headers, 0.01, seed=0))
-    assert names(deal(clips[::-1], headers, 0.01, seed=0)) == dealt
-    assert names(deal(clips, headers, 0.01, seed=1)) != dealt
+    dealt = names(deal_clips(clips, headers, 0.01, seed=0))
+    assert names(deal_clips(clips[::-1], headers, 0.01, seed=0)) == dealt
+    assert names(deal_clips(clips, headers, 0.01, seed=1)) != dealt
 
 
 def test_a_header_that_promises_hours_does_not_fill_a_shard():
     clips, headers = make(num_speakers=1)
     headers[clips[0].key] = Header(1000, 1e6)
-    assert len(list(deal(clips, headers, hours_per_shard=0.02, seed=0, longest_sec=30.0))) == 1
+    assert len(list(deal_clips(clips, headers, hours_per_shard=0.02, seed=0, longest_sec=30.0))) == 1
