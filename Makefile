@@ -46,6 +46,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,10 @@
-"""Size of a checkpoint of the 3B model, and how long training stands still for it.
+"""Size of a checkpoint of the 3B model, and how long training waits for a save.
 
     python bench/checkpoint.py [--folder FOLDER] [--saves 5] [--out FILE]
 
 Rank 32 on every linear layer and both heads of the released dimensions, random values. Times the product's
-`checkpoint.save` on the disk of --folder, and inside it: writing, fsync and rename, hashing, reading back. The
-gathering before it is timed through DeepSpeed ZeRO-2 on one CPU rank.
+`write_checkpoint` on the disk of --folder and its parts: writing, fsync and rename, hashing, reading back. Gathering
+the weights before a save is timed through DeepSpeed ZeRO-2 on one CPU rank.
 """
 
 import argparse
@@ -75,13 +75,15 @@ def main() -> None:
         "check_before_a_resume_sec": round(check_sec, 3),
         "gather_on_one_cpu_rank_sec": round(gather_sec, 3),
     }
-    assert weights_bytes - 12 * num_weights < 2**20, "more than weights and moments"
+    assert weights_bytes - 12 * num_weights < 2**20, "the files have more than weights and moments"
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{result['bytes_a_weight']:.4f} bytes a weight, {result['save_sec_median']:.2f} s; wrote {arguments.out}")
+    print(
+        f"{result['bytes_a_weight']:.4f} bytes per weight, {result['save_sec_median']:.2f} s; wrote {arguments.out}"
+    )
 
 
 def timed_save(root: Path, step: int, model, masters: dict, moments: dict) -> dict:
-    """Seconds of one save and of its parts, summed over threads where a part runs in several."""
+    """Seconds of one save and of its parts; a part that runs in several threads counts their sum."""
     spent: dict[str, float] = defaultdict(float)
 
     def timed(name: str):
@@ -100,7 +102,7 @@ def timed_save(root: Path, step: int, model, masters: dict, moments: dict) -> di
     for patch in patches:
         patch.start()
     started = time.perf_counter()
-    checkpoint.save(root, step, model, masters, moments, {})
+    checkpoint.write_checkpoint(root, step, model, masters, moments, {})
     total = time.perf_counter() - started
     for patch in patches:
         patch.stop()
@@ -108,13 +110,13 @@ def timed_save(root: Path, step: int, model, masters: dict, moments: dict) -> di
 
 
 def gather(shapes: dict[str, torch.Size]) -> float:
-    """Seconds that masters and moments take to come out of DeepSpeed, one rank, CPU."""
+    """Seconds to gather masters and moments from DeepSpeed, on one CPU rank."""
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     os.environ.setdefault("MASTER_PORT", "29556")
     zero.deepspeed.init_distributed()
     recipe = load_recipe(ROOT / "launch" / "recipes" / "arabic_8xh200.yaml", ["batch.packs_per_step=1"])
     weights = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes.values()])
-    engine = zero.initialize(weights, zero.resolve_config(ROOT / "ds_configs" / "zero2.json", recipe, 1))
+    engine = zero.initialize_engine(weights, zero.resolve_config(ROOT / "ds_configs" / "zero2.json", recipe, 1))
     zero.gather_moments(engine)  # creates them
     started = time.perf_counter()
     zero.gather_masters(engine)

@@ -1,10 +1,10 @@
-"""The offline stage's encoder on this machine's cores: Boson's encode, ours, and what the core could do at most.
+"""Speed of the offline stage's encoder on this machine's cores: Boson's encode, ours, and the core's limit.
 
     PYTHONPATH=. python bench/codec.py [--minutes 2] [--out bench/results/codec.json]
 
-Both encode the same clips in the same process on one thread, clip by clip in turn, several times over. The codec
-has the released one's size and random weights. The limit is the network's operations (each encoder run once,
-counted in Boson's modules) over the core's best fp32 matrix multiplication, measured in the same run.
+Both encode the same clips in the same process on one thread, alternating clip by clip, in several rounds. The codec
+has the size of the released one and random weights. The limit is the number of the network's operations (each encoder
+run once, counted in Boson's modules) divided by the core's best rate of fp32 matrix multiplication in the same run.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from plan import cpu_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HubertConfig
 
-from launch.demo.arabic_speech import SENTENCES, VOICES, speak
+from launch.demo.arabic_speech import SENTENCES, VOICES, save_speech
 from launch.demo.small_codec import RELEASED_SIZE, build_codec, build_hubert
 from preprocess.audio.decode import decode
-from preprocess.codec.load import encode, hubert_from, load_codec
+from preprocess.codec.load import encode_waveform, hubert_from, load_codec
 from preprocess.codec.precision import EncodeMode, check_mode
 from preprocess.common.errors import InputError
 from preprocess.encode.local_pool import run_local
@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def measure(folder: Path, minutes: float, rounds: int) -> dict:
-    """Everything this benchmark says."""
-    list(run_local(build, [folder], 1))  # in a process of its own, so that what it leaves in memory ends with it
+    """The result of the benchmark, as its JSON has it."""
+    list(run_local(build, [folder], 1))  # in another process, whose memory is freed
     paths = speech(folder, minutes)
     audio_sec = sum(soundfile.info(path).duration for path in paths)
     ours, facts = load_codec(folder / "codec", folder / "hubert")
@@ -89,7 +89,7 @@ def measure(folder: Path, minutes: float, rounds: int) -> dict:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Boson's encode and ours over the same clips in turn: medians of the rounds, and how many codes differ."""
+    """Boson's encode and ours on the same clips, alternating: medians of the rounds, and how many codes differ."""
 
     boson_x: float
     ours_x: float
@@ -102,7 +102,7 @@ class SideBySide:
 def side_by_side(
     folder: Path, ours: boson.HiggsAudioTokenizer, paths: list[Path], audio_sec: float, rounds: int
 ) -> SideBySide:
-    """Load Boson's own tokenizer, for the length of this call alone, and run both."""
+    """The comparison. Boson's own tokenizer is only in memory during this call."""
     with hubert_from(folder / "hubert"):
         theirs = boson.load_higgs_audio_tokenizer(str(folder / "codec"), device="cpu")
     gflop = gflop_per_audio_sec(theirs)
@@ -116,14 +116,14 @@ def side_by_side(
             codes = timed(lambda path=path: encode_file(ours, path), our_sec)
             differing += int((codes != expected).sum())
             num_codes += codes.size
-        print(f"a round: Boson {audio_sec / their_sec[-1]:.2f}x, ours {audio_sec / our_sec[-1]:.2f}x", flush=True)
+        print(f"one round: Boson {audio_sec / their_sec[-1]:.2f}x, ours {audio_sec / our_sec[-1]:.2f}x", flush=True)
     rate = {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
     boson_x, ours_x = (audio_sec / statistics.median(seconds) for seconds in (their_sec, our_sec))
     return SideBySide(boson_x, ours_x, rate, gflop, num_codes, differing)
 
 
 def in_bf16(folder: Path, ours: boson.HiggsAudioTokenizer, paths: list[Path], audio_sec: float) -> dict | None:
-    """Speed of --precision bf16 and the share of codes that are those of fp32; None on a processor without it."""
+    """Speed of --precision bf16 and the share of codes equal to those of fp32; None on a processor without bf16."""
     mode = EncodeMode("cpu", "bf16")
     try:
         check_mode(mode)
@@ -147,7 +147,7 @@ def build(folder: Path, progress: Callable) -> None:
 
 
 def speech(folder: Path, minutes: float) -> list[Path]:
-    """WAV files of 2 to 15 s in several voices, paces and pitches."""
+    """Paths of new WAV files of 2 to 15 s, in several voices, paces and pitches."""
     rng = np.random.default_rng(0)
     paths, total_sec = [], 0.0
     while total_sec < minutes * 60:
@@ -156,18 +156,18 @@ def speech(folder: Path, minutes: float) -> list[Path]:
         text = " ".join(SENTENCES[i] for i in rng.integers(len(SENTENCES), size=1 + number % 4))
         paths.append(folder / f"{number:04d}.wav")
         pitch = int(np.clip(pitch + rng.integers(-12, 13), 0, 99))
-        speak([(str(paths[-1]), text, voice, pace + int(rng.integers(-15, 16)), pitch)])
+        save_speech([(str(paths[-1]), text, voice, pace + int(rng.integers(-15, 16)), pitch)])
         total_sec += soundfile.info(paths[-1]).duration
     return paths
 
 
 def encode_file(tokenizer: boson.HiggsAudioTokenizer, path: Path) -> np.ndarray:
     audio = decode(path)
-    return encode(tokenizer, audio.waveform, audio.sample_rate_hz)
+    return encode_waveform(tokenizer, audio.waveform, audio.sample_rate_hz)
 
 
 def timed(work: Callable[[], np.ndarray], seconds: list[float]) -> np.ndarray:
-    """What `work` returns; its time is added to the last of `seconds`."""
+    """The result of `work`, whose time is added to the last of `seconds`."""
     start = time.perf_counter()
     result = work()
     seconds[-1] += time.perf_counter() - start
@@ -176,7 +176,7 @@ def timed(work: Callable[[], np.ndarray], seconds: list[float]) -> np.ndarray:
 
 @torch.no_grad()
 def gflop_per_audio_sec(tokenizer: boson.HiggsAudioTokenizer, seconds: int = 8) -> float:
-    """Of convolutions, linear layers and attention, each encoder run once, for a file of `seconds`."""
+    """10^9 operations per second of audio in convolutions, linear layers and attention, each encoder run once."""
     wave = torch.zeros(1, 1, seconds * tokenizer.sample_rate)
     with FlopCounterMode(display=False) as counter:
         semantic = tokenizer.encoder_semantic(tokenizer.get_regress_target(wave).transpose(1, 2))
@@ -188,7 +188,7 @@ def gflop_per_audio_sec(tokenizer: boson.HiggsAudioTokenizer, seconds: int = 8) 
 
 
 def matmul_gflops(size: int = 1024) -> dict[str, float]:
-    """fp32 rate of torch's own matrix multiplication (MKL) and of oneDNN's with packed weights."""
+    """fp32 GFLOP/s of torch's own matrix multiplication (MKL) and of oneDNN's with packed weights."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     packed = torch.ops.mkldnn._reorder_linear_weight(b, size)
     modes = {
@@ -207,14 +207,14 @@ def matmul_gflops(size: int = 1024) -> dict[str, float]:
 
 
 def pool_efficiency(tokenizer: boson.HiggsAudioTokenizer, paths: list[Path], audio_sec: float) -> list[dict]:
-    """Throughput of the offline stage's own pool with one process, two, ... and all cores; a worker's own memory."""
+    """Throughput of the offline stage's own pool with 1, 2, ... processes up to all cores; a worker's own memory."""
 
     def work(path: Path, progress: Callable) -> int:
         encode_file(tokenizer, path)
         return private_bytes()
 
     rows = []
-    paths = sorted(paths, key=lambda path: -path.stat().st_size)  # no long one alone at the end
+    paths = sorted(paths, key=lambda path: -path.stat().st_size)  # so that no worker ends with a long file alone
     for workers in range(1, len(os.sched_getaffinity(0)) + 1):
         start = time.perf_counter()
         private = max(value for _, value in run_local(work, paths, workers))
@@ -226,7 +226,7 @@ def pool_efficiency(tokenizer: boson.HiggsAudioTokenizer, paths: list[Path], aud
 
 
 def private_bytes() -> int:
-    """Memory that this process shares with no other (Linux)."""
+    """Bytes of memory that this process shares with no other (Linux)."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 

@@ -1,4 +1,4 @@
-"""Counts that hold on any device: operators, bytes they move, bytes held at one time, bytes kept for backward."""
+"""Counts that hold on any device: operators, bytes they move, peak bytes of tensors, bytes kept for backward."""
 
 import weakref
 from collections import Counter
@@ -22,9 +22,9 @@ _FREE = ("empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided
 
 
 class OperatorTally(TorchDispatchMode):
-    """Operators that compute something, by name, and the bytes of their tensors; views and allocations are free.
+    """Counts operators that compute something, by name, and their tensors' bytes; not views and allocations.
 
-    On CUDA each such operator is one kernel or a few; bytes count each tensor read or written once.
+    On CUDA each such operator is one kernel or a few. Each tensor read or written counts once.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class OperatorTally(TorchDispatchMode):
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside held at one time; what was there before is not counted."""
+    """Most bytes that tensors made inside occupied at one time; tensors made before are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class SavedBytes:
 
 @contextmanager
 def saved_bytes(model: torch.nn.Module) -> Iterator[SavedBytes]:
-    """What a forward pass inside keeps, weights and buffers of `model` left out."""
+    """Inside, records the tensors that a forward pass keeps for backward, except weights and buffers of `model`."""
     saved = SavedBytes()
     tensors = [*model.parameters(), *model.buffers()]
     saved._parameters = {tensor.untyped_storage()._cdata for tensor in tensors}

@@ -3,10 +3,10 @@
     PYTHONPATH=. python bench/curves.py [forward | codebook_weights] [--steps 50] [--out FILE] [--plot FILE]
 
 forward: Boson's own forward on a padded batch against the packed one, which must give the same curve.
-codebook_weights: equal weights against 8,8,6,6,4,4,2,2, by the loss of each codebook on held-out voices.
+codebook_weights: equal weights against 8,8,6,6,4,4,2,2, compared by each codebook's loss on held-out voices.
 
-Makes its speech (espeak-ng), base, codec and shards in a temporary folder, and trains with the product's own loop in
-this one process: fp32, LoRA without dropout (the masks of the two forwards would differ), one seed.
+It makes its speech (espeak-ng), base, codec and shards in a temporary folder, and trains with the product's own loop
+in this process: fp32, LoRA without dropout (the masks of the two forwards would differ), one seed.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from machine import describe_machine
 
 from engine.base import zero
 from engine.base.launcher import Launcher
-from engine.job import prepare
+from engine.job import prepare_job
 from engine.monitor.metrics import METRICS_FILE
 from engine.run import train_job
-from launch.demo.arabic_speech import arabic_corpus
+from launch.demo.arabic_speech import build_arabic_corpus
 from launch.demo.small_codec import build_codec, build_hubert
 from launch.demo.small_model import build_model
 from preprocess import shard
@@ -85,7 +85,7 @@ def make_data(folder: Path) -> tuple[Path, Path]:
     """(base model, shards): the tiny model of the tests, and speech of some voices through its codec."""
     base, hubert = build_model(folder / "base"), build_hubert(folder / "hubert")
     codec = build_codec(folder / "codec", hubert)
-    arabic_corpus(folder / "speech", voices=VOICES, sentences=SENTENCES)
+    build_arabic_corpus(folder / "speech", voices=VOICES, sentences=SENTENCES)
     flags = {"manifest": folder / "speech" / "corpus.jsonl", "model": base, "audio-tokenizer": codec}
     flags |= {"hubert": hubert, "out": folder / "shards", "workers": 1, "val-speakers": 2}
     assert shard.main([text for name, value in flags.items() for text in (f"--{name}", str(value))]) == 0
@@ -104,7 +104,7 @@ def train(base: Path, shards: Path, out: Path, num_steps: int, overrides: list[s
         f"run.save_every={num_steps}",
         "run.monitors=[]",
     ]
-    job = prepare(
+    job = prepare_job(
         deepspeed=str(ROOT / "ds_configs" / "zero2.json"),
         recipe=str(ROOT / "launch" / "recipes" / "demo.yaml"),  # no dropout
         overrides=[*settings, *overrides],
@@ -137,7 +137,7 @@ def plot(path: Path, runs: dict[str, dict[str, list[float]]]) -> None:
         for key, colour in (("loss_audio", "tab:blue"), ("loss_text", "tab:orange")):
             values = run[key]
             axes.plot(range(1, len(values) + 1), values, style, color=colour, label=f"{key[5:]}, {name}")
-    axes.set(xlabel="step", ylabel="loss, nats a labelled position")
+    axes.set(xlabel="step", ylabel="loss, nats per labelled position")
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})

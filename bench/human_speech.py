@@ -1,11 +1,11 @@
-"""What screening, silero-vad and Resemblyzer make of human speech: Debian's prompts of five voices, and espeak-ng's.
+"""Screening, silero-vad and Resemblyzer on human speech: Debian's prompts in five voices, and espeak-ng's voices.
 
     apt-get install asterisk-core-sounds-{en,es,fr,it,ru}-g722 asterisk-core-sounds-{en,es,fr,it,ru}, and ffmpeg
     python bench/human_speech.py [--prompts FOLDER] [--out FILE]
 
-Which prompts the recipes drop, how figures spread, how alike a voice's clips are and how unlike another's, how many
-strangers among a speaker's clips are found, and what the two networks cost in processor time and memory. --prompts
-keeps the decoded WAV files for the next run.
+Measures which prompts the recipes drop, the spread of each figure, the similarity of clips of one voice and of
+different voices, how many strangers among a speaker's clips are found, and the cost of the two networks in processor
+time and memory. --prompts keeps the decoded WAV files for the next run.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from machine import describe_machine
 from tqdm import tqdm
 
-from launch.demo.arabic_speech import arabic_corpus
+from launch.demo.arabic_speech import build_arabic_corpus
 from preprocess.audio.decode import Audio, decode
 from preprocess.codec.load import resample_to_codec
 from preprocess.common.errors import Rejected
@@ -33,19 +33,19 @@ from preprocess.judges.figures import audio_figures, text_figures
 from preprocess.judges.pace import length_warning
 from preprocess.judges.speaker import embed_voice
 from preprocess.judges.voice_activity import speech_share
-from preprocess.plan.screening import Screening, load_screening, screen
+from preprocess.plan.screening import Screening, load_screening, screen_figures
 from tests.fixtures.asterisk import INSTALL, prompts, write_corpus
 
 ROOT = Path(__file__).parents[1]
 THRESHOLDS = (0.65, 0.7, 0.75, 0.8)
 LENGTHS_SEC = (0.0, 0.5, 0.8, 1.2, 2.0, 4.0, 1e9)
-DRAWS = 20  # of a group of clips, a pair of voices
+DRAWS = 20  # groups of clips per pair of voices
 FIGURES = ("duration_sec", "rms_dbfs", "silence_share", "bandwidth_hz", "letters_per_sec", "speech_share")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, help="where the WAV files are, or are to be kept")
+    parser.add_argument("--prompts", type=Path, help="folder with the WAV files, or to keep them in")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "human_speech.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def main() -> None:
                 raise SystemExit(f"no prompts: {INSTALL}")
             write_corpus(human, chosen)
         (espeak := Path(temporary) / "espeak").mkdir()
-        arabic_corpus(espeak, voices=6, sentences=20)
+        build_arabic_corpus(espeak, voices=6, sentences=20)
         clips, costs = measure(read(human) + read(espeak))
     spoken = [clip for clip in clips if "_" in clip["speaker"]]
     result = {
@@ -84,7 +84,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def measure(rows: list[dict]) -> tuple[list[dict], dict]:
-    """The rows with their figures and voices; processor seconds and memory of the networks."""
+    """(the rows with their figures and voice embeddings, processor time and memory of the networks)."""
     spent, clips = Counter(), []
     of_a_worker_mb = worker_memory_mb(decode(rows[0]["path"].parent / "demo-congrats.wav"))
     for row in tqdm(rows, desc="clips"):
@@ -115,7 +115,7 @@ def measure(rows: list[dict]) -> tuple[list[dict], dict]:
 
 
 def worker_memory_mb(audio: Audio) -> dict[str, int]:
-    """Memory of its own that each network adds to a process forked after both are loaded, over half a minute."""
+    """MB of private memory that each network adds to a process forked after both are loaded, on `audio`."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     resample_to_codec(audio.waveform, audio.sample_rate_hz, 24000)  # loads what a worker needs anyway
@@ -141,12 +141,12 @@ def private_mb() -> float:
 
 
 def screened(clips: list[dict], recipe: Screening) -> dict:
-    """How many prompts the recipe drops, by reason, with examples."""
+    """How many prompts the recipe drops for each reason, with examples."""
     dropped = defaultdict(list)
     for clip in clips:
         known = {name: value for name, value in clip.items() if name != "arabic_share"}
         try:
-            screen(recipe, known, "")
+            screen_figures(recipe, known, "")
         except Rejected as error:
             dropped[error.reason].append(f"{clip['audio']}: {clip['text'][:40]!r}: {error.found}")
     counts = {reason: len(found) for reason, found in dropped.items()}
@@ -154,7 +154,7 @@ def screened(clips: list[dict], recipe: Screening) -> dict:
 
 
 def pace(clips: list[dict]) -> dict:
-    """Median seconds a letter of each voice, and the prompts that generation would have warned of by it."""
+    """Median seconds per letter of each voice, and the prompts that generation would warn of with this pace."""
     result = {}
     for speaker, own in grouped(clips):
         facts = {"sec_per_letter": float(np.median([1 / clip["letters_per_sec"] for clip in own]))}
@@ -179,7 +179,7 @@ def figures(clips: list[dict]) -> dict:
 
 
 def by_length(clips: list[dict]) -> dict:
-    """Share of prompts in which silero-vad hears speech in less than 0.3, and the least, by length."""
+    """By length of the prompts: how many have a share of speech below 0.3 by silero-vad, and the least share."""
     result = {}
     for low, high in itertools.pairwise(LENGTHS_SEC):
         shares = [clip["speech_share"] for clip in clips if low <= clip["duration_sec"] < high]
@@ -189,8 +189,8 @@ def by_length(clips: list[dict]) -> dict:
 
 
 def similarity(clips: list[dict]) -> dict:
-    """How alike: [min, 1 %, 5 %, median, 99 %] of a speaker's clips to one another, and of the clips of the
-    other speaker who is most like this one, put among them one at a time.
+    """Similarities [min, 1 %, 5 %, median, 99 %] of a speaker's clips to one another, and of the clips of the most
+    similar other speaker, each put among them alone.
     """
     result = {}
     voices = grouped([clip for clip in clips if clip["voice"]])
@@ -212,9 +212,9 @@ def spread(values) -> list[float]:
 
 
 def strangers(clips: list[dict]) -> dict:
-    """Share of a speaker's own clips that are dropped, and of strangers among them that are: drawn many times.
+    """Shares of a speaker's own clips and of strangers among them that are dropped, over many random draws.
 
-    A pair of English and Spanish is left out: one woman speaks both.
+    Pairs of English and Spanish are left out, because one woman speaks both.
     """
     rng, result = np.random.default_rng(0), {}
     for number, strange in ((5, 1), (10, 1), (20, 0), (20, 1), (20, 4), (20, 8)):

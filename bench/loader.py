@@ -1,10 +1,10 @@
-"""One rank's loader on real shards: samples/s, tokens/s and MB/s by worker, against what an H200 rank takes.
+"""One rank's loader on real shards: samples/s, tokens/s and MB/s by number of workers, against an H200 rank's need.
 
     PYTHONPATH=. python bench/loader.py [--num-clips 3000] [--index-clips 500000] [--out bench/results/loader.json]
 
 Writes a corpus of random codes, Arabic texts and FLAC of noise with speech-like lengths, plans an epoch and loads all
-its packs. cpu_ms_per_sample counts the processor time of loader and workers together: with more workers than cores
-that is the figure to go by. Also: the time and memory of opening a corpus of --index-clips clips.
+its packs. cpu_ms_per_sample is the processor time of loader and workers together: with more workers than cores it is
+the figure to compare. Also measures time and memory of opening a corpus of --index-clips clips.
 """
 
 import argparse
@@ -36,9 +36,9 @@ from preprocess.corpus.text import NORMALISER_VERSION, tokenizer_fingerprint
 from tests.fixtures.corpus import WORDS
 
 FRAME_RATE_HZ, RATE_HZ, NUM_CODEBOOKS, CODEBOOK_SIZE = 25, 16000, 8, 1024
-NUM_SPEAKERS, CLIPS_PER_SHARD = 50, 200  # some 0.5 h a shard
-TARGET_SAMPLES_PER_SEC = 84.0  # an H200 at 50 % MFU: DESIGN.md, section 7
-TARGET_MB_PER_SEC = 23.0  # its 16 kHz waveforms, 16 bits a sample
+NUM_SPEAKERS, CLIPS_PER_SHARD = 50, 200  # some 0.5 h per shard
+TARGET_SAMPLES_PER_SEC = 84.0  # an H200 at 50 % MFU, by count of operations
+TARGET_MB_PER_SEC = 23.0  # the 16 kHz waveforms of these samples, in 16 bits
 NUM_WORKERS = (0, 1, 2, 4)
 REST = {"language": "ar", "split": "train", "draws_reference": True, "dialogues": [], "use": True, "reason": None}
 
@@ -54,7 +54,7 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "num_clips": arguments.num_clips,
-        "lengths": "lognormal, median 7 s, sigma 0.7, clipped to 1-30 s; 5 text tokens a second",
+        "lengths": "lognormal, median 7 s, sigma 0.7, clipped to 1-30 s; 5 text tokens per second",
         "target_samples_per_sec": TARGET_SAMPLES_PER_SEC,
         "target_waveform_mb_per_sec": TARGET_MB_PER_SEC,
         "runs": [],
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def write_clips(folder: Path, model: Path, num_clips: int) -> None:
-    """A corpus as preprocess.shard would leave it, of noise."""
+    """Write a corpus of noise as preprocess.shard would."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     tokenizer = read_base_model(model).tokenizer
@@ -103,7 +103,7 @@ def write_clips(folder: Path, model: Path, num_clips: int) -> None:
 
 
 def corpus_info(shards: list[dict], tokenizer: str) -> dict:
-    """What corpus.json says, as far as reading needs it."""
+    """The part of corpus.json that reading needs."""
     return {
         "shards": shards,
         "codec": {
@@ -118,13 +118,13 @@ def corpus_info(shards: list[dict], tokenizer: str) -> dict:
 
 
 def measure(folder: Path, model: Path, num_workers: int) -> dict:
-    """Load one epoch; the clock starts with the first pack, when the workers are up."""
-    set_start_method("fork", force=True)  # as a rank's workers start; this process itself was spawned
+    """Speed of loading one epoch; the clock starts after the first pack, when all workers have started."""
+    set_start_method("fork", force=True)  # as in training; this process itself was spawned
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as launch/train.py sets it
     torch.set_num_threads(1)
     reader = PackReader(Corpora([folder]), model, "packed")
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
-    plan = Plan(reader.corpus.index, split="train", cost=cost, packs_per_step=8, max_tokens=8192, seed=0)
+    plan = Plan(reader.corpora.index, split="train", cost=cost, packs_per_step=8, max_tokens=8192, seed=0)
     epoch = plan.epoch(0)
     packs = [pack for step in range(epoch.num_steps) for pack in epoch.step(step).packs]
     loaded = load_packs(reader, packs, num_workers, pin_memory=False)
@@ -132,7 +132,7 @@ def measure(folder: Path, model: Path, num_workers: int) -> dict:
     before, start = cpu_sec(), time.perf_counter()
     num_bytes = sum(tensor_bytes(pack.batch) for pack in loaded)
     seconds = time.perf_counter() - start
-    # Workers have ended, so their processor time is known: with theirs before the first pack, some 2 % of it.
+    # Workers have ended, so their processor time is known; some 2 % of it was before the first pack.
     busy_sec = cpu_sec() - before
     num_samples = sum(len(pack.samples) for pack in packs[1:])
     samples_per_sec = num_samples / seconds
@@ -148,7 +148,7 @@ def measure(folder: Path, model: Path, num_workers: int) -> dict:
 
 
 def cpu_sec() -> float:
-    """Processor time of this process and its ended children."""
+    """Processor seconds of this process and its ended children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -158,7 +158,7 @@ def tensor_bytes(batch) -> int:
 
 
 def measure_waveforms(folder: Path) -> dict:
-    """Read and decode the waveform of every clip in a random order, on one core, the page cache warm."""
+    """Speed of reading and decoding all waveforms in random order, on one core with a warm page cache."""
     corpus = Corpus(folder)
     num_bytes, start = 0, time.perf_counter()
     for row in np.random.default_rng(0).permutation(corpus.index.num_rows).tolist():
@@ -170,7 +170,7 @@ def measure_waveforms(folder: Path) -> dict:
 
 
 def write_vast_corpus(folder: Path, num_clips: int) -> None:
-    """An index of `num_clips` clips in 1,600 shards that are holes of the right size."""
+    """Write an index of `num_clips` clips in 1,600 shards, which are sparse files of the right size."""
     folder.mkdir()
     per_shard, shard_bytes = -(-num_clips // 1600), 32_000_000
     rng = np.random.default_rng(0)

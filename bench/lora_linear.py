@@ -2,8 +2,8 @@
 
     python bench/lora_linear.py [--hidden 3072] [--ffn 8192] [--tokens 2048] [--dtype bfloat16] [--out FILE]
 
-For each group (q/k/v, o, gate/up, down) forward + backward: time, share of the adapters over the bare frozen layers,
-operators, bytes they move, bytes kept for backward. Counts hold on any device; times are this machine's.
+For each group (q/k/v, o, gate/up, down), forward + backward of the bare frozen layers, of PEFT's and of the fused
+ones: time, operators, bytes they move, bytes kept for backward. Counts hold on any device; times are this machine's.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def adapted_layers(width: int, outputs: list[int], rank: int, dropout: float, dt
     return get_peft_model(layers.to(device), config).base_model.model.to(dtype)
 
 
-WAYS = {
+VARIANTS = {
     "bare": lambda layers, rows: [layer.get_base_layer()(rows) for layer in layers],
     "peft": lambda layers, rows: [layer(rows) for layer in layers],
     "fused": lambda layers, rows: project(rows, *layers),
@@ -78,21 +78,21 @@ WAYS = {
 
 
 def measure(layers: nn.Module, rows: torch.Tensor, repeats: int) -> dict:
-    """Of each way its median time, operators, moved bytes and saved bytes; the ways alternate."""
+    """{variant: median seconds, operators, bytes moved, bytes saved for backward}; the variants alternate."""
     inputs = rows.requires_grad_()
     with torch.no_grad():
-        upstream = [torch.randn_like(out) for out in WAYS["bare"](layers, rows)]
-    times = {way: [] for way in WAYS}
+        upstream = [torch.randn_like(out) for out in VARIANTS["bare"](layers, rows)]
+    times = {variant: [] for variant in VARIANTS}
     for number in range(repeats + 1):
-        for way, forward in WAYS.items():
+        for variant, forward in VARIANTS.items():
             start = time.perf_counter()
             torch.autograd.backward(forward(layers, inputs), upstream)
             if rows.is_cuda:
                 torch.cuda.synchronize()
             if number:
-                times[way].append(time.perf_counter() - start)
+                times[variant].append(time.perf_counter() - start)
     result = {}
-    for way, forward in WAYS.items():
+    for variant, forward in VARIANTS.items():
         layers.zero_grad(set_to_none=True)
         inputs.grad = None
         tally = OperatorTally()
@@ -101,8 +101,8 @@ def measure(layers: nn.Module, rows: torch.Tensor, repeats: int) -> dict:
         kept_bytes = saved.total
         with tally:
             torch.autograd.backward(outputs, upstream)
-        result[way] = {
-            "sec": statistics.median(times[way]),
+        result[variant] = {
+            "sec": statistics.median(times[variant]),
             "matmuls": tally.num_matmuls,
             "other_operators": tally.num_others,
             "other_bytes": tally.other_bytes,
@@ -112,9 +112,11 @@ def measure(layers: nn.Module, rows: torch.Tensor, repeats: int) -> dict:
 
 
 def total(runs: list[dict], dtype: str, dropout: float) -> dict:
-    """Sums over the groups: a layer with one FFN."""
+    """Sums over the groups: one layer with one FFN."""
     chosen = [run for run in runs if (run["dtype"], run["dropout"]) == (dtype, dropout)]
-    sums = {way: {key: sum(run[way][key] for run in chosen) for key in chosen[0][way]} for way in WAYS}
+    sums = {
+        variant: {key: sum(run[variant][key] for run in chosen) for key in chosen[0][variant]} for variant in VARIANTS
+    }
     return {"dtype": dtype, "dropout": dropout, **sums}
 
 

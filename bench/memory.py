@@ -2,8 +2,8 @@
 
     python bench/memory.py [--max-tokens 2048] [--vocabulary 1024 128256] [--out FILE]
 
-Counts the bytes that tensors hold at one time (weights left out), which is the same on any device up to the
-workspaces of kernels. `real_size` has the bytes kept for backward a layer at the dimensions of the 3B model, from
+Counts the bytes that tensors occupy at one time, without weights. Apart from the workspaces of kernels this is the
+same on any device. `real_size` has the bytes kept for backward per layer at the dimensions of the 3B model, from
 shapes alone (torch's meta device): nothing is computed there.
 """
 
@@ -19,8 +19,8 @@ from machine import describe_machine
 from train_step import SIZES, build_model, draw_samples, fresh
 
 from engine.base.recipe import Loss
-from engine.batch.sample import collate
-from engine.batch.stream import lay_out, map_tensors
+from engine.batch.sample import make_padded_batch
+from engine.batch.stream import make_stream, map_tensors
 from engine.model.attention import VARLEN
 from engine.model.losses import codebook_weights, weighted_loss
 
@@ -39,7 +39,7 @@ def main() -> None:
     for vocabulary in arguments.vocabulary:
         shape = SIZES["small"] | {"layers": 2, "vocabulary": vocabulary}
         model = build_model(shape, torch.device("cpu"), dropout=0.05)
-        for forward, make_batch in (("boson", collate), ("packed", lay_out)):
+        for forward, make_batch in (("boson", make_padded_batch), ("packed", make_stream)):
             batch = make_batch(fresh(samples), model.higgs.config)
             runs.append({"vocabulary": vocabulary, "forward": forward, "peak_bytes": peak_bytes(model, batch)})
             print(json.dumps(runs[-1]), flush=True)
@@ -64,7 +64,7 @@ def kept_at_real_size(max_tokens: int) -> dict:
     with patch("engine.model.attention.attention_backend", lambda *_: VARLEN), no_autocast:
         for number in (1, 3):
             model = build_model(SIZES["3b"] | {"layers": number}, torch.device("meta"), dropout=0.05).bfloat16()
-            stream = map_tensors(lay_out(fresh(samples), model.higgs.config), lambda tensor: tensor.to("meta"))
+            stream = map_tensors(make_stream(fresh(samples), model.higgs.config), lambda tensor: tensor.to("meta"))
             with saved_bytes(model) as saved:
                 model(stream)
             layers[number] = saved.total

@@ -1,10 +1,10 @@
-"""What DeepSpeed adds to a bare torch loop of the same packed forward, and what its settings change; one run.
+"""Cost of DeepSpeed over a bare torch loop with the same packed forward, and effect of its settings, in one run.
 
     python bench/optimizer_step.py [--size small|3b] [--ranks 1] [--max-tokens 2048] [--steps 10] [--deepspeed-adam]
 
-Ways: `bare` (bf16 weights, fp32 masters, all-reduce of one flat gradient, clipping, fused AdamW), `deepspeed` (the
-product's zero2.json as the product uses it), `each gradient checked` (DeepSpeed's own overflow check left in),
-`overlap_comm`, and with --deepspeed-adam its FusedAdam, which compiles a CUDA kernel. One pack a rank and step.
+Variants: `bare` (bf16 weights, fp32 masters, all-reduce of one flat gradient, clipping, fused AdamW), `deepspeed`
+(the product's zero2.json as the product uses it), `each gradient checked` (with DeepSpeed's own overflow check),
+`overlap_comm`, and with --deepspeed-adam its FusedAdam, which compiles a CUDA kernel. One pack per rank and step.
 Prints and writes the median time of a step, its parts, and the operators of an update.
 """
 
@@ -25,7 +25,7 @@ from train_step import ROOT, SIZES, build_model, draw_samples
 from engine.base import zero
 from engine.base.recipe import Loss, load_recipe
 from engine.base.zero import trainable_parameters
-from engine.batch.stream import lay_out
+from engine.batch.stream import make_stream
 from engine.model.forward import to_device
 from engine.model.losses import codebook_weights, weighted_loss
 
@@ -50,17 +50,21 @@ def run_rank(rank: int, arguments: argparse.Namespace) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     zero.deepspeed.init_distributed()
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-    ways = {"bare": bare, "deepspeed": deepspeed_way(), "each gradient checked": deepspeed_way(check_each=True)}
-    ways["overlap_comm"] = deepspeed_way({"zero_optimization.overlap_comm": True})
+    variants = {
+        "bare": bare,
+        "deepspeed": with_deepspeed(),
+        "each gradient checked": with_deepspeed(check_each=True),
+    }
+    variants["overlap_comm"] = with_deepspeed({"zero_optimization.overlap_comm": True})
     if arguments.deepspeed_adam:
-        ways["FusedAdam"] = deepspeed_way({"optimizer.params.torch_adam": False, "optimizer.params.fused": None})
+        variants["FusedAdam"] = with_deepspeed({"optimizer.params.torch_adam": False, "optimizer.params.fused": None})
     runs = {}
-    for way, build in ways.items():
+    for variant, build in variants.items():
         model = build_model(SIZES[arguments.size], device, dropout=0.05)
-        batch = to_device(lay_out(draw_samples(arguments.max_tokens), model.higgs.config), device)
-        runs[way] = measure(*build(model, arguments.ranks), batch, device, arguments.steps)
+        batch = to_device(make_stream(draw_samples(arguments.max_tokens), model.higgs.config), device)
+        runs[variant] = measure(*build(model, arguments.ranks), batch, device, arguments.steps)
         if rank == 0:
-            print(json.dumps({way: runs[way]}), flush=True)
+            print(json.dumps({variant: runs[variant]}), flush=True)
         del model
     if rank:
         return
@@ -68,7 +72,7 @@ def run_rank(rank: int, arguments: argparse.Namespace) -> None:
         run["over_bare"] = run["step_sec"] / runs["bare"]["step_sec"]
     settings = {key: getattr(arguments, key) for key in ("size", "ranks", "max_tokens", "steps")}
     arguments.out.write_text(json.dumps(describe_machine(device) | settings | {"runs": runs}, indent=2) + "\n")
-    print({way: round(run["over_bare"], 4) for way, run in runs.items()}, f"wrote {arguments.out}")
+    print({variant: round(run["over_bare"], 4) for variant, run in runs.items()}, f"wrote {arguments.out}")
 
 
 def bare(model, world_size: int):
@@ -97,7 +101,9 @@ def bare(model, world_size: int):
     return model, lambda loss: loss.backward(), update
 
 
-def deepspeed_way(changes: dict | None = None, check_each: bool = False):
+def with_deepspeed(changes: dict | None = None, check_each: bool = False):
+    """A function like `bare`, through DeepSpeed. changes: {dotted key of its JSON: value; None removes the key}."""
+
     def build(model, world_size: int):
         recipe = load_recipe(
             ROOT / "launch" / "recipes" / "arabic_8xh200.yaml", [f"batch.packs_per_step={world_size}"]
@@ -111,17 +117,17 @@ def deepspeed_way(changes: dict | None = None, check_each: bool = False):
             group[last] = value
             if value is None:
                 del group[last]
-        engine = zero.initialize(model, zero.fit_buckets(config, model))
+        engine = zero.initialize_engine(model, zero.fit_buckets(config, model))
         zero.set_lr(engine, 0.0)
         if check_each:
-            del engine.optimizer.check_overflow  # the instance's; DeepSpeed's own shows again
+            del engine.optimizer.check_overflow  # ours, on the instance: DeepSpeed's own method applies again
         return engine, engine.backward, engine.step
 
     return build
 
 
 def measure(forward, backward, update, batch, device: torch.device, num_steps: int) -> dict:
-    """Median times of a step and its parts, and the operators of one update."""
+    """Median seconds of a step and its parts, and the numbers of operators in backward and update."""
     weights = codebook_weights(Loss(), batch.audio_labels.shape[1]).to(device)
     times: dict[str, list[float]] = {"forward_sec": [], "backward_sec": [], "update_sec": [], "step_sec": []}
 

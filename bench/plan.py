@@ -1,9 +1,9 @@
-"""Plan a synthetic corpus of speech on one core: time, memory, fill, and how mixed the steps are.
+"""Planning of a synthetic corpus on one core: time, memory, fill of the packs, and how mixed the steps are.
 
     python bench/plan.py [--num-clips 1000000] [--out bench/results/plan.json]
 
-Baselines on the same samples: packing by best-fit decreasing in windows and by next-fit (what a loader does
-that takes samples as they come), and steps of samples picked at random.
+Baselines on the same samples: packing by best-fit decreasing in windows, packing by next-fit (as a loader does that
+takes samples in order), and steps of samples picked at random.
 """
 
 import argparse
@@ -25,10 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.plan.corpora import Corpora
-from engine.plan.plan import LayoutCost, Plan, describe
+from engine.plan.plan import Plan, describe_plan
+from engine.plan.samples import LayoutCost
 from preprocess.corpus.shards import CORPUS_FILE, FORMAT_VERSION, INDEX_FILE, INDEX_SCHEMA
 
-# About what Boson's layout costs with 8 codebooks.
+# About the cost of Boson's layout with 8 codebooks.
 COST = LayoutCost(tokens_base=30, tokens_per_reference=10, columns_extra=9, text_labels=3)
 FRAME_RATE_HZ = 25
 REPEATS = 3
@@ -59,13 +60,13 @@ def main() -> None:
 
 
 def in_fresh_process(function, *arguments):
-    """Memory of one run must not count in the next."""
+    """The result of `function`, run in a new process so that memory of one run does not count in the next."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def write_corpus(folder: Path, num_clips: int) -> None:
-    """A corpus without its shards: opening it takes what the index takes."""
+    """Write a corpus without shards: opening it costs as much as opening its index."""
     write_index(folder / INDEX_FILE, num_clips)
     data = (folder / INDEX_FILE).read_bytes()
     info = {
@@ -80,7 +81,7 @@ def write_corpus(folder: Path, num_clips: int) -> None:
 
 
 def write_index(path: Path, num_clips: int) -> None:
-    """A full index, speaker after speaker as preprocess.shard groups them."""
+    """Write a full index, sorted by speaker as preprocess.shard sorts it."""
     rng = np.random.default_rng(0)
     duration_sec = np.clip(rng.lognormal(np.log(7), 0.7, num_clips), 1, 30)
     speaker = np.sort((2000 * rng.random(num_clips) ** 2).astype(int))
@@ -107,7 +108,7 @@ def write_index(path: Path, num_clips: int) -> None:
 
 
 def measure(folder: Path, max_tokens: int) -> dict:
-    """Open the corpus as training does and plan it REPEATS times on one core; the figures of the last plan."""
+    """Figures of opening the corpus as training does and of planning it REPEATS times on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
     imports_mb, start = peak_memory_mb(), time.perf_counter()
@@ -129,15 +130,15 @@ def measure(folder: Path, max_tokens: int) -> dict:
     step_ms = (time.perf_counter() - start) / len(numbers) * 1000
 
     summary = plan.summary()
-    print(describe(summary))
-    tokens = epoch.tokens[epoch.order]
+    print(describe_plan(summary))
+    tokens = epoch.drawn.tokens[epoch.order]
     samples_per_step = epoch.num_samples
     at_random = np.random.default_rng(1).permutation(len(tokens))
     speakers = (
         index.column("speaker")
         .combine_chunks()
         .dictionary_encode()
-        .indices.to_numpy()[epoch.target[epoch.sample[epoch.order]]]
+        .indices.to_numpy()[epoch.samples.target[epoch.ordered_samples]]
     )
     # The baselines pack the samples in a random order, as the plan does.
     waiting = tokens[np.random.default_rng(2).permutation(len(tokens))]
@@ -174,7 +175,7 @@ def measure(folder: Path, max_tokens: int) -> dict:
 
 
 def distinct_per_step(speakers: np.ndarray, samples_per_step: np.ndarray) -> float:
-    """Mean number of distinct speakers in a step."""
+    """Mean number of distinct speakers per step."""
     step = np.repeat(np.arange(len(samples_per_step)), samples_per_step)
     return len(np.unique(step * (int(speakers.max()) + 1) + speakers)) / len(samples_per_step)
 
@@ -191,7 +192,7 @@ def length_correlation(tokens: np.ndarray, samples_per_group: np.ndarray) -> flo
 
 
 def packing_baseline(pack, tokens: np.ndarray, max_tokens: int) -> dict:
-    """Fill, seconds and the length correlation in steps of 8 of the packs in random order."""
+    """Fill and seconds of a packing, and the length correlation in steps of 8 packs in random order."""
     start = time.perf_counter()
     packs = pack(tokens.tolist(), max_tokens)
     seconds = time.perf_counter() - start
@@ -207,7 +208,7 @@ def packing_baseline(pack, tokens: np.ndarray, max_tokens: int) -> dict:
 
 
 def best_fit_decreasing(tokens: list[int], max_tokens: int) -> list[list[int]]:
-    """Each window longest first, each sample into the fullest pack of the window that has room."""
+    """Packs (lists of lengths): in each window, longest sample first, each into the fullest pack with enough room."""
     packs: list[list[int]] = []
     for begin in range(0, len(tokens), WINDOW_SAMPLES):
         rooms: list[tuple[int, int]] = []
@@ -224,7 +225,7 @@ def best_fit_decreasing(tokens: list[int], max_tokens: int) -> list[list[int]]:
 
 
 def next_fit(tokens: list[int], max_tokens: int) -> list[list[int]]:
-    """Samples as they come; a pack ends where the next sample does not fit."""
+    """Packs (lists of lengths) of the samples in order; a pack ends when the next sample does not fit."""
     packs, room = [], 0
     for length in tokens:
         if length > room:

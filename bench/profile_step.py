@@ -20,7 +20,7 @@ from train_step import SIZES, build_engine, draw_samples, start_one_rank
 
 from engine.base import zero
 from engine.base.recipe import Lora, Loss
-from engine.batch.stream import Stream, lay_out
+from engine.batch.stream import Stream, make_stream
 from engine.model.forward import to_device
 from engine.model.losses import codebook_weights, weighted_loss
 
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = start_one_rank()
     engine = build_engine(arguments.size, device, arguments.dropout)
-    stream = lay_out(draw_samples(arguments.max_tokens), engine.module.higgs.config)
+    stream = make_stream(draw_samples(arguments.max_tokens), engine.module.higgs.config)
     out = arguments.out or ROOT / "bench" / "results" / f"profile_{arguments.size}"
     out.mkdir(parents=True, exist_ok=True)
     trace = profile_step(engine, stream, out)
@@ -73,7 +73,7 @@ def profile_step(engine, stream: Stream, out: Path) -> list[dict]:
 
 
 def leaf_operators(trace: list[dict]) -> list[dict]:
-    """Operators with the time that is their own: on a GPU their kernels', on a CPU theirs less their callees'."""
+    """Operators with their own time: on a GPU that of their kernels, on a CPU theirs minus that of their callees."""
     operators = [event for event in trace if event.get("cat") == "cpu_op"]
     kernels = defaultdict(list)
     for event in trace:
@@ -109,7 +109,7 @@ def leaf_operators(trace: list[dict]) -> list[dict]:
 
 
 def sorter(size: dict, stream: Stream):
-    """(operator, shapes) -> part of the step, told by the dimensions that only this part has."""
+    """A function (operator, shapes) -> part of the step, recognised by the dimensions that only this part has."""
     ranks = {Lora().rank * layers for layers in (1, 2, 3)}
     head_widths = {size["vocabulary"], 8 * 1026}
     num_text, num_audio = len(stream.text_tokens), stream.audio_columns.shape[1]
@@ -136,7 +136,7 @@ def sorter(size: dict, stream: Stream):
 
 
 def group_calls(operators: list[dict], part_of) -> list[dict]:
-    """Operators of equal name, shapes, dtypes and kernel together, longest first."""
+    """Operators grouped by name, shapes, dtypes and kernel, longest time first."""
     groups: dict[str, dict] = {}
     for operator in operators:
         identity = {key: operator[key] for key in ("operator", "shapes", "dtypes", "kernel")}
@@ -150,7 +150,7 @@ def group_calls(operators: list[dict], part_of) -> list[dict]:
 
 
 def tabulate(calls: list[dict]) -> dict:
-    """Time by part, and the matmul and attention calls one by one."""
+    """Time of each part, and the matmul and attention calls one by one."""
     parts: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for call in calls:

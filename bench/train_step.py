@@ -23,8 +23,8 @@ from transformers import LlamaConfig
 
 from engine.base import zero
 from engine.base.recipe import Lora, Loss, load_recipe
-from engine.batch.sample import collate
-from engine.batch.stream import lay_out
+from engine.batch.sample import make_padded_batch
+from engine.batch.stream import make_stream
 from engine.model.flops import flop_rates, peak_flops
 from engine.model.forward import LossModel, to_device
 from engine.model.lora import add_lora, describe_lora
@@ -46,16 +46,14 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="3b" if torch.cuda.is_available() else "small")
     parser.add_argument("--max-tokens", type=int, nargs="+", default=[8192, 16384])
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each forward (10)")
-    parser.add_argument(
-        "--dropout", type=float, default=0.0, help="of LoRA (0: above it the losses differ by chance)"
-    )
+    parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA (0; above 0 the losses differ by chance)")
     parser.add_argument("--out", type=Path, help="JSON (default: bench/results/train_step_SIZE.json)")
     arguments = parser.parse_args()
     device = start_one_rank()
     runs = []
     for max_tokens in arguments.max_tokens:
         samples = draw_samples(max_tokens)
-        for forward, make_batch in (("boson", collate), ("packed", lay_out)):
+        for forward, make_batch in (("boson", make_padded_batch), ("packed", make_stream)):
             run = {"max_tokens": max_tokens, "samples": len(samples), "forward": forward}
             engine = build_engine(arguments.size, device, arguments.dropout)
             try:
@@ -120,7 +118,7 @@ def build_model(shape: dict, device: torch.device, dropout: float) -> LossModel:
 
 
 def start_one_rank() -> torch.device:
-    """Join a process group of one; the device to work on."""
+    """The device to work on, after joining a process group of one rank."""
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     os.environ.setdefault("MASTER_PORT", "29555")
     zero.deepspeed.init_distributed()
@@ -132,11 +130,11 @@ def build_engine(size: str, device: torch.device, dropout: float = 0.0):
     recipe = load_recipe(ROOT / "launch" / "recipes" / "arabic_8xh200.yaml", ["batch.packs_per_step=1"])
     model = build_model(SIZES[size], device, dropout)
     print(describe_lora(model.model), flush=True)
-    return zero.initialize(model, zero.resolve_config(ROOT / "ds_configs" / "zero2.json", recipe, 1))
+    return zero.initialize_engine(model, zero.resolve_config(ROOT / "ds_configs" / "zero2.json", recipe, 1))
 
 
 def draw_samples(max_tokens: int) -> list[ChatMLDatasetSample]:
-    """Samples with a reference each, lognormal durations of 7 s median, until `max_tokens` are full."""
+    """Samples with one reference each, of lognormal durations with median 7 s, until `max_tokens` are full."""
     rng = np.random.default_rng(0)
     samples, num_tokens = [], 0
     while True:
@@ -166,9 +164,9 @@ def draw_samples(max_tokens: int) -> list[ChatMLDatasetSample]:
 
 
 def measure(engine, samples: list[ChatMLDatasetSample], make_batch, num_steps: int) -> dict:
-    """Median time of a step and what follows from it; the learning rate is 0, so every step is the same step."""
+    """Median time of a step and figures derived from it. The learning rate is 0, so that all steps are the same."""
     config, device = engine.module.higgs.config, engine.device
-    stream = lay_out(fresh(samples), config)
+    stream = make_stream(fresh(samples), config)
     copies = fresh(samples)
     start = time.perf_counter()
     batch = make_batch(copies, config)

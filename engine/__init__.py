@@ -1,1 +1,1 @@
-"""Training engine: shards -> plan -> packs -> model -> losses -> steps -> checkpoints."""
+"""Training engine: shards -> plan -> packs -> batches -> model -> losses -> steps -> checkpoints -> merged model."""

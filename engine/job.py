@@ -1,4 +1,4 @@
-"""From a command line to a run: everything checked before a GPU is touched, then the engine."""
+"""A checked run, from the values of a command line: all that can be checked before a GPU is used."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from engine.plan.of_run import training_plan, validation_packs
 from engine.plan.plan import Pack, Plan
 from engine.plan.swapped import swap_references
 from preprocess.common.errors import InputError
+from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import check_codec_fits, has_audio_tower
 from preprocess.corpus.dialogue import AS_WRITTEN
 from preprocess.corpus.shards import CORPUS_FILE
@@ -23,22 +24,21 @@ from preprocess.corpus.text import normalise_text, tokenizer_fingerprint
 
 @dataclass(frozen=True)
 class Job:
-    """A checked run: what to train on, in which order, how, and where to."""
+    """A checked run: its recipe, model, data, order of the samples, and output folder."""
 
     recipe: Recipe
-    deepspeed_config: dict
-    model_folder: Path
+    deepspeed_config: JsonObject
     reader: PackReader
     plan: Plan
     validation: list[Pack]
-    swapped_validation: list[Pack]  # with other speakers' references; [] where the gain is not measured
-    summary: dict  # of the plan's first epoch
-    total_steps: int  # global steps of the whole run: all epochs, or max_steps where that is less
-    facts: dict  # written into checkpoints: where things came from, and the identity that a resume must share
+    swapped_validation: list[Pack]  # with other speakers' references; [] if the conditioning gain is not measured
+    summary: JsonObject  # of the plan's first epoch
+    total_steps: int  # global steps of the whole run: all epochs, or run.max_steps if that is less
+    facts: JsonObject  # for checkpoints: origins, recipe, and the identity that a resumed run must share
     out: Path
 
 
-def prepare(
+def prepare_job(
     deepspeed: str,
     recipe: str,
     overrides: list[str],
@@ -48,28 +48,33 @@ def prepare(
     world_size: int,
     cache: Cache | None = None,
 ) -> Job:
-    """Read and check recipe, DeepSpeed JSON, base model and corpora, and plan the run. Raises InputError."""
+    """The job of a run: recipe, DeepSpeed JSON, base model and corpora read and checked, all steps planned.
+
+    recipe, deepspeed, model: paths; data: folders or addresses of corpora; cache: where remote shards are kept.
+    Raises InputError.
+    """
     chosen = load_recipe(recipe, overrides)
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
     corpora = Corpora(data, cache)
     reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, weight_dtype(chosen.run.precision))
-    _refuse_other_encoding(reader)
-    _refuse_other_number_of_weights(chosen, reader)
+    _check_corpus_fits_model(reader)
+    _check_codebook_weights(chosen, reader)
     check_conditioning(chosen.conditioning, reader.config, corpora)
-    _refuse_as_written(chosen, reader)
+    _check_as_written(chosen, reader)
 
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text, chosen.conditioning)
     plan = training_plan(corpora, chosen, cost)
     summary = plan.summary()
-    _refuse_other_batch(summary, chosen)
+    _check_samples_per_step(summary, chosen)
     total_steps = plan.total_steps(chosen.run.epochs, at_most=chosen.run.max_steps)
     validation = validation_packs(corpora, chosen, cost)
+    recipe_facts = recipe_dict(chosen)
     facts = {
         "base": str(Path(model).resolve()),
         "corpora": [corpus.address for corpus in corpora.corpora],
         "layout": corpora.info["layout"],
         "speech": corpora.info.get("speech", {}),
-        "recipe": recipe_dict(chosen),
+        "recipe": recipe_facts,
         "world_size": world_size,
         "total_steps": total_steps,
         "identity": {
@@ -77,8 +82,8 @@ def prepare(
             "conditioning": chosen.conditioning,
             "codec_fingerprint": corpora.info["codec"]["fingerprint"],
             "corpus_fingerprints": corpora.fingerprints,
-            "data": {**recipe_dict(chosen)["data"], "repeat": plan.repeat},
-            "lora": recipe_dict(chosen)["lora"],
+            "data": {**recipe_facts["data"], "repeat": plan.repeat},
+            "lora": recipe_facts["lora"],
             "max_tokens": chosen.batch.max_tokens,
             "packs_per_step": chosen.batch.packs_per_step,
             "seed": chosen.run.seed,
@@ -87,7 +92,6 @@ def prepare(
     return Job(
         recipe=chosen,
         deepspeed_config=deepspeed_config,
-        model_folder=Path(model),
         reader=reader,
         plan=plan,
         validation=validation,
@@ -99,25 +103,27 @@ def prepare(
     )
 
 
-def _refuse_other_encoding(reader: PackReader) -> None:
-    """Codes, tokens and texts of the corpora, which agree, must be those that this model and this release read."""
-    corpora = reader.corpus
-    path, codec = corpora.folders[0] / CORPUS_FILE, corpora.info["codec"]
-    check_codec_fits(reader.base, path, codec["num_codebooks"], codec["codebook_size"])
-    found, live = corpora.info["text_tokenizer"]["fingerprint"], tokenizer_fingerprint(reader.tokenizer)
-    if found != live:
+def _check_corpus_fits_model(reader: PackReader) -> None:
+    """Refuse corpora whose codec, text tokenizer or text normaliser is not that of this model and this release.
+
+    All corpora of a run agree on these, so the first one is checked.
+    """
+    path, info = reader.corpora.folders[0] / CORPUS_FILE, reader.corpora.info
+    check_codec_fits(reader.base, path, info["codec"]["num_codebooks"], info["codec"]["codebook_size"])
+    found, expected = info["text_tokenizer"]["fingerprint"], tokenizer_fingerprint(reader.tokenizer)
+    if found != expected:
         raise InputError(
             str(path),
             f"text lengths counted by tokenizer {found[:12]}",
-            f"tokenizer {live[:12]} of {reader.model_folder}",
+            f"tokenizer {expected[:12]} of {reader.model_folder}",
             "Give --model the base that preprocess.shard was given, or run preprocess.shard again with this one.",
         )
-    normalise_text("", corpora.info["layout"]["normaliser_version"])  # refuses a version that it does not know
+    normalise_text("", info["layout"]["normaliser_version"])  # refuses an unknown version
 
 
-def _refuse_as_written(recipe: Recipe, reader: PackReader) -> None:
-    """Conversations as they are written say neither whose voice an audio is nor how a tower would hear it."""
-    if reader.corpus.info["layout"].get("name") != AS_WRITTEN:
+def _check_as_written(recipe: Recipe, reader: PackReader) -> None:
+    """Refuse what needs to know which audios are references: an as-written conversation does not say."""
+    if reader.corpora.info["layout"].get("name") != AS_WRITTEN:
         return
     refused = {
         f"conditioning={recipe.conditioning}": recipe.conditioning != "codes",
@@ -133,24 +139,24 @@ def _refuse_as_written(recipe: Recipe, reader: PackReader) -> None:
         )
 
 
-def _refuse_other_number_of_weights(recipe: Recipe, reader: PackReader) -> None:
+def _check_codebook_weights(recipe: Recipe, reader: PackReader) -> None:
     weights, num_codebooks = recipe.loss.codebook_weights, reader.config.audio_num_codebooks
     if weights and len(weights) != num_codebooks:
         raise InputError(
             "recipe: loss.codebook_weights",
             f"{len(weights)} weights",
-            f"{num_codebooks}, one a codebook of the model, or [] for equal ones",
+            f"{num_codebooks}, one per codebook of the model, or [] for equal ones",
             "Correct the list.",
         )
 
 
-def _refuse_other_batch(summary: dict, recipe: Recipe) -> None:
+def _check_samples_per_step(summary: JsonObject, recipe: Recipe) -> None:
     expected, mean = recipe.batch.expected_samples_per_step, summary["samples_per_step"]["mean"]
     if expected and not expected[0] <= mean <= expected[1]:
         raise InputError(
             "recipe: batch.expected_samples_per_step",
-            f"{mean:.1f} samples a step on average with batch.max_tokens={recipe.batch.max_tokens} and "
+            f"{mean:.1f} samples per step on average with batch.max_tokens={recipe.batch.max_tokens} and "
             f"batch.packs_per_step={recipe.batch.packs_per_step}",
             f"{expected[0]} to {expected[1]}",
-            "Change batch.max_tokens, or state the range you mean: the learning rate was chosen for it.",
+            "Change batch.max_tokens, or give the range that the learning rate was chosen for.",
         )

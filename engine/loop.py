@@ -1,8 +1,9 @@
-"""The training loop: batch, forward, losses, backward, step, log, evaluate, save. In the order things happen."""
+"""The training loop, in the order things happen: batch, forward, losses, backward, step, log, evaluate, save."""
 
 import math
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -26,27 +27,21 @@ from engine.model.losses import LossSums, weighted_loss
 from engine.monitor import balance
 from engine.monitor.metrics import RunLog, step_line, step_metrics, sum_over_ranks
 from engine.monitor.throughput import Window
-from engine.plan.plan import Pack, Step, describe_start, locate
+from engine.plan.plan import Pack, Step, describe_epoch_start, locate_step
 from engine.validation import validate, validate_pending
 from preprocess.common.errors import InputError
 from preprocess.common.files import replace_link
 
 
 def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launcher) -> Progress:
-    """Train from `progress.step` to the end of the recipe, or until asked to stop; collective over all ranks.
+    """Progress after training from `progress.step` to the end of the recipe, or until a stop was requested.
 
-    A `launcher` that is gone asks too.
+    All ranks call this. `launcher`: if it is gone, that is a request to stop too.
     """
     run = job.recipe.run
     log = RunLog(job.out, progress.step, run.monitors, progress.pending_evaluation)
-    clock = WaitClock(
-        load_packs(
-            job.reader,
-            _packs_of_this_rank(job, progress.step),
-            job.recipe.batch.loader_workers,
-            pin_memory=engine.device.type == "cuda",
-        )
-    )
+    packs, num_workers = _packs_of_this_rank(job, progress.step), job.recipe.batch.loader_workers
+    clock = WaitClock(load_packs(job.reader, packs, num_workers, pin_memory=engine.device.type == "cuda"))
     stop = StopRequest(launcher)
     bar = tqdm(
         total=job.total_steps,
@@ -57,19 +52,19 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
         leave=False,
     )
     ffns = balance.ffn_masters(zero.gather_masters(engine))
-    if untrained := balance.describe_untrained(ffns):
-        print_rank0(untrained)
+    if no_balance := balance.describe_untrained(ffns):
+        print_rank0(no_balance)
     engine.train()
     window = Window()
-    begun_with_weights = progress.step == 0 and bool(progress.lineage)  # another run's
-    progress.pending_evaluation = bool(job.validation) and (progress.pending_evaluation or begun_with_weights)
+    begins_with_adapter = progress.step == 0 and bool(progress.lineage)
+    progress.pending_evaluation = bool(job.validation) and (progress.pending_evaluation or begins_with_adapter)
     if progress.pending_evaluation:
         validate_pending(engine, job, log, progress, stop)
     while progress.step < job.total_steps and not progress.pending_evaluation:
-        epoch, number = locate(job.plan, progress.step)
+        epoch, number = locate_step(job.plan, progress.step)
         step = job.plan.epoch(epoch).step(number)
-        if number == 0 < epoch:  # the first was announced with the plan
-            print_rank0(describe_start(epoch, job.plan.epoch(epoch)))
+        if number == 0 < epoch:  # announce_run has described the first epoch
+            print_rank0(describe_epoch_start(epoch, job.plan.epoch(epoch)))
         lr = learning_rate(progress.step, job.total_steps, job.recipe.optimizer)
         started = time.perf_counter()
         sums, flops = train_step(engine, clock, step, progress.step, lr, job.recipe)
@@ -93,8 +88,8 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
 
         stopping = stop.agreed()
         if improved or stopping or progress.step % run.save_every == 0 or progress.step == job.total_steps:
-            masters = save(engine, job, progress, is_best=improved or not job.validation)
-            _watch_balance(log, progress.step, ffns, masters)
+            masters = save_checkpoint(engine, job, progress, is_best=improved or not job.validation)
+            _log_balance(log, progress.step, ffns, masters)
             ffns = balance.ffn_masters(masters)
         if stopping:
             break
@@ -106,19 +101,19 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
 def train_step(
     engine: DeepSpeedEngine, clock: WaitClock, step: Step, number: int, lr: float, recipe: Recipe
 ) -> tuple[LossSums, float]:
-    """One global step: this rank's packs forward and backward, then the update.
+    """(loss sums, FLOPs) of this rank's packs in global step `number`: forward, backward, then the update.
 
-    What comes back is of this rank's packs: their loss sums, and their FLOPs (0 with forward=boson, whose padded
-    batch has no rule).
+    FLOPs are 0 with forward=boson, whose padded batch has no count. Raises InputError if the loss or the gradient is
+    not finite.
 
-    DeepSpeed divides by its accumulation M / W and averages over W ranks, so each pack's loss, already divided by
-    the counts of the whole step, is multiplied by M: what remains is the gradient of the step's loss.
+    Each pack's loss is already divided by the counts of the whole step of M packs. DeepSpeed divides by its
+    accumulation M / W and averages over W ranks; multiplying by M leaves the gradient of the step's loss.
     """
     num_packs = len(step.packs)
     zero.set_lr(engine, lr)
     weights = engine.module.codebook_weights
     sums, flops = LossSums.zeros(len(weights), engine.device), 0.0
-    broken: list[tuple[int, torch.Tensor, list[str]]] = []
+    pack_checks: list[tuple[int, torch.Tensor, list[str]]] = []  # (pack, is its loss finite, keys of its clips)
     for pack_number in packs_of_rank(num_packs, dist.get_rank(), dist.get_world_size()):
         loaded = clock.next()
         if isinstance(loaded.batch, Stream):
@@ -129,14 +124,14 @@ def train_step(
         engine.backward(num_packs * loss)
         engine.step()
         sums = sums.plus(pack_sums)
-        broken.append((pack_number, loss.detach().isfinite(), loaded.keys))
+        pack_checks.append((pack_number, loss.detach().isfinite(), loaded.keys))
     if not engine.was_step_applied():
-        _stop_at_non_finite(number, broken)
+        _raise_not_finite(number, pack_checks)
     return sums, flops
 
 
 def learning_rate(step: int, total_steps: int, optimizer: Optimizer) -> float:
-    """Learning rate of global step `step` (from 0): linear warm-up, then cosine to `final_lr_share` of the peak."""
+    """Learning rate of global step `step` (from 0): linear warm-up to `lr`, then cosine to `final_lr_share` of it."""
     if step < optimizer.warmup_steps:
         return optimizer.lr * (step + 1) / optimizer.warmup_steps
     progress = (step - optimizer.warmup_steps) / max(1, total_steps - optimizer.warmup_steps)
@@ -144,23 +139,23 @@ def learning_rate(step: int, total_steps: int, optimizer: Optimizer) -> float:
     return optimizer.lr * (optimizer.final_lr_share + (1 - optimizer.final_lr_share) * cosine)
 
 
-def save(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -> dict[str, torch.Tensor]:
-    """Gather the fp32 state on all ranks, write it on rank 0, wait for it everywhere. The masters come back."""
+def save_checkpoint(engine: DeepSpeedEngine, job: Job, progress: Progress, is_best: bool) -> dict[str, torch.Tensor]:
+    """{parameter name: fp32 master weight}, as saved: all ranks gather the state, rank 0 writes it, the rest wait."""
     masters, moments = zero.gather_masters(engine), zero.gather_moments(engine)
     if dist.get_rank() == 0:
         root = job.out / "checkpoints"
         state = {**job.facts, **progress.record()}
-        folder = checkpoint.save(root, progress.step, engine.module.model, masters, moments, state)
+        folder = checkpoint.write_checkpoint(root, progress.step, engine.module.model, masters, moments, state)
         if is_best:
             replace_link(root / "best", folder.name)
-        checkpoint.prune(root, job.recipe.run.keep_checkpoints, folder)
+        checkpoint.prune_checkpoints(root, job.recipe.run.keep_checkpoints, folder)
         print_rank0(f"saved {folder}{' (best so far)' if is_best else ''}")
     dist.barrier()
     return masters
 
 
-def _watch_balance(log: RunLog, step: int, before: balance.Masters, now: balance.Masters) -> None:
-    """Report how far each FFN of the DualFFN layers moved since the last save, where both train."""
+def _log_balance(log: RunLog, step: int, before: balance.Masters, now: balance.Masters) -> None:
+    """Log the DualFFN balance since the last save, if LoRA trains both FFNs of any layer."""
     ratios = balance.ffn_update_ratios(before, now) if dist.get_rank() == 0 else {}
     if ratios:
         log.write(step, balance.balance_metrics(ratios), "balance")
@@ -175,20 +170,20 @@ def _packs_of_this_rank(job: Job, start_step: int) -> Iterator[Pack]:
 
 
 def _seed_pack(seed: int, step: int, pack: int) -> None:
-    """Dropout depends on (seed, step, pack) alone, so neither resume nor world size changes it."""
+    """Seed dropout by (seed, step, pack) only, so that neither a resume nor the world size changes it."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, pack]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _stop_at_non_finite(number: int, packs: list[tuple[int, torch.Tensor, list[str]]]) -> None:
-    """Raise on every rank, naming the packs whose loss is not finite; the update was skipped everywhere."""
-    mine = [(pack, keys) for pack, finite, keys in packs if not bool(finite)]
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    named = [f"pack {pack} (clips {', '.join(keys)})" for part in everyone for pack, keys in part]
+def _raise_not_finite(number: int, pack_checks: list[tuple[int, torch.Tensor, list[str]]]) -> NoReturn:
+    """Raise InputError on every rank, naming the packs of all ranks whose loss is not finite. No rank has updated."""
+    mine = [f"pack {pack} (clips {', '.join(keys)})" for pack, is_finite, keys in pack_checks if not bool(is_finite)]
+    of_ranks: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, mine)
+    named = [pack for packs in of_ranks for pack in packs]
     raise InputError(
         f"global step {number + 1}",
         f"a loss that is not finite in {'; '.join(named)}" if named else "finite losses but a gradient that is not",
         "finite numbers",
-        "The update was not applied. Look at the clips with the corpus's failures.jsonl, lower optimizer.lr, "
-        "and start the same command again: it resumes from the last checkpoint.",
+        "The update was not applied. Check these clips, lower optimizer.lr, and start the same command again: it "
+        "resumes from the last checkpoint.",
     )

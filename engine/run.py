@@ -1,4 +1,4 @@
-"""A training from start to end."""
+"""One run of training, from start to end."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from engine.base.console import print_rank0
 from engine.base.launcher import Launcher
 from engine.base.recipe import save_recipe
 from engine.checkpoint.progress import Progress
-from engine.checkpoint.resume import find_start, hold_run_folder, restore
+from engine.checkpoint.resume import find_start, hold_run_folder, restore_engine
 from engine.job import Job
 from engine.loop import learning_rate, train
 from engine.model.forward import LossModel
@@ -21,36 +21,40 @@ from engine.model.weights import load_base, weight_dtype
 from engine.monitor.environment import describe_environment
 from engine.plan.plan import describe_plan
 from preprocess.common.files import write_json
+from preprocess.common.json_file import JsonObject
 
 
 def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | None, launcher: Launcher) -> None:
-    """From where the run begins to its end, in this rank's process group. A finished run loads no model."""
+    """Run the job to its end, or until it is asked to stop; called on every rank. A finished run loads no model.
+
+    mode, allow_change, init_adapter: see find_start. Raises InputError.
+    """
     with hold_run_folder(job.out):
         start = find_start(job, mode, allow_change, init_adapter)
         progress = start.progress
         if progress.step < job.total_steps or progress.pending_evaluation:
             engine = build_engine(job)
-            restore(engine, start)
-            announce(job, progress, engine.config)
+            restore_engine(engine, start)
+            announce_run(job, progress, engine.config)
             progress = train(engine, job, progress, launcher)
             engine.destroy()
     if progress.step < job.total_steps or progress.pending_evaluation:
-        saved = "saved; the same command resumes" if progress.step else "before anything to save"
+        saved = "saved; the same command resumes" if progress.step else "nothing to save yet"
         print_rank0(f"stopped at step {progress.step} of {job.total_steps}, {saved}")
     else:
-        print_rank0(f"finished at step {progress.step} of {job.total_steps}. {_ways_on(job)}")
+        print_rank0(f"finished at step {progress.step} of {job.total_steps}. {_describe_next_actions(job)}")
 
 
-def _ways_on(job: Job) -> str:
-    """What can be done with a finished run: merge it, train it longer, begin another with its weights."""
+def _describe_next_actions(job: Job) -> str:
+    """What can be done with a finished run: merge it, train it longer, begin another one with its weights."""
     run, total = job.recipe.run, job.total_steps
     longer = f"run.max_steps={2 * total}" if run.max_steps == total else f"run.epochs={2 * run.epochs}"
     rates = [learning_rate(total, steps, job.recipe.optimizer) for steps in (total, 2 * total)]
     return (
         f"Merge the best: python -m launch.merge --checkpoint {job.out}/checkpoints/best --out merged/\n"
-        f"Two ways on: the same command with {longer} trains longer (the cosine then spans all steps: the "
+        f"Two ways to continue: the same command with {longer} trains longer (the cosine then spans all steps: the "
         f"learning rate, {rates[0]:.2e} now, goes on from {rates[1]:.2e}); --init-adapter {job.out} with another "
-        "--out begins a new run with its weights, optimizer and schedule fresh."
+        "--out begins a new run with its weights; optimizer and schedule are then fresh."
     )
 
 
@@ -60,15 +64,15 @@ def build_engine(job: Job) -> DeepSpeedEngine:
     torch.manual_seed(run.seed)
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
-    base = load_base(job.model_folder, weight_dtype(run.precision))
+    base = load_base(job.reader.model_folder, weight_dtype(run.precision))
     adapted = add_lora(base, job.recipe.lora, job.recipe.conditioning)
     model = LossModel(adapted, job.recipe.batch.checkpointed_layers, job.recipe.loss)
-    print_rank0(describe_lora(model.model))
-    return zero.initialize(model, zero.fit_buckets(job.deepspeed_config, model))
+    print_rank0(describe_lora(adapted))
+    return zero.initialize_engine(model, zero.fit_buckets(job.deepspeed_config, model))
 
 
-def announce(job: Job, progress: Progress, deepspeed_config: dict) -> None:
-    """Print the arithmetic of a step once, and write what the run uses into its folder, every "auto" resolved."""
+def announce_run(job: Job, progress: Progress, deepspeed_config: JsonObject) -> None:
+    """Print the arithmetic of a step, and write what the run uses into its folder, with every "auto" resolved."""
     num_packs, summary = job.recipe.batch.packs_per_step, job.summary
     world_size = job.facts["world_size"]
     arithmetic = {
@@ -77,33 +81,34 @@ def announce(job: Job, progress: Progress, deepspeed_config: dict) -> None:
         "validation_packs": len(job.validation),
         "plan": summary,
     }
-    for note in (note for corpus in job.reader.corpus.corpora for note in corpus.notes()):
-        print_rank0(note)
+    for corpus in job.reader.corpora.corpora:
+        for note in corpus.notes():
+            print_rank0(note)
     print_rank0(describe_plan(summary))
     print_rank0(
-        f"{num_packs} packs a step = {world_size} ranks x {arithmetic['accumulation']} accumulated; "
+        f"{num_packs} packs per step = {world_size} ranks x {arithmetic['accumulation']} accumulated; "
         f"{summary['samples_per_step']['mean']:.1f} samples and {summary['tokens_per_step']['mean']:,.0f} tokens "
-        f"a step; {job.total_steps} steps in all, {progress.step} done"
+        f"per step; {job.total_steps} steps in all, {progress.step} done"
     )
     if job.recipe.optimizer.warmup_steps >= job.total_steps:
         print_rank0(
-            f"warning: optimizer.warmup_steps={job.recipe.optimizer.warmup_steps} is no less than the "
+            f"warning: optimizer.warmup_steps={job.recipe.optimizer.warmup_steps} is not below the "
             f"{job.total_steps} steps of the run: the learning rate never reaches optimizer.lr"
         )
     if not job.validation:
         print_rank0("The corpus has no validation split: `best` will be the last checkpoint.")
     elif not job.swapped_validation and job.recipe.run.evaluate_conditioning:
         print_rank0(
-            "The conditioning gain is not measured: it needs two validation speakers with drawn references, and rows "
-            "that name theirs keep them. Hold out more voices (preprocess.shard --val-speakers) to see whether the "
-            "model listens to the reference."
+            "The conditioning gain is not measured: it needs two validation speakers with drawn references (those "
+            "that a manifest names do not count). Hold out more voices (preprocess.shard --val-speakers) to see "
+            "whether the model uses the reference."
         )
     if dist.get_rank() == 0:
         job.out.mkdir(parents=True, exist_ok=True)
         save_recipe(job.recipe, job.out / "recipe.yaml")
         write_json(job.out / "deepspeed.json", deepspeed_config)
-        environment = describe_environment(zero.device(), job.recipe.run.precision, job.recipe.forward)
-        facts = {**job.facts, "lineage": progress.lineage}
+        environment = describe_environment(zero.rank_device(), job.recipe.run.precision, job.recipe.forward)
         process = {"host": socket.gethostname(), "rank0_pid": os.getpid()}  # for launch.stop
-        write_json(job.out / "run.json", {**facts, **arithmetic, **environment, **process})
+        facts = {**job.facts, "lineage": progress.lineage, **arithmetic, **environment, **process}
+        write_json(job.out / "run.json", facts)
     dist.barrier()

@@ -1,4 +1,4 @@
-"""Validation as a run meets it: logged, the best loss kept, and owed where a stop came before its end."""
+"""Validation within a run: logged, with the best loss remembered; a stop leaves it pending for the resumed run."""
 
 import math
 
@@ -17,23 +17,29 @@ from preprocess.common.files import replace_link
 
 
 def validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> bool:
-    """Log the losses on the validation split; True where the audio loss is the run's lowest, which `progress` takes.
+    """Evaluate the validation split and log the result; return whether its audio loss is the run's lowest so far.
 
-    A stop in the middle leaves nothing but the debt in `progress`.
+    Updates the best loss in `progress`. If a stop is requested meanwhile, nothing is logged, `progress` marks the
+    evaluation as pending, and the result is False. Raises InputError if a loss is not finite.
     """
     workers, step = job.recipe.batch.loader_workers, progress.step
     metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, workers, stop)
     progress.pending_evaluation = metrics is None
     if metrics is None:
-        print_rank0(f"asked to stop: validation after step {step} is left for when the run goes on")
+        print_rank0(f"asked to stop: the resumed run will do the validation after step {step}")
         return False
     log.write(step, metrics, "validation")
     print_rank0(f"validation after step {step}: {describe_losses(metrics)}")
     if metrics.get("conditioning_gain", 1) <= 0 and step > job.recipe.optimizer.warmup_steps:
         print_rank0("warning: the conditioning gain is not positive: the model does not use the reference")
-    if not math.isfinite(metrics["loss_audio"] + metrics["loss_text"]):
-        _stop_at_non_finite(step)
     loss = metrics["loss_audio"]
+    if not math.isfinite(loss + metrics["loss_text"]):
+        raise InputError(
+            f"validation after step {step}",
+            "a loss that is not finite",
+            "finite numbers",
+            "Lower optimizer.lr and start the same command again: it resumes from the last checkpoint.",
+        )
     improved = step > 0 and (progress.best_loss is None or loss < progress.best_loss)
     if improved:
         progress.best_loss, progress.best_step = loss, step
@@ -41,7 +47,7 @@ def validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress,
 
 
 def validate_pending(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> None:
-    """Evaluate before the first step; the checkpoint that the run goes on from, if any, learns what came of it."""
+    """Do a pending evaluation before the first step, and record its result in the checkpoint of that step, if any."""
     improved = validate(engine, job, log, progress, stop)
     if dist.get_rank() == 0 and progress.step > 0 and not progress.pending_evaluation:
         root = job.out / "checkpoints"
@@ -50,12 +56,3 @@ def validate_pending(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: P
         if improved:
             replace_link(root / "best", folder.name)
             print_rank0(f"{folder} is the best so far")
-
-
-def _stop_at_non_finite(step: int) -> None:
-    raise InputError(
-        f"validation after step {step}",
-        "a loss that is not finite",
-        "finite numbers",
-        "Lower optimizer.lr and start the same command again: it resumes from the last checkpoint.",
-    )

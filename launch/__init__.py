@@ -1,1 +1,1 @@
-"""The commands people run."""
+"""The commands that users run: each parses its flags, calls the engine and prints the result."""

@@ -1,8 +1,8 @@
-"""Show: what a corpus holds, and one clip as the model is trained on it.
+"""Show: a corpus as a table of its clips, and one clip as the model is trained on it.
 
 python -m launch.show shards/                                     a table of the clips
-python -m launch.show shards/ KEY --model BASE --image key.png    one clip, and the training samples of it
-python -m launch.show shards/ KEY --audio key.wav --audio-tokenizer CODEC --hubert HUBERT    its codes, to hear
+python -m launch.show shards/ KEY --model BASE --image key.png    one clip and its training samples
+python -m launch.show shards/ KEY --audio key.wav --audio-tokenizer CODEC --hubert HUBERT    its codes as sound
 """
 
 import argparse
@@ -18,7 +18,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line. Raises InputError for flags that need one another."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.show",
-        description="Show what a corpus holds; with KEY, one clip and its training samples as the model sees them.",
+        description="Show the clips of a corpus; with KEY, one clip and its training samples, token by token.",
         epilog=f"example: {EXAMPLE}",
         allow_abbrev=False,
     )
@@ -29,43 +29,50 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--recipe",
         metavar="YAML",
         type=Path,
-        help="of the run whose samples are shown (default: every key's default)",
+        help="recipe of the run whose samples are shown (default: every key's default)",
     )
-    parser.add_argument("--epoch", metavar="N", type=int, default=0, help="of the run, 0 the first (default: 0)")
-    parser.add_argument("--image", metavar="PNG", type=Path, help="the sample's codes as a picture")
+    parser.add_argument("--epoch", metavar="N", type=int, default=0, help="epoch of the run, from 0 (default: 0)")
+    parser.add_argument("--image", metavar="PNG", type=Path, help="write the codes of the first sample as a picture")
     parser.add_argument(
         "--audio",
         metavar="FILE",
         type=Path,
-        help="the clip's 16 kHz waveform as a FLAC file; with --audio-tokenizer and --hubert its codes, decoded to a "
-        "WAV file, and those of its reference beside it (FILE_reference.wav): what the model is trained on",
+        help="write the clip's 16 kHz waveform as a FLAC file; with --audio-tokenizer and --hubert instead what the "
+        "model is trained on, as WAV files: the clip's codes, decoded, and beside them those of its reference "
+        "(FILE_reference.wav)",
     )
     parser.add_argument("--audio-tokenizer", metavar="FOLDER", type=Path, help="the codec of the corpus, for --audio")
     parser.add_argument("--hubert", metavar="FOLDER", type=Path, help="the HuBERT that the codec is built on")
     parser.add_argument("--lines", metavar="N", type=int, default=50, help="clips in the table (50; 0 for all)")
     arguments = parser.parse_args(argv)
-    needs = [name for name in ("model", "image", "audio") if getattr(arguments, name) and not arguments.key]
-    if needs or (arguments.key and not (arguments.model or arguments.audio)):
-        found = f"--{needs[0]} without KEY" if needs else "KEY without --model"
-        raise InputError("command line", found, "a clip, and the model that sees it", f"For example: {EXAMPLE}")
-    if arguments.image and not arguments.model:
-        raise InputError("command line", "--image without --model", "the model that sees it", f"Example: {EXAMPLE}")
-    if arguments.epoch < 0:
-        raise InputError("--epoch", str(arguments.epoch), "0 or more", "Leave it out for the first epoch.")
-    decodes = {name: getattr(arguments, name) for name in ("audio", "audio_tokenizer", "hubert")}
-    if (arguments.audio_tokenizer or arguments.hubert) and None in decodes.values():
-        missing = " and ".join(f"--{name.replace('_', '-')}" for name, value in decodes.items() if value is None)
-        expected = "all of --audio, --audio-tokenizer and --hubert, to decode codes"
-        raise InputError("command line", f"no {missing}", expected, f"Add it to hear the codes:\n{EXAMPLE_AUDIO}")
-    suffix = ".wav" if arguments.audio_tokenizer else ".flac"
-    if arguments.audio and arguments.audio.suffix.lower() != suffix:
-        what = "decoded codes are WAV" if arguments.audio_tokenizer else "a stored waveform is FLAC"
-        raise InputError("command line", f"--audio {arguments.audio}", f"a name in {suffix}: {what}", "Rename it.")
+    _check(arguments)
     return arguments
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise InputError for flags that need one another, and for values that can't be used."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(arguments).items()}
+    needs = [flag for flag in ("--model", "--image", "--audio") if flags[flag] and not arguments.key]
+    if needs or (arguments.key and not (arguments.model or arguments.audio)):
+        found = f"{needs[0]} without KEY" if needs else "KEY without --model"
+        expected = "a clip, and the model that is trained on it"
+        raise InputError("command line", found, expected, f"For example: {EXAMPLE}")
+    if arguments.image and not arguments.model:
+        raise InputError("command line", "--image without --model", "both", f"For example: {EXAMPLE}")
+    if arguments.epoch < 0:
+        raise InputError("--epoch", str(arguments.epoch), "0 or more", "Leave it out for the first epoch.")
+    missing = [flag for flag in ("--audio", "--audio-tokenizer", "--hubert") if flags[flag] is None]
+    if missing and (arguments.audio_tokenizer or arguments.hubert):
+        expected = "all of --audio, --audio-tokenizer and --hubert, to decode codes"
+        raise InputError("command line", f"no {' and '.join(missing)}", expected, f"For example:\n{EXAMPLE_AUDIO}")
+    kind, suffix = ("decoded codes", ".wav") if arguments.audio_tokenizer else ("the stored waveform", ".flac")
+    if arguments.audio and arguments.audio.suffix.lower() != suffix:
+        expected = f"a name that ends in {suffix}, for {kind}"
+        raise InputError("command line", f"--audio {arguments.audio}", expected, "Rename it.")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Show; write the files that were asked for."""
+    """Print the table or the clip, and write the files that were asked for."""
     arguments = parse_arguments(argv)
     from engine.speak.corpus_table import find_row, show_corpus
     from preprocess.corpus.shards import Corpus
@@ -83,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.model:
         show_samples(corpus, row, arguments.model, recipe, arguments.epoch, arguments.image)
     if arguments.audio_tokenizer:
-        codec = arguments.audio_tokenizer, arguments.hubert
-        save_decoded(corpus, row, recipe, arguments.epoch, *codec, arguments.audio)
+        codec, hubert = arguments.audio_tokenizer, arguments.hubert
+        save_decoded(corpus, row, recipe, arguments.epoch, codec, hubert, arguments.audio)
     elif arguments.audio:
         save_waveform(corpus, row, arguments.audio)
     return 0

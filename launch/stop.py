@@ -1,10 +1,11 @@
-"""Stop a run: it saves at its next global step, or in mid-evaluation, and exits; the same command resumes it.
+"""Stop a run: it saves after its current global step, or in the middle of an evaluation, and exits.
+
+The command that started the run resumes it.
 
 python -m launch.stop runs/first
 """
 
 import argparse
-import json
 import os
 import signal
 import socket
@@ -12,10 +13,9 @@ import time
 from pathlib import Path
 
 from preprocess.common.errors import InputError, exit_on_input_error
+from preprocess.common.json_file import read_json_object
 
 _POLL_SEC = 0.2
-
-
 EXAMPLE = "python -m launch.stop runs/first"
 
 
@@ -23,14 +23,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.stop",
-        description="Ask a running training to save at its next global step, or in the middle of an evaluation, and "
-        "to exit with code 0. Ctrl-C or SIGTERM to `deepspeed` saves too; this command also waits for the end.",
+        description="Ask a training run to save after its current global step, or in the middle of an evaluation, "
+        "and to exit with code 0. Ctrl-C or SIGTERM to `deepspeed` saves too; this command also waits for the end.",
         epilog=f"example: {EXAMPLE}",
         allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run folder, --out of launch/train.py")
     parser.add_argument(
-        "--timeout-sec", metavar="N", type=float, default=600, help="how long to wait for its end (600)"
+        "--timeout-sec", metavar="N", type=float, default=600, help="how long to wait for the run to end (600)"
     )
     return parser.parse_args(argv)
 
@@ -38,42 +38,34 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Signal rank 0 of the run and wait until it has ended."""
     arguments = parse_arguments(argv)
-    pid = _rank0(arguments.run)
+    pid = _find_rank0(arguments.run)
     os.kill(pid, signal.SIGUSR1)
     print(f"asked rank 0 (process {pid}) to stop; waiting for its checkpoint", flush=True)
     deadline = time.monotonic() + arguments.timeout_sec
     while _is_training(pid):
         if time.monotonic() > deadline:
-            raise InputError(
-                f"process {pid}",
-                f"still running after {arguments.timeout_sec:.0f} s",
-                "an end soon after one global step",
-                "Wait longer with --timeout-sec, or look at the run's output.",
-            )
+            found = f"still running after {arguments.timeout_sec:.0f} s"
+            expected = "its end soon after the current global step"
+            action = "Wait longer with --timeout-sec, or check the run's output."
+            raise InputError(f"process {pid}", found, expected, action)
         time.sleep(_POLL_SEC)
     latest = arguments.run / "checkpoints" / "latest"
     print(f"stopped; newest checkpoint: {latest.resolve() if latest.exists() else 'none yet'}", flush=True)
     return 0
 
 
-def _rank0(run: Path) -> int:
-    """Process id of the run's rank 0. Raises InputError where the run is not running on this machine."""
+def _find_rank0(run: Path) -> int:
+    """Process id of the run's rank 0. Raises InputError if the run is not running on this machine."""
     path = run / "run.json"
-    if not path.is_file():
-        raise InputError(str(run), "no run.json", "a run folder", "Give the --out of the training command.")
-    facts = json.loads(path.read_text())
+    facts = read_json_object(path, "a run folder", "Name the --out of the training command.")
+    pid: int = facts["rank0_pid"]
     if facts["host"] != socket.gethostname():
-        raise InputError(
-            str(path), f"host {facts['host']}", f"this host, {socket.gethostname()}", "Run launch.stop over there."
-        )
-    if not _is_training(facts["rank0_pid"]):
-        raise InputError(
-            str(path),
-            f"process {facts['rank0_pid']}, which is not a training any more",
-            "a run that is running",
-            "Nothing to do: the run has ended.",
-        )
-    return facts["rank0_pid"]
+        expected = f"this host, {socket.gethostname()}"
+        raise InputError(str(path), f"host {facts['host']}", expected, "Run launch.stop there.")
+    if not _is_training(pid):
+        found = f"process {pid}, which is no longer a training run"
+        raise InputError(str(path), found, "a run that is running", "Nothing to do: the run has ended.")
+    return pid
 
 
 def _is_training(pid: int) -> bool:

@@ -1,19 +1,18 @@
-"""What the command says: what was read, what is lost and why, what was written, what comes next."""
+"""What the command prints: what was read, what is lost and why, what was written, and the next command."""
 
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from preprocess.audio.decode import Header
-from preprocess.common.errors import InputError, Rejected
+from preprocess.common.errors import InputError, Rejected, join_some
 from preprocess.corpus.shards import FAILURES_FILE
 from preprocess.encode.make_shard import ShardReport
 from preprocess.finish.accounts import Outcome
 from preprocess.finish.corpus_page import REPORT_FILE
-from preprocess.manifest.columns import join_some
 from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable
-from preprocess.plan.screening import Screening, dominating_reason, screen, thresholds
+from preprocess.plan.screening import Screening, describe_thresholds, length_verdict, screening_warning
 from preprocess.plan.settings import Settings
 from preprocess.plan.slices import Slice
 
@@ -21,28 +20,26 @@ _SHOWN_PER_REASON = 5
 
 
 def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> None:
-    """Dialects, clips, and whatever of the manifest is not used."""
+    """Print dialects, number of clips, how columns were read, and what of the manifest is not used."""
     dialects = ", ".join(f"{count} rows of {name}" for name, count in sorted(manifest.dialects.items()))
-    names = [file.path.name for file in manifest.files]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    print(f"{shown}: {dialects}; {len(table.uses)} samples of {len(table.clips)} clips")
+    files = join_some((file.path.name for file in manifest.files), 3)
+    print(f"{files}: {dialects}; {len(table.uses)} samples of {len(table.clips)} clips")
     if table.validation is not None:
         print(f"  {len(table.validation)} clips of --val-manifest are the validation split")
         known = sorted(_speakers(table, table.validation) & _speakers(table, table.clips.keys() - table.validation))
         if known:
-            shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
-            print(f"  {len(known)} of its speakers are in training too, no held-out voices: {shown}")
+            print(f"  {len(known)} of its speakers are in training too, no held-out voices: {join_some(known, 5)}")
     if table.rows_without_speaker:
-        voices = "each clip" if any(row.turns for row in manifest.rows) else "each reference"
-        print(f"  {table.rows_without_speaker} rows name a reference and no speaker: {voices} is a voice")
+        voice = "clip" if any(row.turns for row in manifest.rows) else "reference"
+        print(f"  {table.rows_without_speaker} rows name a reference and no speaker: each {voice} counts as a voice")
     if manifest.own_system_texts:
         what = "it is kept" if keep_system else "--system-text replaces it (--keep-system keeps it)"
         print(f"  {manifest.own_system_texts} rows have a system text of their own: {what}")
-    unheard = sum(row.has_audio_outside_assistant for row in manifest.rows)
-    if unheard:
-        print(f"  warning: {unheard} rows have audio in turns of the user or the system: a base without an audio")
-        print("    tower hears none of it, and Boson's generation passes over the gap otherwise than training does;")
-        print("    in --layout canonical the assistant says the reference")
+    num_outside = sum(row.has_audio_outside_assistant for row in manifest.rows)
+    if num_outside:
+        print(f"  warning: {num_outside} rows have audio in turns of the user or the system: a base without an audio")
+        print("    tower gets none of it, and Boson's generation treats the gap differently from training;")
+        print("    --layout canonical puts references into turns of the assistant")
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
     spellings = defaultdict(set)
@@ -50,17 +47,17 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
         spellings[name.casefold()].add(name)
     alike = sorted(" / ".join(sorted(names)) for names in spellings.values() if len(names) > 1)
     if alike:
-        print(f"  {len(alike)} speakers whose names differ in capitals alone count as others: {join_some(alike, 5)}")
+        print(f"  {len(alike)} names differ only in capitals and count as several speakers: {join_some(alike, 5)}")
     if manifest.repeated_ids:
-        count, shown = len(manifest.repeated_ids), join_some(manifest.repeated_ids, 5)
-        print(f"  {count} ids stand in more than one row (nothing is merged by id): {shown}")
+        count, ids = len(manifest.repeated_ids), join_some(manifest.repeated_ids, 5)
+        print(f"  {count} ids are in more than one row (nothing is merged by id): {ids}")
     if manifest.ignored_columns:
         print(f"  columns not used: {join_some(name or '(nameless)' for name in sorted(manifest.ignored_columns))}")
     sys.stdout.flush()
 
 
 def show_encoder(faster_forms: dict[str, bool]) -> None:
-    """Which faster forms of Boson's encoder are on, and which are off on this processor."""
+    """Print which faster forms of Boson's encoder are on, and which are off on this processor."""
     on, off = ([name for name, equal in faster_forms.items() if equal is wanted] for wanted in (True, False))
     print(f"encoder: faster than Boson's, with the same bits: {', '.join(on) or 'nothing'}", flush=True)
     if off:
@@ -68,8 +65,8 @@ def show_encoder(faster_forms: dict[str, bool]) -> None:
 
 
 def show_screening(screening: Screening) -> None:
-    """Which filters are on."""
-    print(f"screening: {thresholds(screening) or 'none'}", flush=True)
+    """Print which filters are on."""
+    print(f"screening: {describe_thresholds(screening) or 'none'}", flush=True)
 
 
 def _speakers(table: ClipTable, keys: Iterable[str]) -> set[str]:
@@ -77,7 +74,7 @@ def _speakers(table: ClipTable, keys: Iterable[str]) -> set[str]:
 
 
 def show_problems(manifest: Manifest, table: ClipTable, rejected: dict[str, Rejected]) -> list[Rejected]:
-    """Say on stderr, and return, why rows and clips can't be used, as far as manifest and headers tell."""
+    """Print to stderr, and return, why rows and clips can't be used, as far as manifest and headers show."""
     problems = [error for _, error in sorted(manifest.rejected + table.rejected, key=lambda item: item[0])]
     problems += rejected.values()
     _show_problems(problems, f"a run names them in {FAILURES_FILE}")
@@ -91,32 +88,33 @@ def show_validation(
     rejected: dict[str, Rejected],
     screening: Screening,
 ) -> int:
-    """The result of --validate-only: 0, or InputError where no clip can be read."""
+    """Print the result of --validate-only; returns the exit code, 0. Raises InputError where no clip can be read."""
     problems = show_problems(manifest, table, rejected)
     if not headers:
-        raise _nothing_left(str(manifest.path), problems)
-    hours = Counter()
+        raise InputError(
+            str(manifest.path), "no clip that can be used", "at least one", f"The first problem: {problems[0]}"
+        )
+    hours: defaultdict[str, float] = defaultdict(float)
     for header in headers.values():
-        hours[_reason(screening, header)] += header.duration_sec / 3600
+        hours[length_verdict(screening, header.duration_sec)] += header.duration_sec / 3600
     shown = ", ".join(f"{name} {value:.3f} h" for name, value in sorted(hours.items()))
-    print(
-        f"{len(headers)} of {len(table.clips)} clips can be opened (by their headers: {shown}); nothing was encoded"
-    )
+    print(f"{len(headers)} of {len(table.clips)} clips can be opened (by the files' headers: {shown})")
+    print("nothing was encoded")
     return 0
 
 
 def show_reused(settings: Settings, reports: list[ShardReport]) -> None:
-    """How many clips --reuse saved from being encoded."""
+    """Print how many clips were not encoded because of --reuse."""
     if settings.reuse:
         count = sum(report.num_reused for report in reports)
         print(f"reused: {count} clips of {settings.reuse}; those of shards kept from an earlier run are not counted")
 
 
 def show_outcome(settings: Settings, outcome: Outcome) -> None:
-    """What was written and lost, and the command that trains on it."""
+    """Print what was written and lost, and the command that trains on it."""
     _show_problems([error for _, error in outcome.rejected_rows], f"see {FAILURES_FILE}")
     screened = Counter(error.reason for _, error in outcome.rejected_rows if error.status == "screened")
-    warning = dominating_reason(settings.screening, screened, sum(outcome.rows.values()))
+    warning = screening_warning(settings.screening, screened, sum(outcome.rows.values()))
     if warning:
         print(warning, file=sys.stderr, flush=True)
     rows = ", ".join(f"{count} {name}" for name, count in outcome.rows.items())
@@ -138,18 +136,10 @@ def show_outcome(settings: Settings, outcome: Outcome) -> None:
     )
 
 
-def _reason(screening: Screening, header: Header) -> str:
-    try:
-        screen(screening, {"duration_sec": header.duration_sec}, "")
-    except Rejected as rejected:
-        return rejected.reason
-    return "fits"
-
-
 def _show_problems(problems: list[Rejected], all_of_them: str) -> None:
-    """On stderr, a few of each reason in full, then all by number, and what most have in common.
+    """Print to stderr, per reason, a few problems in full, the number of the others, and what most have in common.
 
-    all_of_them: where they stand. Merged rows are no problem.
+    all_of_them: where the others are named. Merged rows are no problem.
     """
     by_reason = defaultdict(list)
     for error in problems:
@@ -167,12 +157,8 @@ def _show_problems(problems: list[Rejected], all_of_them: str) -> None:
     sys.stderr.flush()
 
 
-def _nothing_left(where: str, problems: list[Rejected]) -> InputError:
-    return InputError(where, "no clip that can be used", "at least one", f"The first problem: {problems[0]}")
-
-
 def show_slice(part: Slice, num_finished: int, num_shards: int) -> int:
-    """What a slice says that is not the last; returns the exit code."""
+    """Print that other slices are not done yet; returns the exit code, 0."""
     print(
         f"slice {part} is done; {num_finished} of {num_shards} shards of the corpus are finished. The slice that "
         "ends last writes index and corpus.json (or --finalize, if it died before)."

@@ -1,4 +1,4 @@
-"""The whole way of preprocess.shard: manifest -> clips -> plan (headers only) -> shards -> index, split, accounts."""
+"""The stages of preprocess.shard: manifest -> clips -> plan (headers only) -> shards -> index, split, accounts."""
 
 import os
 
@@ -7,7 +7,7 @@ import torch
 from preprocess import console
 from preprocess.codec.load import load_codec
 from preprocess.codec.precision import BOSON_MODE, EncodeMode, check_mode
-from preprocess.common.errors import Rejected
+from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import BaseModel, check_codec_fits, read_base_model
 from preprocess.corpus.dialogue import AS_WRITTEN
 from preprocess.corpus.text import refuse_special_tokens
@@ -15,24 +15,24 @@ from preprocess.dry_run import show_plan
 from preprocess.encode.agreement import measure_agreement
 from preprocess.encode.failure_budget import refuse_many_failures
 from preprocess.encode.make_shard import load_screening_networks
-from preprocess.encode.output_folder import clean, corpus_settings, finishing, open_folder
+from preprocess.encode.output_folder import corpus_settings, hold_finish, hold_folder, remove_leftovers
 from preprocess.encode.reuse import check_reuse
 from preprocess.encode.run import make_shards, refuse_missing, split_by_state
-from preprocess.finish.accounts import finish
+from preprocess.finish.accounts import finish_corpus
 from preprocess.finish.corpus_page import write_report
 from preprocess.manifest.read import Manifest, read_manifest
-from preprocess.plan.clips import ClipTable, build_clips
+from preprocess.plan.clips import build_clips
 from preprocess.plan.noisy_references import add_noisy_references
 from preprocess.plan.settings import Settings
 from preprocess.plan.shard_specs import plan_shards, probe_clips
 
 
-def run(settings: Settings) -> int:
-    """Do what the flags ask for; returns the exit code. Raises InputError where nothing can be done."""
+def make_corpus(settings: Settings) -> int:
+    """Do what the flags ask for and return the exit code. Raises InputError for input that can't be used."""
     mode = EncodeMode(settings.device, settings.precision)
     check_mode(mode)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    torch.set_num_threads(1)  # one process per core; and a parent's thread pool would not survive the fork
+    torch.set_num_threads(1)  # there is one process per core, and a parent's thread pool would not survive the fork
     num_cores = len(os.sched_getaffinity(0))
     num_workers = settings.workers or (num_cores if mode.device == "cpu" else torch.cuda.device_count())
     base = read_base_model(settings.model)
@@ -52,24 +52,26 @@ def run(settings: Settings) -> int:
         show_plan(settings, base, table, headers, num_workers)
         return 0
 
-    _refuse_many_failures(settings, manifest, table, rejected)
-    assert settings.out  # the flags are refused without it where something is written
+    row_errors = [error for _, error in manifest.rejected + table.rejected]
+    refuse_many_failures("manifest", row_errors, manifest.num_rows, settings.max_failure_share)
+    refuse_many_failures("headers", rejected.values(), len(table.clips), settings.max_failure_share)
+    assert settings.out  # required by the flags, unless nothing is written
     recorded = _load_networks(settings, mode, manifest, base)
-    with open_folder(settings.out, recorded, settings.slice):
+    with hold_folder(settings.out, recorded, settings.slice):
         specs = plan_shards(settings, table, headers, recorded)
         if settings.finalize:
             refuse_missing(specs)
         agreement = measure_agreement(specs)
-        mine = settings.slice.select(specs) if settings.slice else specs
-        reports = make_shards(mine, headers, num_workers, settings.max_failure_share, settings.executor)
+        to_make = settings.slice.select(specs) if settings.slice else specs
+        reports = make_shards(settings, to_make, headers, num_workers)
         console.show_reused(settings, reports)
-        with finishing(settings.out):
+        with hold_finish(settings.out):
             if settings.slice:
                 reports, missing = split_by_state(specs)
                 if missing:
                     return console.show_slice(settings.slice, len(reports), len(specs))
-            clean(settings.out, reports)
-            outcome = finish(settings.out, manifest, table, reports, rejected, recorded | agreement)
+            remove_leftovers(settings.out, reports)
+            outcome = finish_corpus(settings.out, manifest, table, reports, rejected, recorded | agreement)
             write_report(settings.out)
     console.show_outcome(settings, outcome)
     return 0
@@ -87,23 +89,11 @@ def _read_manifest(settings: Settings, base: BaseModel) -> Manifest:
     )
 
 
-def _refuse_many_failures(
-    settings: Settings, manifest: Manifest, table: ClipTable, rejected: dict[str, Rejected]
-) -> None:
-    """Raise InputError where more rows, or more headers of clips, fail than may."""
-    for stage, errors, num_seen in (
-        ("manifest", [error for _, error in manifest.rejected + table.rejected], manifest.num_rows),
-        ("headers", list(rejected.values()), len(table.clips)),
-    ):
-        failed = [error for error in errors if error.status == "failed"]
-        refuse_many_failures(stage, failed, num_seen, settings.max_failure_share)
-
-
-def _load_networks(settings: Settings, mode: EncodeMode, manifest: Manifest, base: BaseModel) -> dict:
-    """Load what workers on the CPU share with this process; returns what corpus.json records of all settings."""
+def _load_networks(settings: Settings, mode: EncodeMode, manifest: Manifest, base: BaseModel) -> JsonObject:
+    """Load the networks that forked workers share with this process; returns the settings for corpus.json."""
     assert settings.audio_tokenizer
     assert settings.hubert
-    # A process that has used a GPU can't be forked.
+    # On the CPU in any case: a process that has used a GPU can't be forked.
     tokenizer, codec = load_codec(
         settings.audio_tokenizer, settings.hubert, mode if mode.device == "cpu" else BOSON_MODE
     )

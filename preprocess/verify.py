@@ -1,13 +1,13 @@
-"""Check a finished corpus whole: hashes, and every byte of every shard against the index and the format.
+"""The command that checks a finished corpus: hashes, and every byte of every shard against the index and the format.
 
-Each shard is read by our own reader of the format, and once more by stock webdataset.
+Each shard is read by our own reader and once more by webdataset's.
 
     python -m preprocess.verify shards/
     python -m preprocess.verify shards/ --audio-tokenizer CODEC --hubert HUBERT --clips 20 --audio-root recordings/
 
-The second form also encodes some of the clips again, by Boson's own encode, and compares. Prints progress and a line
-a problem. Exit code 0: the corpus is what preprocess.shard wrote; 2: it is not. Nothing is unpickled and nothing is
-written.
+The second form also encodes some of the clips again, by Boson's own encode, and compares the codes. Prints progress
+and one line per problem. Exit code 0: the corpus is what preprocess.shard wrote; 2: it is not. Nothing is unpickled
+and nothing is written.
 """
 
 import argparse
@@ -20,8 +20,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m preprocess.verify",
-        description="Check a corpus of preprocess.shard whole: sha256 of each file; every header and member of "
-        "each shard against the index, and that nothing else is in there. Exit code 2 if something is wrong.",
+        description="Check a corpus that preprocess.shard wrote: the sha256 of each file, every header and member of "
+        "each shard against the index, and that shards hold nothing else. Exit code 2 if something is wrong.",
         epilog="example: python -m preprocess.verify shards/",
         allow_abbrev=False,
     )
@@ -30,9 +30,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "codes", "compare the codes of some clips with Boson's own encode of their files"
     )
     codes.add_argument("--audio-tokenizer", type=Path, metavar="CODEC", help="folder of the codec")
-    codes.add_argument("--hubert", type=Path, metavar="HUBERT", help="folder of its HuBERT")
-    codes.add_argument("--clips", type=int, default=20, metavar="N", help="how many clips (20)")
-    codes.add_argument("--audio-root", type=Path, metavar="DIR", help="what the names of the source files are under")
+    codes.add_argument("--hubert", type=Path, metavar="HUBERT", help="folder of the codec's HuBERT")
+    codes.add_argument("--clips", type=int, default=20, metavar="N", help="how many clips are compared (20)")
+    codes.add_argument("--audio-root", type=Path, metavar="DIR", help="folder that source file names are relative to")
     arguments = parser.parse_args(argv)
     if (arguments.audio_tokenizer is None) != (arguments.hubert is None):
         raise InputError("command line", "one of --audio-tokenizer and --hubert", "both, or none", "Add the other.")
@@ -42,10 +42,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check the corpus and tell of each problem; 0 or 2."""
+    """Check the corpus, print each problem, and return the exit code: 0, or 2 where there is one."""
     arguments = parse_arguments(argv)
 
-    # After the flags are read: these import pyarrow.
+    # Imported after the flags are read, because these import pyarrow.
     from preprocess.corpus.shards import INDEX_FILE
     from preprocess.corpus.verify_shards import verify_corpus
 
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare_codes(arguments: argparse.Namespace) -> int:
-    """Print how far codes agree and what is wrong; returns the number of problems."""
-    # Where codes are compared: verify_codes imports torch.
+    """Print the share of equal codes and each problem; returns the number of problems."""
+    # Imported only where codes are compared, because verify_codes imports torch.
     from preprocess.corpus.shards import Corpus
     from preprocess.encode.verify_codes import verify_codes
 
@@ -81,10 +81,8 @@ def _compare_codes(arguments: argparse.Namespace) -> int:
     print("equal codes, by codebook: " + ", ".join(f"{share:.4%}" for share in shares))
     for problem in problems:
         print(f"problem: {problem}", flush=True)
-    print(
-        f"{min(arguments.clips, corpus.info['clips']['written'])} clips tried, {len(problems)} problems",
-        flush=True,
-    )
+    num_tried = min(arguments.clips, corpus.info["clips"]["written"])
+    print(f"{num_tried} clips tried, {len(problems)} problems", flush=True)
     return len(problems)
 
 

@@ -93,10 +93,10 @@ def codec_folder(tmp_path_factory, hubert_folder):
 @pytest.fixture(scope="session")
 def speech_folder(tmp_path_factory):
     """Arabic speech: corpus.jsonl and WAV files, 4 voices with 4 sentences each, some 40 s."""
-    from launch.demo.arabic_speech import arabic_corpus
+    from launch.demo.arabic_speech import build_arabic_corpus
 
     folder = tmp_path_factory.mktemp("speech")
-    arabic_corpus(folder, voices=4, sentences=4)
+    build_arabic_corpus(folder, voices=4, sentences=4)
     return folder
 
 

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "boson_multimodal", "deepspeed", "transformers"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "pyarrow",
+    "deepspeed",
+    "transformers",
+    "boson_multimodal.model",
+    "boson_multimodal.dataset",
+}
 
 # Runs a command several times in one fresh process, as `python -m` or `python FILE` would, and tells what happened.
 RUN_AS_PROGRAM = """

@@ -23,7 +23,7 @@ PACKAGES = ("preprocess", "engine", "launch")
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 README = "".join(PAGES.values())
 PARSERS = {
-    "preprocess.shard": options.parse,
+    "preprocess.shard": options.parse_settings,
     "launch.merge": merge.parse_arguments,
     "launch.generate": generate.parse_arguments,
     "launch.show": show.parse_arguments,
@@ -45,7 +45,7 @@ def readme_commands() -> list[list[str]]:
     Those of the shell blocks, and those that stand in a line of text and begin with `python -m`, with arguments.
     """
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines() + re.findall(r"`(python -m \S+ [^`]+)`", README)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines() + re.findall(r"`(python -m (?!pip)\S+ [^`]+)`", README)
     commands = [shlex.split(line, comments=True) for line in lines]
     return [_without_settings(words) for words in commands if words]
 

@@ -1,9 +1,9 @@
-"""What a run prints, on rank 0."""
+"""Console output of a run, by rank 0 alone."""
 
 import torch.distributed as dist
 
 
 def print_rank0(line: str) -> None:
-    """Print on rank 0, at once."""
+    """Print `line` at once on rank 0; do nothing on other ranks."""
     if not dist.is_initialized() or dist.get_rank() == 0:
         print(line, flush=True)

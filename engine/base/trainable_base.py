@@ -1,4 +1,4 @@
-"""The bases that this engine and Boson's serve engine handle rightly."""
+"""Which base models can be trained here and then served by Boson's serve engine."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from preprocess.corpus.base_model import BaseModel, has_audio_tower, read_base_m
 
 
 def read_trainable_base(folder: Path | str, flag: str = "--model") -> BaseModel:
-    """As read_base_model. Raises InputError too for a model that can't be trained, or spoken with afterwards."""
+    """As read_base_model; raises InputError also for a model that this engine or Boson's can't handle correctly."""
     base = read_base_model(Path(folder), flag)
     config, wrong = base.config, []
     if config.use_audio_out_self_attention:
@@ -17,11 +17,11 @@ def read_trainable_base(folder: Path | str, flag: str = "--model") -> BaseModel:
     if has_audio_tower(config) and not config.encode_whisper_embed:
         wrong.append(("an audio tower (skip_audio_tower false) with encode_whisper_embed false", "true"))
     if has_audio_tower(config) and config.encode_audio_in_tokens:
-        wrong.append(("an audio tower with encode_audio_in_tokens true", "false: references' codes are spoken"))
+        wrong.append(("an audio tower with encode_audio_in_tokens true", "false"))
     if not config.use_delay_pattern:
         wrong.append(("use_delay_pattern false", "true, as the serve engine decodes it"))
     if config.audio_adapter_type == "dual_ffn_fast_forward" and 0 not in config.audio_dual_ffn_layers:
-        # Boson's static cache takes its length from layer 0, which audio positions would skip: columns
+        # Boson's static cache takes its length from layer 0. If audio positions skip that layer, audio columns
         # overwrite each other in the serve engine.
         wrong.append((f"audio_dual_ffn_layers {config.audio_dual_ffn_layers} without layer 0", "layer 0 among them"))
     if wrong:
@@ -29,6 +29,6 @@ def read_trainable_base(folder: Path | str, flag: str = "--model") -> BaseModel:
             str(base.folder / "config.json"),
             "; ".join(found for found, _ in wrong),
             "; ".join(expected for _, expected in wrong),
-            "Use the released base: neither this engine nor Boson's serve engine handles such a model rightly.",
+            "Use the released base: neither this engine nor Boson's serve engine handles such a model correctly.",
         )
     return base

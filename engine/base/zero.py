@@ -1,12 +1,13 @@
-"""Every touch of DeepSpeed: its config, its engine, and the fp32 state that ZeRO-2 spreads over the ranks.
+"""All use of DeepSpeed: its config, its engine, and the fp32 state that ZeRO-2 partitions over the ranks.
 
-Written against deepspeed 0.19.8, whose internals (`_hp_mapping`, `single_partition_of_fp32_groups`,
-`_lazy_init_hp_params_optimizer_state`) restore uses; tests/engine/base/test_zero.py fails if another version differs.
+Written for deepspeed 0.19.8: `restore_state` uses its internals (`_hp_mapping`, `single_partition_of_fp32_groups`,
+`_lazy_init_hp_params_optimizer_state`). tests/engine/base/test_zero.py fails with any other version.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -21,24 +22,25 @@ from torch import nn
 from engine.base.ranks import packs_of_rank
 from engine.base.recipe import Recipe
 from preprocess.common.errors import InputError
-from preprocess.common.json_file import read_json_object
+from preprocess.common.json_file import JsonObject, read_json_object
 
-# On a CPU the engine would compile a shared-memory collective for a minute that training never calls.
+# On a CPU, DeepSpeed would spend a minute compiling a shared-memory collective that training never calls.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def resolve_config(path: Path | str, recipe: Recipe, world_size: int) -> dict:
-    """The DeepSpeed JSON at `path` with every "auto" replaced by what the recipe says.
+def resolve_config(path: Path | str, recipe: Recipe, world_size: int) -> JsonObject:
+    """The DeepSpeed JSON at `path` with every "auto" replaced by the recipe's value.
 
-    Raises InputError for a missing file, a world size that does not divide the recipe's packs, an "auto" that the
-    recipe knows nothing of (DeepSpeed would read 5e8 into it), another ZeRO stage, or a setting that is the recipe's.
+    Raises InputError for a missing file, a world size that does not divide the recipe's packs, an "auto" for which
+    the recipe has no value (DeepSpeed would insert its own, such as 5e8), another ZeRO stage than 2, or a value that
+    contradicts the recipe.
     """
     path = Path(path)
     action = "Give --deepspeed ds_configs/zero2.json, or correct the file."
-    config = read_json_object(path, "a JSON object of DeepSpeed's settings", action)
-    answers = {
+    given = read_json_object(path, "a JSON object of DeepSpeed's settings", action)
+    from_recipe = {
         "gradient_accumulation_steps": len(packs_of_rank(recipe.batch.packs_per_step, 0, world_size)),
         "gradient_clipping": recipe.optimizer.gradient_clipping,
         "bf16.enabled": recipe.run.precision == "bf16",
@@ -47,9 +49,9 @@ def resolve_config(path: Path | str, recipe: Recipe, world_size: int) -> dict:
         "optimizer.params.eps": recipe.optimizer.eps,
         "optimizer.params.weight_decay": recipe.optimizer.weight_decay,
     }
-    config = _replace_auto(config, answers, str(path))
+    config: JsonObject = _replace_auto(given, from_recipe, str(path))
     expected = {
-        **answers,
+        **from_recipe,
         "train_micro_batch_size_per_gpu": 1,
         "bf16.check_grad_overflow": True,
         "zero_optimization.stage": 2,
@@ -60,32 +62,28 @@ def resolve_config(path: Path | str, recipe: Recipe, world_size: int) -> dict:
         "communication_data_type": "fp32",
     }
     for key, value in expected.items():
-        found = config
+        found: Any = config
         for part in key.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         if found != value:
-            action = 'Write "auto" there: the recipe decides it.' if key in answers else "Set it so in the JSON."
+            action = 'Write "auto" there: the recipe decides it.' if key in from_recipe else "Set it to that value."
             raise InputError(f"{path}: {key}", json.dumps(found), json.dumps(value), action)
     return config
 
 
-def _replace_auto(value: object, answers: dict, where: str, key: str = "") -> object:
+def _replace_auto(value: Any, from_recipe: JsonObject, where: str, key: str = "") -> Any:
+    """`value` and all in it with each "auto" replaced by `from_recipe[dotted key]`; `key` is that of `value`."""
     if isinstance(value, dict):
-        return {k: _replace_auto(v, answers, where, f"{key}.{k}" if key else k) for k, v in value.items()}
+        return {k: _replace_auto(v, from_recipe, where, f"{key}.{k}" if key else k) for k, v in value.items()}
     if value != "auto":
         return value
-    if key not in answers:
-        raise InputError(
-            f"{where}: {key}",
-            '"auto"',
-            "a number or word, since the recipe does not decide it",
-            "Write a value there.",
-        )
-    return answers[key]
+    if key not in from_recipe:
+        raise InputError(f"{where}: {key}", '"auto"', "a value: the recipe has none for it", "Write a value there.")
+    return from_recipe[key]
 
 
-def fit_buckets(config: dict, model: nn.Module) -> dict:
-    """The config with no bucket larger than all that trains: DeepSpeed reserves buckets, filled or not."""
+def fit_buckets(config: JsonObject, model: nn.Module) -> JsonObject:
+    """The config with no bucket larger than the trainable parameters: DeepSpeed reserves each bucket in full."""
     num_trainable = sum(parameter.numel() for _, parameter in trainable_parameters(model))
     given = config["zero_optimization"]
     keys = {"reduce_bucket_size", "allgather_bucket_size"} & given.keys()
@@ -93,21 +91,21 @@ def fit_buckets(config: dict, model: nn.Module) -> dict:
     return {**config, "zero_optimization": given | fitted}
 
 
-def initialize(model: nn.Module, config: dict) -> deepspeed.DeepSpeedEngine:
+def initialize_engine(model: nn.Module, config: JsonObject) -> deepspeed.DeepSpeedEngine:
     """The model under DeepSpeed ZeRO-2; every rank must hold the same trainable weights.
 
-    In bf16 the parameters are cast and buffers are not: the rotary frequencies stay in fp32, as inference has them.
+    With bf16, parameters are cast but buffers are not: the rotary frequencies stay in fp32, as in inference.
     """
-    parameters = [parameter for _, parameter in trainable_parameters(model)]
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=parameters, config=config)
-    # A NaN or infinity on any rank is in the global norm, which DeepSpeed checks on every rank before the update.
-    # Its check of each gradient before that finds the same, in some ten kernels a tensor and one more wait.
+    trained = [parameter for _, parameter in trainable_parameters(model)]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=config)
+    # A NaN or infinity on any rank also is in the global norm, which DeepSpeed checks on every rank before the
+    # update. Its earlier check of each gradient finds nothing more, and costs some ten kernels per tensor and a wait.
     engine.optimizer.check_overflow = lambda partition_gradients=True: None
     return engine
 
 
-def device() -> torch.device:
-    """Where DeepSpeed puts this rank's model."""
+def rank_device() -> torch.device:
+    """The device on which DeepSpeed places this rank's model."""
     return torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
 
 
@@ -118,14 +116,14 @@ def set_lr(engine: deepspeed.DeepSpeedEngine, lr: float) -> None:
 
 
 def gather_masters(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    """Full fp32 master weights by parameter name, on CPU; a collective: every rank calls it."""
+    """Full fp32 master weights on CPU, by parameter name. A collective: every rank must call it."""
     return {
         name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in trainable_parameters(engine.module)
     }
 
 
 def gather_moments(engine: deepspeed.DeepSpeedEngine) -> dict[str, dict[str, torch.Tensor]]:
-    """AdamW's exp_avg and exp_avg_sq by parameter name, fp32 on CPU; a collective. Zeros before the first step."""
+    """{moment of AdamW: {parameter name: fp32 tensor on CPU}}, zeros before the first step. A collective."""
     _create_optimizer_state(engine)
     return {
         moment: {
@@ -136,7 +134,7 @@ def gather_moments(engine: deepspeed.DeepSpeedEngine) -> dict[str, dict[str, tor
     }
 
 
-def restore(
+def restore_state(
     engine: deepspeed.DeepSpeedEngine,
     masters: dict[str, torch.Tensor],
     moments: dict[str, dict[str, torch.Tensor]],
@@ -144,15 +142,14 @@ def restore(
 ) -> None:
     """Set master weights, both moments and AdamW's step counter, at any world size.
 
-    No dummy step is taken: it would advance weight decay and counters. The next step equals the one an
-    uninterrupted AdamW takes.
+    The next step then equals the one of an uninterrupted run. DeepSpeed's usual dummy step is not taken, since it
+    would advance weight decay and counters.
     """
     _create_optimizer_state(engine)
     for name, parameter in trainable_parameters(engine.module):
-        device = parameter.device
-        safe_set_full_fp32_param(parameter, masters[name].to(device))
+        safe_set_full_fp32_param(parameter, masters[name].to(parameter.device))
         for moment in MOMENTS:
-            safe_set_full_optimizer_state(parameter, moments[moment][name].to(device), moment)
+            safe_set_full_optimizer_state(parameter, moments[moment][name].to(parameter.device), moment)
     for state in engine.optimizer.optimizer.state.values():
         state["step"].fill_(float(num_steps))
     engine.global_steps = num_steps
@@ -160,7 +157,7 @@ def restore(
 
 
 def _create_optimizer_state(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Give AdamW its state of zeros, as its first step would, and let DeepSpeed link it to the parameters."""
+    """Create AdamW's state of zeros, as its first step does, and let DeepSpeed link it to the parameters."""
     optimizer = engine.optimizer
     for partition in optimizer.single_partition_of_fp32_groups:
         state = optimizer.optimizer.state[partition]
@@ -172,5 +169,5 @@ def _create_optimizer_state(engine: deepspeed.DeepSpeedEngine) -> None:
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """(name, parameter) of everything that trains, in the model's order."""
+    """(name, parameter) of each trainable parameter, in the model's order."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -1,10 +1,11 @@
 """Clips -> training samples, by Boson's own functions: prepare_chatml_sample and HiggsAudioSampleCollator.
 
-What comes out is what the serve engine would build for the same conversation, followed by the target's turn
-with labels. Nothing here knows a token id or a shape: they come from the tokenizer and the model's config.
+A sample is what the serve engine would build for the same conversation, followed by the target's turn with labels.
+No token id or shape is written here: they come from the tokenizer and the model's config.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -13,9 +14,12 @@ from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample, prepare
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from transformers import PreTrainedTokenizerBase
 
-from engine.batch.whisper import feature_extractor, waveform_chunks, whisper_processor
-from engine.plan.plan import LayoutCost
+from engine.batch.whisper import feature_extractor, waveform_chunks
+from engine.plan.arrays import group_offsets
+from engine.plan.samples import LayoutCost
 from preprocess.common.errors import InputError
+from preprocess.common.json_file import JsonObject
+from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of, read_dialogue, voice_cloning_dialogue
 from preprocess.corpus.shards import Clip
 
@@ -24,22 +28,21 @@ def build_sample(
     tokenizer: PreTrainedTokenizerBase,
     config: HiggsAudioConfig,
     system_text: str,
-    stored: Mapping,
+    stored: JsonObject,
     target: Clip,
     references: Sequence[Clip],
     conditioning: str = "codes",
 ) -> ChatMLDatasetSample:
-    """The sample that a dialogue of `target` is: token ids, labels and codes of every audio, in Boson's own form.
+    """Token ids, labels and codes of a dialogue of `target`, in Boson's own form.
 
-    stored: the dialogue as read_dialogue takes it. references: the clips of its other audios, shown as `conditioning`
-    says (engine.batch.whisper). In the result `input_ids` and `label_ids` are int64 [text tokens], with
-    one <|AUDIO|> a chunk of a waveform, all of them first, or an audio that nothing hears, and one <|AUDIO_OUT|> an
-    audio of the assistant; `audio_ids_concat` is int64 [codebooks, frames] of all audios side by side, a waveform's
-    being empty. Labels stand in the turns that the dialogue trains. Raises InputError naming the clip.
+    stored: the dialogue as read_dialogue takes it. references: the clips of its other audios, given to the model as
+    `conditioning` says. In the result, `input_ids` and `label_ids` are int64 [text tokens]. They have one <|AUDIO|>
+    per waveform chunk, before all other audios, and per audio of a user's turn; and one <|AUDIO_OUT|> per audio of
+    the assistant. `audio_ids_concat` is int64 [codebooks, frames], the codes of all audios side by side, with none
+    for a waveform. Only the turns that the dialogue trains have labels. Raises InputError naming the clip.
     """
-    waveforms = []
-    if conditioning != "codes":
-        waveforms = [(clip.key, chunk) for clip in references for chunk in waveform_chunks(clip, config)]
+    tower_clips = references if conditioning != "codes" else ()
+    waveforms = [(clip.key, chunk) for clip in tower_clips for chunk in waveform_chunks(clip, config)]
     tower_audios, with_codes = [key for key, _ in waveforms], conditioning != "whisper"
     dialogue = read_dialogue(stored, target.key, system_text, tower_audios=tower_audios, with_codes=with_codes)
     input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, tokenizer)
@@ -61,7 +64,7 @@ def build_sample(
             f"{num_placeholders[0]} <|AUDIO|> tokens for {len(codes) - num_with_codes} audios of the user and "
             f"{num_placeholders[1]} <|AUDIO_OUT|> tokens for {num_with_codes} of the assistant",
             "one for each",
-            "A transcript spells a special token: correct it in the manifest and run preprocess.shard again.",
+            "A transcript contains a special token: correct it in the manifest and run preprocess.shard again.",
         )
     for clip in clips.values():
         if len(clip.codes) != config.audio_num_codebooks:
@@ -69,42 +72,40 @@ def build_sample(
                 f"clip {clip.key}",
                 f"codes of {len(clip.codes)} codebooks",
                 f"{config.audio_num_codebooks}, as corpus.json says",
-                "The shard is not what preprocess.shard wrote: run `python -m preprocess.verify` on the folder.",
+                "The shard is not as preprocess.shard wrote it: run `python -m preprocess.verify` on the folder.",
             )
-    starts = np.cumsum([0] + [clip_codes.shape[1] for clip_codes in codes[:-1]])
     chunks = [chunk for _, chunk in waveforms]
-    chunk_starts = np.cumsum([0] + [len(chunk) for chunk in chunks], dtype=np.int64)[:-1]
-    sample_rates_hz = [feature_extractor(config).sampling_rate] * len(chunks)
     return ChatMLDatasetSample(
         input_ids=torch.tensor(input_ids),
         label_ids=torch.tensor(label_ids),
         audio_ids_concat=torch.from_numpy(np.concatenate(codes, axis=1).astype(np.int64)),
-        audio_ids_start=torch.from_numpy(starts),
+        audio_ids_start=torch.from_numpy(group_offsets([clip_codes.shape[1] for clip_codes in codes])[:-1]),
         audio_waveforms_concat=torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *chunks])),
-        audio_waveforms_start=torch.from_numpy(chunk_starts),
-        audio_sample_rate=torch.tensor(sample_rates_hz),
+        audio_waveforms_start=torch.from_numpy(group_offsets([len(chunk) for chunk in chunks])[:-1]),
+        audio_sample_rate=torch.tensor([feature_extractor(config).sampling_rate] * len(chunks)),
         audio_speaker_indices=torch.zeros(0),
     )
 
 
 def audios_with_codes(sample: ChatMLDatasetSample, config: HiggsAudioConfig) -> list[int]:
-    """Which audio of a sample each <|AUDIO_OUT|> stands for, counted as Boson's collator does: <|AUDIO|> too."""
-    is_spoken = sample.input_ids == config.audio_out_token_idx
-    is_audio = is_spoken | (sample.input_ids == config.audio_in_token_idx)
-    return is_spoken[is_audio].nonzero().squeeze(1).tolist()
+    """Numbers of the audios with an <|AUDIO_OUT|>. As in Boson's collator, audios with an <|AUDIO|> count too."""
+    has_codes = sample.input_ids == config.audio_out_token_idx
+    is_audio = has_codes | (sample.input_ids == config.audio_in_token_idx)
+    numbers: list[int] = has_codes[is_audio].nonzero().squeeze(1).tolist()
+    return numbers
 
 
 def make_collator(config: HiggsAudioConfig) -> HiggsAudioSampleCollator:
     """Boson's collator with the serve engine's settings: it lays out the delay pattern and the audio labels.
 
-    Where the base has an audio tower it computes the waveforms' mel features too. It writes into the label_ids of
-    the samples it is given: build a sample anew for each use.
+    For a base with an audio tower it also computes the mel features of the waveforms. It changes the label_ids of
+    the samples it gets, so each sample can be used only once.
     """
-    processor = whisper_processor(config)
+    extractor = feature_extractor(config) if has_audio_tower(config) else None
     return HiggsAudioSampleCollator(
-        whisper_processor=processor,
-        encode_whisper_embed=processor is not None,
-        chunk_size_seconds=processor and processor.feature_extractor.chunk_length,
+        whisper_processor=extractor and SimpleNamespace(feature_extractor=extractor),  # all it uses of a processor
+        encode_whisper_embed=extractor is not None,
+        chunk_size_seconds=extractor and extractor.chunk_length,
         audio_in_token_id=config.audio_in_token_idx,
         audio_out_token_id=config.audio_out_token_idx,
         audio_stream_bos_id=config.audio_stream_bos_id,
@@ -117,7 +118,7 @@ def make_collator(config: HiggsAudioConfig) -> HiggsAudioSampleCollator:
     )
 
 
-def collate(samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig) -> HiggsAudioBatchInput:
+def make_padded_batch(samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig) -> HiggsAudioBatchInput:
     """Boson's padded batch of `samples`, for HiggsAudioModel.forward."""
     return make_collator(config)(list(samples))
 
@@ -125,9 +126,9 @@ def collate(samples: Sequence[ChatMLDatasetSample], config: HiggsAudioConfig) ->
 def layout_cost(
     tokenizer: PreTrainedTokenizerBase, config: HiggsAudioConfig, system_text: str, conditioning: str = "codes"
 ) -> LayoutCost:
-    """What a sample costs besides its texts, frames and waveforms, read off samples whose texts are empty.
+    """Tokens of a sample besides those of its texts, frames and waveforms, counted on samples with empty texts.
 
-    Boson encodes each text by itself, so the tokens of a sample are these plus those of its texts.
+    Boson encodes each text separately, so the tokens of a sample are these plus those of its texts.
     """
     references_have_codes, with_waveforms = conditioning != "whisper", conditioning != "codes"
 
@@ -137,11 +138,10 @@ def layout_cost(
         input_ids, label_ids, _, _ = prepare_chatml_sample(dialogue, tokenizer)
         return input_ids, label_ids
 
+    # Less one for each <|AUDIO_OUT|>, which stands for audio columns.
     alone, labels = text_stream(0)
-    with_codes, with_reference = (
-        len(text_stream(1)[0]) - 1,
-        len(text_stream(1, references_have_codes)[0]) - references_have_codes,
-    )
+    with_codes = len(text_stream(1)[0]) - 1
+    with_reference = len(text_stream(1, references_have_codes)[0]) - references_have_codes
     num_labels = sum(label not in (IGNORE_INDEX, config.audio_out_token_idx) for label in labels)
     return LayoutCost(
         tokens_base=len(alone) - 1,

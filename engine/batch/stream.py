@@ -1,16 +1,18 @@
 """Samples of a pack -> one flat token stream without padding, with everything the packed forward needs to index it.
 
-Two orders of the same L tokens: in *stream order* samples stand side by side, as attention reads them; in *split
-order* all text tokens come first and all audio columns after, so that the two FFNs of a DualFFN layer are slices.
+The same L tokens have two orders. In *stream order*, which attention uses, samples lie side by side. In *split
+order*, all text tokens come first and all audio columns after them, so that each FFN of a DualFFN layer gets a slice.
 """
 
-import dataclasses
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
 from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from boson_multimodal.model.higgs_audio.utils import build_delay_pattern_mask
@@ -21,15 +23,17 @@ from engine.plan.samples import tower_outputs
 from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.dialogue import IGNORE_INDEX
 
+T = TypeVar("T")
+
 
 @dataclass
 class TowerInput:
-    """The waveforms of a pack: N chunks, perhaps none, that become F of the text tokens."""
+    """The waveforms of a pack: N chunks, perhaps none, whose F tower outputs replace text tokens."""
 
     features: torch.Tensor  # [N, mel bins, mel frames]
     feature_mask: torch.Tensor  # int32 [N, mel frames]
-    outputs: torch.Tensor  # int64 [F] among the tower's outputs of all chunks, flattened
-    rows: torch.Tensor  # int64 [F] among the text tokens
+    outputs: torch.Tensor  # int64 [F] positions in the tower's outputs of all chunks, flattened
+    rows: torch.Tensor  # int64 [F] positions in the text tokens
 
 
 @dataclass
@@ -37,44 +41,47 @@ class Stream:
     """A pack as flat tensors: T text tokens, A audio columns, L = T + A, S samples."""
 
     text_tokens: torch.Tensor  # int64 [T]
-    audio_columns: torch.Tensor  # int64 [codebooks, A], delay pattern and stream BOS / EOS laid out
+    audio_columns: torch.Tensor  # int64 [codebooks, A], in the delay pattern, with stream BOS and EOS
     split_to_stream: torch.Tensor  # int64 [L]: stream position n is row split_to_stream[n] of the split order
     stream_to_split: torch.Tensor  # int64 [L]: the inverse
-    position_ids: torch.Tensor  # int64 [L] in stream order, counted inside each sample
-    segments: torch.Tensor  # int32 [S + 1] where samples begin in stream order
-    text_segments: torch.Tensor  # int32 [S + 1] where samples begin among the text tokens
+    position_ids: torch.Tensor  # int64 [L] in stream order, from 0 in each sample
+    segments: torch.Tensor  # int32 [S + 1] where samples begin in stream order, and L
+    text_segments: torch.Tensor  # int32 [S + 1] where samples begin in the text tokens, and T
     longest_segment: int
     longest_text_segment: int
     text_predict: torch.Tensor  # int64 [labelled] split rows whose hidden state predicts a text label
     text_labels: torch.Tensor  # int64 [labelled]
     audio_predict: torch.Tensor  # int64 [labelled columns] split rows that predict a labelled column
     audio_labels: torch.Tensor  # int64 [labelled columns, codebooks], -100 where a codebook has no label
-    voice: torch.Tensor  # int64 [A] whose voice a column is: 2n of sample n's references, 2n + 1 of its target
-    speakers: torch.Tensor  # int64 [S] numbers of the samples' speakers
-    tower: TowerInput | None = None  # where the base has an audio tower
+    voice: torch.Tensor  # int64 [A] speaker's voice per column: 2n in references of sample n, 2n + 1 in its target
+    speakers: torch.Tensor  # int64 [S] number of each sample's speaker
+    tower: TowerInput | None = None  # only if the base has an audio tower
 
 
-def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A batch dataclass (a Stream, or Boson's padded one) with `change` applied to each of its tensors."""
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, TowerInput):
-            return map_tensors(value, change)
-        return change(value) if isinstance(value, torch.Tensor) else value
-
-    return type(batch)(**{field.name: changed(getattr(batch, field.name)) for field in dataclasses.fields(batch)})
+Batch: TypeAlias = Stream | HiggsAudioBatchInput
 
 
-def lay_out(
+def map_tensors(batch: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
+    """A copy of a Batch or TowerInput with `change` applied to each of its tensors."""
+    result = copy.copy(batch)
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            setattr(result, name, change(value))
+        elif isinstance(value, TowerInput):
+            setattr(result, name, map_tensors(value, change))
+    return result
+
+
+def make_stream(
     samples: Sequence[ChatMLDatasetSample],
     config: HiggsAudioConfig,
     speakers: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Stream:
-    """The flat stream of `samples`, the same tokens, columns and labels as Boson's collator and merge make.
+    """The flat stream of `samples`: the same tokens, columns and labels as by Boson's collator and merge.
 
-    speakers: a number a sample, for the reference consistency; without it all are one speaker. dtype: of the mel
-    features; the tower casts them to its own first of all, so given here it changes no bit and bf16 takes half.
+    speakers: one number per sample, for the reference consistency loss; without it, all are of one speaker. dtype:
+    of the mel features. The tower casts them to its own dtype anyway, so casting here only saves memory.
     """
     tokens, labels, columns, column_labels, voice, chunks = [], [], [], [], [], []
     hop_length = feature_extractor(config).hop_length if has_audio_tower(config) else 0
@@ -85,16 +92,16 @@ def lay_out(
         chunks += waveforms
         trained = sample.label_ids[is_audio] != IGNORE_INDEX
         repeats = torch.ones_like(sample.input_ids)
-        lengths = []
+        num_columns = []
         for number, is_trained in zip(audios_with_codes(sample, config), trained.tolist(), strict=True):
-            codes = sample.get_audio_codes(number)
-            audio, audio_labels = _delayed(codes, is_trained, config)
+            audio, audio_labels = _delayed(sample.get_audio_codes(number), is_trained, config)
             columns.append(audio)
             column_labels.append(audio_labels)
-            lengths.append(audio.shape[1])
+            num_columns.append(audio.shape[1])
             voice.append(torch.full((audio.shape[1],), 2 * place + is_trained))
-        repeats[is_audio] = torch.tensor(lengths)
-        # What nothing hears takes no place: Boson's merge leaves a hole there that attention and positions pass over.
+        repeats[is_audio] = torch.tensor(num_columns)
+        # An <|AUDIO|> without a waveform gets no position: Boson's merge leaves a hole that attention and positions
+        # skip.
         num_outputs = [tower_outputs(len(waveform), hop_length) for waveform in waveforms] or [0]
         repeats[goes_to_tower] = torch.tensor(num_outputs, dtype=torch.int64)
         tokens.append(sample.input_ids.repeat_interleave(repeats))
@@ -104,28 +111,24 @@ def lay_out(
     audio_columns, audio_labels = torch.cat(columns, dim=1), torch.cat(column_labels, dim=1).T
     is_audio = stream == config.audio_out_token_idx
     stream_to_split = torch.cat([(~is_audio).nonzero(), is_audio.nonzero()]).squeeze(1)
-    split_to_stream = torch.empty_like(stream_to_split)
-    split_to_stream[stream_to_split] = torch.arange(len(stream))
+    split_to_stream = stream_to_split.argsort()
     lengths = torch.tensor([len(sample) for sample in tokens])
     text_lengths = torch.tensor([int((sample != config.audio_out_token_idx).sum()) for sample in tokens])
 
-    # The shift by one: position n - 1 predicts the label at n. No first position of a sample bears a label, so
-    # nothing is predicted across a border.
+    # Position n - 1 predicts the label at n. The first position of a sample has no label, so no position predicts
+    # across the border between two samples.
     labelled_text = (text_labels != IGNORE_INDEX).nonzero().squeeze(1)
     labelled_columns = (audio_labels != IGNORE_INDEX).any(1).nonzero().squeeze(1)
     num_text = int(text_lengths.sum())
-    goes_to_tower = stream[~is_audio] == config.audio_in_token_idx
-    tower = (
-        _tower_input(chunks, goes_to_tower.nonzero().squeeze(1), config, dtype) if has_audio_tower(config) else None
-    )
+    tower_rows = (stream[~is_audio] == config.audio_in_token_idx).nonzero().squeeze(1)
     return Stream(
         text_tokens=stream[~is_audio],
         audio_columns=audio_columns,
         split_to_stream=split_to_stream,
         stream_to_split=stream_to_split,
         position_ids=torch.cat([torch.arange(length) for length in lengths.tolist()]),
-        segments=_borders(lengths),
-        text_segments=_borders(text_lengths),
+        segments=_offsets(lengths),
+        text_segments=_offsets(text_lengths),
         longest_segment=int(lengths.max()),
         longest_text_segment=int(text_lengths.max()),
         text_predict=split_to_stream[labelled_text - 1],
@@ -134,14 +137,14 @@ def lay_out(
         audio_labels=audio_labels[labelled_columns],
         voice=torch.cat(voice),
         speakers=torch.tensor(speakers or [0] * len(samples)),
-        tower=tower,
+        tower=_tower_input(chunks, tower_rows, config, dtype) if has_audio_tower(config) else None,
     )
 
 
 def _tower_input(
-    chunks: list[np.ndarray], rows: torch.Tensor, config: HiggsAudioConfig, dtype: torch.dtype
+    chunks: list[npt.NDArray[np.float32]], rows: torch.Tensor, config: HiggsAudioConfig, dtype: torch.dtype
 ) -> TowerInput:
-    """Mel features of `chunks`, and which outputs of the tower go into the text rows `rows`."""
+    """Mel features of waveform chunks, and which outputs of the tower replace the text tokens at `rows`."""
     extractor = feature_extractor(config)
     if chunks:
         found = extractor(
@@ -166,7 +169,8 @@ def _delayed(codes: torch.Tensor, trained: bool, config: HiggsAudioConfig) -> tu
     def delay(begin: int, end: int, fill_begin: int, fill_end: int) -> torch.Tensor:
         edge = codes.new_ones((codes.shape[0], 1))
         framed = torch.cat([edge * begin, codes, edge * end], dim=1).unsqueeze(0)
-        return build_delay_pattern_mask(framed, bos_token_id=fill_begin, pad_token_id=fill_end)[0].squeeze(0)
+        delayed: torch.Tensor = build_delay_pattern_mask(framed, bos_token_id=fill_begin, pad_token_id=fill_end)[0]
+        return delayed.squeeze(0)
 
     bos, eos = config.audio_stream_bos_id, config.audio_stream_eos_id
     columns = delay(bos, eos, bos, eos)
@@ -175,5 +179,5 @@ def _delayed(codes: torch.Tensor, trained: bool, config: HiggsAudioConfig) -> tu
     return columns, delay(IGNORE_INDEX, eos, IGNORE_INDEX, IGNORE_INDEX)
 
 
-def _borders(lengths: torch.Tensor) -> torch.Tensor:
+def _offsets(lengths: torch.Tensor) -> torch.Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)

@@ -1,14 +1,14 @@
 """Whisper conditioning, for bases with an audio tower: reference waveforms -> mel features for Boson's tower.
 
-A waveform is heard in chunks of what the tower takes (30 s for Whisper), each a `<|audio_bos|><|AUDIO|><|audio_eos|>`
-of the user's turn, as Boson's collator has it; `<|AUDIO|>` stands for the tower's outputs, 25 a second.
+A waveform is cut into chunks of the tower's input length (30 s for Whisper). As in Boson's collator, each chunk is an
+`<|audio_bos|><|AUDIO|><|audio_eos|>` in a user's turn; `<|AUDIO|>` stands for the tower's outputs, 25 per second.
 """
 
 import functools
 import io
-from types import SimpleNamespace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 import soundfile
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
@@ -21,7 +21,7 @@ from preprocess.corpus.shards import Clip
 
 
 def feature_extractor(config: HiggsAudioConfig) -> WhisperFeatureExtractor:
-    """Whisper's extractor for the tower of `config`, built here: nothing is fetched."""
+    """Whisper's feature extractor for the tower of `config`. Nothing is downloaded."""
     encoder = config.audio_encoder_config
     return _extractor(encoder.num_mel_bins, encoder.max_source_positions)
 
@@ -35,7 +35,7 @@ def _extractor(num_mel_bins: int, max_source_positions: int) -> WhisperFeatureEx
 
 
 def check_conditioning(conditioning: str, config: HiggsAudioConfig, corpora: Corpora) -> None:
-    """Raise InputError where references can't be heard: the base has no tower, or a clip no waveform."""
+    """Raise InputError if waveforms are asked for and the base has no audio tower, or a clip has no waveform."""
     if conditioning == "codes":
         return
     if not has_audio_tower(config):
@@ -43,31 +43,27 @@ def check_conditioning(conditioning: str, config: HiggsAudioConfig, corpora: Cor
             "recipe: conditioning",
             f"{conditioning} with a base that has no audio tower (skip_audio_tower true in its config.json)",
             "codes",
-            "Set conditioning=codes; the released 3B base hears no waveforms.",
+            "Set conditioning=codes; the released 3B base has no audio tower.",
         )
-    missing = pc.and_(pc.equal(corpora.index["waveform_samples"].fill_null(0), 0), corpora.index["use"])
-    if pc.any(missing).as_py():
+    has_none = pc.equal(corpora.index["waveform_samples"].fill_null(0), 0)
+    num_missing = pc.sum(pc.and_(has_none, corpora.index["use"])).as_py()
+    if num_missing:
         raise InputError(
             ", ".join(str(folder) for folder in corpora.folders),
-            f"{pc.sum(missing).as_py()} clips without a waveform",
-            f"a 16 kHz waveform of each, since conditioning={conditioning} hears references",
+            f"{num_missing} clips without a waveform",
+            f"a 16 kHz waveform of each, as conditioning={conditioning} requires",
             "Run preprocess.shard with --waveforms flac into a new folder, or set conditioning=codes.",
         )
 
 
-def whisper_processor(config: HiggsAudioConfig) -> SimpleNamespace | None:
-    """What Boson's collator takes for a WhisperProcessor: it reads the extractor alone. None without a tower."""
-    return SimpleNamespace(feature_extractor=feature_extractor(config)) if has_audio_tower(config) else None
-
-
-def waveform_chunks(clip: Clip, config: HiggsAudioConfig) -> list[np.ndarray]:
-    """The clip's 16 kHz waveform, float32, in chunks of at most what the tower takes. Raises InputError."""
+def waveform_chunks(clip: Clip, config: HiggsAudioConfig) -> list[npt.NDArray[np.float32]]:
+    """The clip's 16 kHz waveform in chunks of at most the tower's input length. Raises InputError."""
     extractor = feature_extractor(config)
     if clip.flac is None:
         raise InputError(
             f"clip {clip.key}",
             "no waveform",
-            f"a FLAC member of {extractor.sampling_rate} Hz, which conditioning on Whisper reads",
+            f"a FLAC member of {extractor.sampling_rate} Hz, which the audio tower needs",
             "Run preprocess.shard with --waveforms flac, or train with conditioning=codes.",
         )
     waveform, sample_rate_hz = soundfile.read(io.BytesIO(clip.flac), dtype="float32")
@@ -75,7 +71,7 @@ def waveform_chunks(clip: Clip, config: HiggsAudioConfig) -> list[np.ndarray]:
         raise InputError(
             f"clip {clip.key}",
             f"a waveform of {sample_rate_hz} Hz, {waveform.ndim} dimensions",
-            f"mono of {extractor.sampling_rate} Hz, as Whisper hears it",
+            f"a mono waveform of {extractor.sampling_rate} Hz, as Whisper needs it",
             "Run preprocess.shard again: it writes such waveforms.",
         )
     return [waveform[begin : begin + extractor.n_samples] for begin in range(0, len(waveform), extractor.n_samples)]

@@ -1,0 +1,1 @@
+"""Checkpoints: written, checked, found again, and compared with the run that resumes from them."""

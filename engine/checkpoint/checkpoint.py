@@ -1,13 +1,13 @@
-"""Checkpoints that are valid or absent: one topology-free training state, without pickle.
+"""Checkpoints: complete or absent, independent of the number of ranks, without pickle.
 
     checkpoints/step-000500/
-        adapter_model.safetensors   fp32 masters under PEFT's names: what evaluation, resume and merge start from
+        adapter_model.safetensors   fp32 master weights under PEFT's names: for resume, merge and PEFT itself
         adapter_config.json         PEFT's own config
         optimizer.safetensors       both AdamW moments, "exp_avg." and "exp_avg_sq." + PEFT's names
         state.json                  step, recipe, fingerprints, lineage; size and sha256 of each file
     checkpoints/latest, checkpoints/best   symbolic links
 
-A checkpoint is written into a hidden folder, read back, fsynced, renamed; the links move after that.
+A checkpoint is written into a hidden folder, read back, fsynced and renamed; then the links are moved.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from preprocess.common.errors import InputError
 from preprocess.common.files import finish_folder, replace_link, sha256_file, write_json
+from preprocess.common.json_file import JsonObject
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -36,7 +38,7 @@ _HASHED_FILES = (ADAPTER_FILE, ADAPTER_CONFIG_FILE, OPTIMIZER_FILE)
 def peft_names(model: PeftModel, parameter_names: list[str]) -> dict[str, str]:
     """{parameter name: name in a saved adapter}, by PEFT's own renaming.
 
-    PEFT renames keys of a state dict; giving each key its number as value tells which became which.
+    PEFT renames the keys of a state dict. Here each value is the number of its key, which shows how PEFT renamed it.
     """
     prefix = "model."  # of LossModel around the PeftModel
     numbered = {name.removeprefix(prefix): torch.tensor(number) for number, name in enumerate(parameter_names)}
@@ -45,19 +47,8 @@ def peft_names(model: PeftModel, parameter_names: list[str]) -> dict[str, str]:
     return {parameter_names[int(number)]: name for name, number in saved.items()}
 
 
-def write_adapter(folder: Path, model: PeftModel, masters: dict[str, torch.Tensor]) -> None:
-    """Write the two files of a standard PEFT adapter, weights in fp32, bytes that depend on nothing else."""
-    names = peft_names(model, list(masters))
-    tensors = {names[name]: tensor.contiguous() for name, tensor in masters.items()}
-    _save_tensors(tensors, folder / ADAPTER_FILE, {"format": "pt"})
-    config = model.peft_config["default"].to_dict()
-    config["inference_mode"] = True
-    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    write_json(folder / ADAPTER_CONFIG_FILE, config, sort_keys=True)
-
-
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file. Raises OSError where it can't be written, as any other writer does."""
+    """Write a safetensors file. Raises OSError, as other writers do, if it can't be written."""
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
@@ -67,21 +58,29 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[s
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def save(
+def write_checkpoint(
     root: Path,
     step: int,
     model: PeftModel,
     masters: dict[str, torch.Tensor],
     moments: dict[str, dict[str, torch.Tensor]],
-    state: dict,
+    state: JsonObject,
 ) -> Path:
-    """Write checkpoints/step-N under `root` and point `latest` at it. One rank calls it, with gathered tensors."""
+    """The folder step-N under `root`, written complete, with `latest` pointing to it. Rank 0 calls this.
+
+    masters, moments: gathered fp32 tensors by parameter name. Raises OSError if what was written reads back wrong.
+    """
     folder = step_folder(root, step)
     temporary = root / f".{folder.name}.partial"
     _remove_leftovers(root)
     temporary.mkdir(parents=True, exist_ok=True)
-    write_adapter(temporary, model, masters)
     names = peft_names(model, list(masters))
+    tensors = {names[name]: tensor.contiguous() for name, tensor in masters.items()}
+    _save_tensors(tensors, temporary / ADAPTER_FILE, {"format": "pt"})
+    config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
+    # JSON has no sets; sorted, the same adapter always gives the same bytes.
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    write_json(temporary / ADAPTER_CONFIG_FILE, config, sort_keys=True)
     _save_tensors(
         {
             f"{moment}.{names[name]}": tensor.contiguous()
@@ -99,36 +98,35 @@ def save(
     _write_state(temporary, state)
     problem = find_problem(temporary)
     if problem is not None:
-        raise OSError(f"{temporary} reads back otherwise than it was written: {problem}")
-    if folder.exists():  # a damaged one, which the run passed over when it resumed
+        raise OSError(f"{temporary} does not read back as it was written: {problem}")
+    if folder.exists():  # a damaged one, which the run skipped when it resumed
         os.replace(folder, root / f".{folder.name}.removed.partial")
     finish_folder(temporary, folder)
     replace_link(root / "latest", folder.name)
     return folder
 
 
-def update_state(folder: Path, facts: dict) -> None:
-    """Give the state.json of a whole checkpoint other `facts`, in one move."""
+def update_state(folder: Path, facts: JsonObject) -> None:
+    """Replace these `facts` in the state.json of a complete checkpoint, atomically."""
     _write_state(folder, {**read_state(folder), **facts})
 
 
-def _write_state(folder: Path, state: dict) -> None:
-    state = {**state, "state_sha256": _state_sha256(state)}
-    write_json(folder / STATE_FILE, state, sort_keys=True)
+def _write_state(folder: Path, state: JsonObject) -> None:
+    write_json(folder / STATE_FILE, {**state, "state_sha256": _state_sha256(state)}, sort_keys=True)
 
 
 def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint after global step `step` lies."""
+    """The folder of the checkpoint after global step `step`."""
     return root / f"step-{step:06d}"
 
 
 def find_problem(folder: Path) -> str | None:
-    """Why the checkpoint can't be used, or None: every file is there with the size and hash that state.json says."""
+    """Why the checkpoint can't be used; None if each file has the size and sha256 that state.json records."""
     try:
         state = json.loads((folder / STATE_FILE).read_text())
         recorded = {name: (state["bytes"][name], state["sha256"][name]) for name in _HASHED_FILES}
         if state["state_sha256"] != _state_sha256(state):
-            return f"{STATE_FILE} has another sha256 than it says itself"
+            return f"{STATE_FILE} has another sha256 than it records"
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{STATE_FILE} can't be read ({type(error).__name__}: {error})"
     for name, (num_bytes, sha256) in recorded.items():
@@ -137,29 +135,29 @@ def find_problem(folder: Path) -> str | None:
         if (found_bytes := (folder / name).stat().st_size) != num_bytes:
             return f"{name} has {found_bytes:,} bytes, {num_bytes:,} were written"
         if sha256_file(folder / name) != sha256:
-            return f"{name} has another sha256 than {STATE_FILE} says"
+            return f"{name} has another sha256 than {STATE_FILE} records"
     return None
 
 
-def _state_sha256(state: dict) -> str:
+def _state_sha256(state: JsonObject) -> str:
     rest = {key: value for key, value in state.items() if key != "state_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Folders step-N under `root`, oldest first; unfinished ones have other names and are not among them."""
+    """Folders step-N under `root`, oldest first, damaged ones too; unfinished saves have other names."""
     return sorted(path for path in root.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir())
 
 
-def find_newest(root: Path, log) -> Path | None:
-    """The newest checkpoint whose hashes hold, or None where there is no checkpoint at all.
+def find_newest(root: Path, log: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint under `root`, or None if there is no checkpoint at all.
 
-    log: called with a line for each one passed over. Raises InputError where there are some and none is whole:
-    a run never starts over in silence.
+    log: called with a line for each checkpoint or link that is passed over. Raises InputError if all checkpoints are
+    damaged: a run never starts over unnoticed.
     """
     folders = list_checkpoints(root)
-    for leftover in _leftovers(root):
-        log(f"{leftover} is passed over: a save or a removal that was cut short")
+    for leftover in _list_leftovers(root):
+        log(f"{leftover} is passed over: its save or removal was interrupted")
     for name in LINKS:
         if (root / name).is_symlink() and not (root / name).exists():
             log(f"{root / name} is passed over: it points to {os.readlink(root / name)}, which is not there")
@@ -173,32 +171,21 @@ def find_newest(root: Path, log) -> Path | None:
             str(root),
             f"{len(folders)} checkpoints, none of them whole",
             "one whose files have the hashes of its state.json",
-            "Restore one from a copy, or start anew with another --out.",
+            "Restore one from a copy, or start again with another --out.",
         )
     return None
 
 
-def read_adapter_config(folder: Path) -> dict:
-    """PEFT's config of an adapter. Raises InputError where it can't be read."""
-    path = folder / ADAPTER_CONFIG_FILE
-    try:
-        config = json.loads(path.read_text())
-        return {key: config[key] for key in ("r", "lora_alpha", "use_rslora", "use_dora")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            str(path), f"text that can't be read ({error})", "PEFT's LoRA config", "Restore it."
-        ) from error
-
-
-def read_state(folder: Path) -> dict:
-    """What state.json of a whole checkpoint says."""
-    return json.loads((folder / STATE_FILE).read_text())
+def read_state(folder: Path) -> JsonObject:
+    """The state.json of a complete checkpoint."""
+    state: JsonObject = json.loads((folder / STATE_FILE).read_text())
+    return state
 
 
 def load_masters(folder: Path, model: PeftModel, parameter_names: list[str]) -> dict[str, torch.Tensor]:
-    """fp32 weights by the live model's parameter names, of a checkpoint or of a PEFT adapter.
+    """{parameter name of `model`: fp32 weight} from a checkpoint or a PEFT adapter.
 
-    Raises InputError where the adapter's tensors are not those of the model.
+    Raises InputError if the adapter's tensors do not match the model's.
     """
     names = peft_names(model, parameter_names)
     adapter = load_file(folder / ADAPTER_FILE)
@@ -209,15 +196,15 @@ def load_masters(folder: Path, model: PeftModel, parameter_names: list[str]) -> 
         if found != expected or len(adapter) != len(names):
             raise InputError(
                 f"{folder / ADAPTER_FILE}: {saved}",
-                f"{'no tensor' if found is None else list(found)} among {len(adapter)}",
-                f"{list(expected)} among {len(names)}, as the recipe's LoRA has it",
-                "Use the recipe of the run that wrote it (recipe.yaml in its folder).",
+                f"{'no tensor' if found is None else f'shape {list(found)}'}, {len(adapter)} tensors in the file",
+                f"shape {list(expected)}, {len(names)} tensors, by the recipe's lora",
+                "Use the recipe of the run that wrote the adapter (recipe.yaml in its folder).",
             )
     return {name: adapter[saved].float() for name, saved in names.items()}
 
 
 def load_moments(folder: Path, model: PeftModel, parameter_names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
-    """AdamW's exp_avg and exp_avg_sq, fp32 by the live model's parameter names, of a whole checkpoint."""
+    """{exp_avg, exp_avg_sq: {parameter name of `model`: fp32 tensor}}: AdamW's moments from a complete checkpoint."""
     optimizer = load_file(folder / OPTIMIZER_FILE)
     names = peft_names(model, parameter_names)
     return {
@@ -226,25 +213,25 @@ def load_moments(folder: Path, model: PeftModel, parameter_names: list[str]) -> 
     }
 
 
-def prune(root: Path, keep: int, newest: Path) -> None:
-    """Delete all checkpoints but `newest`, the `keep` - 1 before it and the best; then what was cut short before.
+def prune_checkpoints(root: Path, keep: int, newest: Path) -> None:
+    """Delete all checkpoints but `newest`, the `keep` - 1 before it and the best; and what interrupted saves left.
 
-    What stands behind `newest` was passed over as damaged when the run resumed: it stays, and counts for nothing.
+    Checkpoints of later steps than `newest` were skipped as damaged when the run resumed: they stay and do not count.
     """
     best = (root / "best").resolve()
     folders = list_checkpoints(root)
     for folder in folders[: folders.index(newest) + 1][:-keep]:
         if folder.resolve() != best:
-            # Renamed first, so that a kill in mid-way leaves no half checkpoint under its name.
+            # Renamed first, so that a kill during the removal leaves no half checkpoint under its name.
             os.replace(folder, root / f".{folder.name}.removed.partial")
     _remove_leftovers(root)
 
 
 def _remove_leftovers(root: Path) -> None:
-    """What can't be removed now (NFS keeps a file that somebody has open) is tried again at the next save."""
-    for leftover in _leftovers(root):
+    """Remove what interrupted saves and removals left; a file that is open on NFS stays until the next call."""
+    for leftover in _list_leftovers(root):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _leftovers(root: Path) -> list[Path]:
+def _list_leftovers(root: Path) -> list[Path]:
     return sorted(root.glob(".step-*.partial"))

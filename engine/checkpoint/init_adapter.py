@@ -1,54 +1,53 @@
-"""Another run's weights to begin with: found, and checked against the job before any model is loaded."""
+"""--init-adapter: finding another run's weights, and checking that they fit the job, before any model is loaded."""
 
 from pathlib import Path
 
 from engine.base.console import print_rank0
 from engine.checkpoint import checkpoint
-from engine.checkpoint.identity import fact_name, flatten, shorten
+from engine.checkpoint.identity import find_changes, shorten_value
 from engine.job import Job
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
+from preprocess.common.json_file import JsonObject, flatten, read_json_object
+
+# {fact of the run's identity: key in PEFT's config} of what must agree.
+_PEFT_KEYS = {"lora.rank": "r", "lora.alpha": "lora_alpha", "lora.rslora": "use_rslora", "lora.dora": "use_dora"}
 
 
-def check_adapter(given: str, job: Job) -> tuple[Path, dict]:
-    """(folder, lineage entry) of the run, checkpoint or PEFT adapter `given`; of a run its newest whole checkpoint.
+def check_adapter(given: str, job: Job) -> tuple[Path, JsonObject]:
+    """(folder, lineage entry) of the adapter that `given` names.
 
-    Raises InputError where base, codec or LoRA differ from the job's. A plain adapter says nothing of base and codec;
-    that its tensors fit is seen when they are loaded.
+    given: a run folder (its newest undamaged checkpoint is taken), a checkpoint or a PEFT adapter.
+    Raises InputError if base, codec or LoRA differ from the job's. A plain PEFT adapter names no base and no codec;
+    whether its tensors fit is checked when they are loaded.
     """
     folder = Path(given)
     if (folder / "checkpoints").is_dir():
         folder = checkpoint.find_newest(folder / "checkpoints", print_rank0) or folder
     folder = folder.resolve()
     config = _read_adapter_config(folder)
-    state: dict = {}
+    state: JsonObject = {}
     if (folder / checkpoint.STATE_FILE).exists():
         problem = checkpoint.find_problem(folder)
         if problem is not None:
-            raise InputError(str(folder), problem, "a whole checkpoint", "Name another step-N beside it.")
+            raise InputError(str(folder), problem, "an undamaged checkpoint", "Name another step-N of that run.")
         state = checkpoint.read_state(folder)
-    lora = job.recipe.lora
-    pairs = [
-        ("lora.rank", config["r"], lora.rank),
-        ("lora.alpha", config["lora_alpha"], lora.alpha),
-        ("lora.rslora", config["use_rslora"], lora.rslora),
-        ("lora.dora", config["use_dora"], lora.dora),
-    ]
+    found = {fact: config[key] for fact, key in _PEFT_KEYS.items()}
     if state:
-        old, new = flatten(state["identity"]), flatten(job.facts["identity"])
-        keys = ("base_fingerprint", "codec_fingerprint", "lora.mode", "lora.train_whole")
-        pairs += [(fact_name(key), old[key], new[key]) for key in keys]
-    wrong = [(what, found, expected) for what, found, expected in pairs if found != expected]
+        old = flatten(state["identity"])
+        found |= {key: old[key] for key in ("base_fingerprint", "codec_fingerprint", "lora.mode", "lora.train_whole")}
+    expected = flatten(job.facts["identity"])
+    wrong = find_changes(found, {key: expected[key] for key in found})
     if wrong:
         raise InputError(
-            f"--init-adapter {folder}: {', '.join(what for what, _, _ in wrong)}",
-            "; ".join(f"{what} {shorten(found)} in the adapter" for what, found, _ in wrong),
-            "; ".join(f"{what} {shorten(expected)}, as this command says" for what, _, expected in wrong),
-            "Give the --model and the lora of the recipe that the adapter was trained with.",
+            f"--init-adapter {folder}: {', '.join(change.name for change in wrong)}",
+            "; ".join(f"{name} {shorten_value(was)} in the adapter" for name, was, _ in wrong),
+            "; ".join(f"{name} {shorten_value(now)}, as this command says" for name, _, now in wrong),
+            "Give the --model and the lora keys of the recipe that the adapter was trained with.",
         )
     if state and state["layout"] != job.facts["layout"]:
         print_rank0(f"warning: the adapter was trained on {state['layout']}, this corpus has {job.facts['layout']}")
-    print_rank0(f"beginning with the weights of {folder}, optimizer and schedule fresh")
+    print_rank0(f"beginning with the weights of {folder}; optimizer and schedule are fresh")
     origin = {
         "init_adapter": str(Path(given).absolute()),
         "checkpoint": str(folder),
@@ -58,7 +57,8 @@ def check_adapter(given: str, job: Job) -> tuple[Path, dict]:
     return folder, origin
 
 
-def _read_adapter_config(folder: Path) -> dict:
+def _read_adapter_config(folder: Path) -> JsonObject:
+    """PEFT's config of an adapter, with all keys that are compared. Raises InputError."""
     for file in (checkpoint.ADAPTER_FILE, checkpoint.ADAPTER_CONFIG_FILE):
         if not (folder / file).is_file():
             raise InputError(
@@ -67,4 +67,9 @@ def _read_adapter_config(folder: Path) -> dict:
                 "a run folder with checkpoints, a checkpoint, or a PEFT adapter that this project wrote",
                 "Name one of these.",
             )
-    return checkpoint.read_adapter_config(folder)
+    path, expected, action = folder / checkpoint.ADAPTER_CONFIG_FILE, "PEFT's LoRA config", "Restore it from a copy."
+    config = read_json_object(path, expected, action)
+    missing = [key for key in _PEFT_KEYS.values() if key not in config]
+    if missing:
+        raise InputError(str(path), f"no {', '.join(missing)}", expected, action)
+    return config

@@ -1,23 +1,24 @@
-"""Where a run stands."""
+"""How far a run has come."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+
+from preprocess.common.json_file import JsonObject
 
 
 @dataclass
 class Progress:
-    """Where a run stands: global steps done, and the lowest validation audio loss with its step.
+    """Global steps done, and the lowest validation audio loss (in nats) with its step.
 
-    lineage: what the weights come from and every change on the way, oldest first.
-    pending_evaluation: a stop cut the evaluation after `step` short; it comes first when the run goes on.
+    lineage: where the weights come from, and each change since then, oldest first.
+    pending_evaluation: a stop interrupted the evaluation after `step`; a resumed run begins with it.
     """
 
     step: int = 0
-    lineage: list[dict[str, Any]] = field(default_factory=list)
+    lineage: list[JsonObject] = field(default_factory=list)
     best_loss: float | None = None
     best_step: int | None = None
     pending_evaluation: bool = False
 
-    def record(self) -> dict:
-        """What state.json says of it beside the step."""
+    def record(self) -> JsonObject:
+        """The entries of state.json about it, without the step."""
         return {name: value for name, value in asdict(self).items() if name != "step"}

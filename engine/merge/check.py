@@ -1,4 +1,4 @@
-"""Proof of a merge: the merged folder's logits against those of base + adapter, as PEFT runs them."""
+"""Proof of a merge: compares the merged folder's logits with those of base + adapter as PEFT runs them."""
 
 import dataclasses
 import io
@@ -13,14 +13,14 @@ from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from peft import PeftModel
 
 from engine.base.trainable_base import read_trainable_base
-from engine.batch.sample import build_sample, collate
-from engine.merge.weights import DTYPES, read_header, weight_files
+from engine.batch.sample import build_sample, make_padded_batch
+from engine.merge.weights import DTYPES, read_entries
 from engine.model.weights import load_base
 from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT, canonical_dialogue
 from preprocess.corpus.shards import Clip
 
-# fp32 logits of one model computed by two orders of additions: measured below 2e-6 of their norm.
+# Share of the norm. Two orders of additions give one model fp32 logits that differ by less than 2e-6 (measured).
 _TOLERANCE = 1e-4
 
 
@@ -29,8 +29,8 @@ class MergeCheck:
     """How the merged folder's logits compare with base + adapter's, all computed in fp32.
 
     difference: norm of the difference as a share of the norm of base + adapter's logits.
-    kept: share of what the adapter does to the base's logits that the merged folder does too; rounding to bf16
-    loses changes below half a unit of a weight's last place. 1.0 where the adapter does nothing.
+    kept: how much of the adapter's effect on the base's logits the merged folder still has, as a share. Rounding to
+    bf16 loses changes below half a unit in the last place of a weight. 1.0 if the adapter has no effect.
     """
 
     difference: float
@@ -39,20 +39,18 @@ class MergeCheck:
 
 @torch.no_grad()
 def check_merge(base: Path, adapter: Path, merged: Path) -> MergeCheck:
-    """Compare on a random voice-cloning prompt; raises RuntimeError if `merged` is not base + adapter, rounded.
+    """Compares on a random voice-cloning prompt. Raises RuntimeError if `merged` is not base + adapter, rounded.
 
-    Two models are loaded one after the other, in fp32: 4 bytes a parameter of the base, and four short forwards.
-    Rounded weights are compared with PEFT's merge of the whole model rounded in the same way, so that rounding
-    widens no tolerance; where nothing was rounded, with base + adapter itself as well.
+    Loads two models in fp32, one after the other: 4 bytes per parameter of the base. Rounded weights are compared
+    with PEFT's own merge of the whole model, rounded in the same way, so that the tolerance need not cover rounding.
+    If nothing was rounded, they are compared with base + adapter itself as well.
     """
     prompt = random_prompt(base)
     model = PeftModel.from_pretrained(load_base(base, torch.float32, "--base"), adapter).eval()
     live = _logits(model.get_base_model(), prompt)
     with model.disable_adapter():
         untouched = _logits(model.get_base_model(), prompt)
-    dtypes = {
-        name: DTYPES.get(entry["dtype"]) for path in weight_files(merged) for name, entry in read_header(path).items()
-    }
+    dtypes = {name: DTYPES.get(entry["dtype"]) for name, entry in read_entries(merged).items()}
     model = model.merge_and_unload()
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes[name]).float()
@@ -66,7 +64,7 @@ def check_merge(base: Path, adapter: Path, merged: Path) -> MergeCheck:
         difference = float((found - logits).norm() / logits.norm())
         if not difference <= _TOLERANCE:
             raise RuntimeError(
-                f"merged logits differ from {name} by {difference:.1e} of their norm ({_TOLERANCE:.0e})"
+                f"merged logits differ from {name} by {difference:.1e} of their norm (at most {_TOLERANCE:.0e})"
             )
     effect = live - untouched
     kept = float((found - untouched) @ effect / (effect @ effect)) if effect.any() else 1.0
@@ -74,22 +72,18 @@ def check_merge(base: Path, adapter: Path, merged: Path) -> MergeCheck:
 
 
 def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
-    """A sample in the layout of training with random codes: text positions and audio columns of two turns.
+    """A batch of one sample in the layout of training, with `num_frames` random codes for reference and target.
 
-    A base with an audio tower hears the reference too, as half a second of noise.
+    A base with an audio tower also receives a waveform for the reference: half a second of noise.
     """
     model = read_trainable_base(base, "--base")
     config = model.config
     rng = np.random.default_rng(0)
     noise = io.BytesIO()
     soundfile.write(noise, 0.1 * rng.standard_normal(8000), 16000, format="FLAC")
+    shape = (config.audio_num_codebooks, num_frames)
     reference, target = (
-        Clip(
-            key,
-            {},
-            rng.integers(config.audio_codebook_size, size=(config.audio_num_codebooks, num_frames)),
-            noise.getvalue(),
-        )
+        Clip(key, {}, rng.integers(config.audio_codebook_size, size=shape).astype(np.uint16), noise.getvalue())
         for key in ("reference", "target")
     )
     sample = build_sample(
@@ -101,10 +95,10 @@ def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
         [reference],
         conditioning="both" if has_audio_tower(config) else "codes",
     )
-    return collate([sample], config)
+    return make_padded_batch([sample], config)
 
 
 def _logits(model: HiggsAudioModel, prompt: HiggsAudioBatchInput) -> torch.Tensor:
-    """All text and audio logits, flat, in fp64."""
+    """fp64 [values]: all text and audio logits in a row."""
     output = model(**{field.name: getattr(prompt, field.name) for field in dataclasses.fields(prompt)})
     return torch.cat([output.logits.flatten(), output.audio_logits.flatten()]).double()

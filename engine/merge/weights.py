@@ -1,16 +1,18 @@
-"""An adapter into its base, one tensor at a time: safetensors shards written again with PEFT's own arithmetic.
+"""Merges an adapter into the base's safetensors files, one tensor at a time, with PEFT's own arithmetic.
 
-Each adapted layer is built alone, as one nn.Linear under PEFT with the adapter's config, and merged there: scale,
-rsLoRA, DoRA and per-layer ranks are PEFT's. A shard keeps its name, the order of its tensors and its metadata;
-of the base, one tensor is in memory at a time.
+For each adapted weight one nn.Linear is built, put under PEFT with the adapter's config, and merged: PEFT itself
+applies scale, rsLoRA, DoRA and per-layer ranks. A file keeps its name, the order of its tensors and its metadata.
+Only one tensor of the base is in memory at a time.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -27,89 +29,90 @@ _LORA_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT LoRA adapter. `tensors` is by name in the base model: "layers.0.mlp.up_proj.lora_A.weight"."""
+    """A PEFT LoRA adapter. `tensors` has names of the base model: "layers.0.mlp.up_proj.lora_A.weight"."""
 
     folder: Path
     config: LoraConfig
     tensors: dict[str, torch.Tensor]
 
 
+# The adapter's tensors for one tensor of the base, by part: one of _LORA_PARTS, or "" for a tensor trained whole.
+Parts = dict[str, torch.Tensor]
+
+
+class TensorEntry(TypedDict):
+    """What a safetensors header says of one tensor. data_offsets: [begin, end) in bytes after the header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter in `folder`. Raises InputError for a missing or broken file, or what can't become plain weights."""
+    """The adapter in `folder`. Raises InputError if a file is missing or broken, or can't become plain weights."""
     for name in (ADAPTER_FILE, ADAPTER_CONFIG_FILE):
         if not (folder / name).is_file():
-            raise InputError(
-                str(folder), f"no {name}", "a checkpoint or a PEFT adapter folder", "Give its folder to --checkpoint."
-            )
+            expected = "a checkpoint or a PEFT adapter folder"
+            raise InputError(str(folder), f"no {name}", expected, "Name one with --checkpoint.")
     try:
-        config = PeftConfig.from_pretrained(folder)
+        config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / ADAPTER_FILE)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            str(folder), f"files that can't be read ({error})", "a PEFT adapter", "Restore it from a copy."
-        ) from error
-    # Biases, and LoRA that works on some positions only, have no place in the base's weights.
+        found = f"files that can't be read ({error})"
+        raise InputError(str(folder), found, "a PEFT adapter", "Restore it from a copy.") from error
+    # The base's weights have no place for biases, or for LoRA that applies to some positions only.
     if not isinstance(config, LoraConfig) or config.bias != "none" or config.alora_invocation_tokens:
-        raise InputError(
-            str(folder / ADAPTER_CONFIG_FILE),
-            f"peft_type {config.peft_type}, bias {getattr(config, 'bias', None)!r}",
-            "a LoRA adapter of weights alone (peft_type LORA, bias 'none', no alora_invocation_tokens)",
-            "Merge it with the software that trained it.",
-        )
+        found = f"peft_type {config.peft_type}, bias {getattr(config, 'bias', None)!r}"
+        expected = "a LoRA adapter of weights only (peft_type LORA, bias 'none', no alora_invocation_tokens)"
+        action = "Merge it with the software that trained it."
+        raise InputError(str(folder / ADAPTER_CONFIG_FILE), found, expected, action)
     not_finite = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if not_finite:
-        raise InputError(
-            f"{folder / ADAPTER_FILE}: {not_finite[0]}",
-            f"NaN or infinity in {len(not_finite)} tensors",
-            "finite weights",
-            "Merge an earlier checkpoint.",
-        )
+        where, found = f"{folder / ADAPTER_FILE}: {not_finite[0]}", f"NaN or infinity in {len(not_finite)} tensors"
+        raise InputError(where, found, "finite weights", "Merge an earlier checkpoint.")
     return Adapter(folder, config, {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()})
 
 
 def weight_files(base: Path) -> list[Path]:
-    """The safetensors files that transformers loads of the folder `base`. Raises InputError where one is missing."""
+    """The safetensors files that transformers loads from the folder `base`. Raises InputError if one is missing."""
     index = base / "model.safetensors.index.json"
     if (base / "model.safetensors").is_file():
         return [base / "model.safetensors"]
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
     missing = [name for name in names if not (base / name).is_file()]
     if missing or not names:
-        raise InputError(
-            str(base),
-            f"no {', '.join(missing) or 'model.safetensors and no model.safetensors.index.json'}",
-            "all safetensors files of the base model",
-            "Download the base model again and name its folder with --base.",
-        )
+        found = f"no {', '.join(missing) or 'model.safetensors and no model.safetensors.index.json'}"
+        action = "Download the base model again and name its folder with --base."
+        raise InputError(str(base), found, "all safetensors files of the base model", action)
     return [base / name for name in names]
 
 
-def read_header(path: Path) -> dict[str, dict]:
-    """{name: {dtype, shape, data_offsets}} of a safetensors file, in the header's order."""
-    header = _whole_header(path)
-    header.pop("__metadata__", None)
+def read_entries(folder: Path) -> dict[str, TensorEntry]:
+    """{tensor name: its header entry} of all weight files of a model folder. Raises InputError if one is missing."""
+    entries = {name: entry for path in weight_files(folder) for name, entry in _read_header(path).items()}
+    entries.pop("__metadata__", None)
+    return entries
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return header
 
 
-def _whole_header(path: Path) -> dict[str, dict]:
-    with open(path, "rb") as file:
-        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+def assign_tensors(adapter: Adapter, base_shapes: dict[str, list[int]], base: Path) -> dict[str, Parts]:
+    """{name of a base tensor: the adapter's tensors for it}; each tensor of the adapter is assigned exactly once.
 
-
-def assign_tensors(adapter: Adapter, base_shapes: dict[str, list[int]], base: Path) -> dict[str, dict]:
-    """{base tensor: {part: adapter tensor}}: every tensor of the adapter exactly once, before anything is written.
-
-    A part is "lora_A.weight", "lora_B.weight", "lora_magnitude_vector", or "" for a tensor trained whole. Raises
-    InputError naming what has no place in the base, what has another shape, and layers that the adapter's config
-    adapts and its file lacks.
+    Raises InputError that names tensors without a counterpart in the base, tensors of another shape, and layers that
+    the adapter's config adapts but its file lacks.
     """
-    assigned: dict[str, dict] = {}
+    assigned: dict[str, Parts] = {}
     wrong = []
     for name, tensor in adapter.tensors.items():
         part = next((part for part in _LORA_PARTS if name.endswith(f".{part}")), "")
         target = f"{name.removesuffix(part)}weight" if part else name
         shape = base_shapes.get(target)
-        if shape is not None and _fits(part, tensor, shape):
+        if shape is not None and _shape_fits(part, tensor, shape):
             assigned.setdefault(target, {})[part] = tensor
         else:
             wrong.append(f"{name} {list(tensor.shape)} for {'no tensor' if shape is None else shape}")
@@ -120,17 +123,15 @@ def assign_tensors(adapter: Adapter, base_shapes: dict[str, list[int]], base: Pa
         if check_target_module_exists(adapter.config, name.removesuffix(".weight"))
     ]
     if wrong:
-        raise InputError(
-            str(adapter.folder / ADAPTER_FILE),
-            "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
-            f"an adapter whose every tensor belongs to {base}",
-            "Name the base model it was trained on with --base.",
-        )
+        found = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        expected = f"an adapter whose every tensor belongs to {base}"
+        action = "Name the base model it was trained on with --base."
+        raise InputError(str(adapter.folder / ADAPTER_FILE), found, expected, action)
     return assigned
 
 
-def _fits(part: str, tensor: torch.Tensor, shape: list[int]) -> bool:
-    """Whether an adapter's tensor has the sizes that a base tensor of `shape` gives its part."""
+def _shape_fits(part: str, tensor: torch.Tensor, shape: list[int]) -> bool:
+    """Whether an adapter's tensor can be this part of a base tensor of `shape`."""
     if part == "lora_A.weight":
         return tensor.dim() == len(shape) == 2 and tensor.shape[1] == shape[1]
     if part == "lora_B.weight":
@@ -138,34 +139,32 @@ def _fits(part: str, tensor: torch.Tensor, shape: list[int]) -> bool:
     return list(tensor.shape) == (shape[:1] if part else shape)
 
 
-def merge_tensor(name: str, weight: torch.Tensor, parts: dict[str, torch.Tensor], adapter: Adapter) -> torch.Tensor:
-    """fp32 [out, in]: the base tensor `name` with its part of the adapter in it, by PEFT.
+def merge_tensor(name: str, weight: torch.Tensor, parts: Parts, adapter: Adapter) -> torch.Tensor:
+    """fp32 [out, in]: the base tensor `name` with the adapter merged into it by PEFT.
 
-    Raises InputError where the adapter lacks a part that its config calls for, or has one too many.
+    Raises InputError if the adapter lacks a part that its config calls for, or has one too many.
     """
     if "" in parts:
         return parts[""].float()
     path = name.removesuffix(".weight")
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.float(), requires_grad=False)
-    root = _tree(path, linear)
+    root = _module_at(path, linear)
     inject_adapter_in_model(adapter.config, root)
-    result = set_peft_model_state_dict(root, {f"{path}.{part}": tensor for part, tensor in parts.items()})
+    result: Any = set_peft_model_state_dict(root, {f"{path}.{part}": tensor for part, tensor in parts.items()})
     missing = [key for key in result.missing_keys if ".lora_" in key]
     if missing or result.unexpected_keys:
-        raise InputError(
-            f"{adapter.folder / ADAPTER_FILE}: {path}",
-            f"parts {', '.join(sorted(parts))}",
-            f"those that {ADAPTER_CONFIG_FILE} calls for",
-            "The two files are of different adapters: restore the folder from a copy.",
-        )
+        where, found = f"{adapter.folder / ADAPTER_FILE}: {path}", f"parts {', '.join(sorted(parts))}"
+        action = "The two files belong to different adapters: restore the folder from a copy."
+        raise InputError(where, found, f"those that {ADAPTER_CONFIG_FILE} calls for", action)
     layer = root.get_submodule(path)
-    layer.merge()
-    return layer.get_base_layer().weight.data
+    assert isinstance(layer, LoraLinear)
+    layer.merge()  # into the weight of `linear`, which it wraps
+    return linear.weight.data
 
 
-def _tree(path: str, module: nn.Module) -> nn.Module:
-    """A module that holds nothing but `module` at the dotted `path`, where PEFT's config looks for it."""
+def _module_at(path: str, module: nn.Module) -> nn.Module:
+    """A module that contains only `module`, at the dotted `path` by which PEFT's config selects it."""
     root = parent = nn.Module()
     *parents, last = path.split(".")
     for name in parents:
@@ -177,24 +176,24 @@ def _tree(path: str, module: nn.Module) -> nn.Module:
 
 
 def write_merged_shard(
-    source: Path, target: Path, assigned: dict[str, dict], adapter: Adapter, dtype: torch.dtype | None = None
+    source: Path, target: Path, assigned: dict[str, Parts], adapter: Adapter, dtype: torch.dtype | None
 ) -> None:
-    """Write `source` again as `target`, its assigned tensors merged in fp32 and rounded once.
+    """Write a copy of the safetensors file `source`, with its assigned tensors merged in fp32 and rounded once.
 
     dtype: of the float tensors written; None keeps each tensor's own. Names, order and metadata stay.
     """
-    header = _whole_header(source)
-    names = sorted(read_header(source), key=lambda name: header[name]["data_offsets"])
+    header = _read_header(source)
+    names = [name for name in header if name != "__metadata__"]
+    names.sort(key=lambda name: header[name]["data_offsets"])
     codes = {value: key for key, value in DTYPES.items()}
     offset = 0
     for name in names:
         entry = header[name]
         begin, end = entry["data_offsets"]
+        num_bytes = end - begin
         if dtype is not None and entry["dtype"] in DTYPES:
-            num_bytes = (end - begin) // DTYPES[entry["dtype"]].itemsize * dtype.itemsize
+            num_bytes = num_bytes // DTYPES[entry["dtype"]].itemsize * dtype.itemsize
             entry["dtype"] = codes[dtype]
-        else:
-            num_bytes = end - begin
         entry["data_offsets"] = [offset, offset + num_bytes]
         offset += num_bytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,1 @@
+"""The model on its device: base weights, LoRA, the forward pass over packs, losses and FLOPs."""

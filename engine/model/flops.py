@@ -1,10 +1,10 @@
-"""FLOPs of a LoRA training step, for MFU: what the mathematics needs, not what the machine happened to do.
+"""FLOPs of a LoRA training step, for MFU: what the mathematics needs, without recomputed activations.
 
-A multiply-add is 2. A frozen weight costs a token 4: forward, and the gradient of its input. A weight that trains
-costs 6: its own gradient as well. (6 for frozen weights, the rule for full training, would flatter MFU by half.)
-Causal attention costs 6 x width x squared length a sample and layer: half of the full square, forward once and
-backward twice. Weights count for the tokens that pass them: in a DualFFN layer text passes one FFN and audio the
-other, and heads see labelled positions alone. Recomputed activations are not counted.
+A multiply-add counts as 2. Per token, a frozen weight costs 4 (forward, and the gradient of its input) and a trained
+weight 6 (its own gradient as well). Counting 6 for all weights, the rule for full training, would overstate MFU by
+half. Causal attention costs 6 x width x length^2 per sample and layer: half of the full square, once forward and
+twice backward. A weight counts for the tokens that pass it: in a DualFFN layer, text passes one FFN and audio the
+other; the heads get labelled positions only.
 """
 
 import re
@@ -15,7 +15,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioModel
 
 from engine.batch.stream import Stream
 
-# Dense bf16 peaks from NVIDIA's data sheets, by a part of the name that CUDA gives; the first match counts.
+# Dense bf16 peaks from NVIDIA's data sheets, by a part of the device name that CUDA reports; the first match counts.
 _PEAK_BF16_TFLOPS = {
     "H200 NVL": 835,
     "H100 NVL": 835,
@@ -29,23 +29,23 @@ _PEAK_BF16_TFLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by its name, None where we don't know it."""
+    """Peak dense bf16 FLOP/s of a GPU by its name; None if it is not in the table."""
     return next((peak * 1e12 for part, peak in _PEAK_BF16_TFLOPS.items() if part in device_name), None)
 
 
 @dataclass(frozen=True)
 class FlopRates:
-    """FLOPs of forward and backward for each thing of a kind that a pack holds."""
+    """FLOPs, forward and backward, per unit of each kind that a pack contains."""
 
     text_token: int
     audio_column: int
     text_label: int
-    audio_label: int  # a column with labels
-    squared_length: int  # of a sample's text tokens and audio columns together
-    squared_text_length: int  # of a sample's text tokens alone
+    audio_label: int  # an audio column with labels
+    squared_length: int  # length of a sample: its text tokens and audio columns
+    squared_text_length: int  # text tokens of a sample
 
     def of_pack(self, stream: Stream) -> float:
-        """FLOPs of one pack, forward and backward."""
+        """FLOPs of one pack, forward and backward: the sum over kinds of rate times number."""
         return (
             self.text_token * len(stream.text_tokens)
             + self.audio_column * stream.audio_columns.shape[1]
@@ -57,10 +57,10 @@ class FlopRates:
 
 
 def flop_rates(model: HiggsAudioModel) -> FlopRates:
-    """The rates of a live model, LoRA layers and modules trained whole included, in any DualFFN configuration."""
+    """The rates of a loaded model with its LoRA layers and modules trained whole, in any DualFFN configuration."""
     text_token = audio_column = text_label = audio_label = 0
     for name, parameter in model.named_parameters():
-        if parameter.dim() != 2 or ".original_module." in name:  # a whole-trained head keeps its old weight unused
+        if parameter.dim() != 2 or ".original_module." in name:  # PEFT's unused copy of a head trained whole
             continue
         flops = (6 if parameter.requires_grad else 4) * parameter.numel()
         match = re.match(r"layers\.(\d+)\.(self_attn|mlp|audio_mlp)\.", name)
@@ -86,7 +86,7 @@ def flop_rates(model: HiggsAudioModel) -> FlopRates:
 
 
 def _parts_for_audio(layer: torch.nn.Module) -> tuple[str, ...]:
-    """Parts of a decoder layer that audio columns pass: as engine.model.forward drives it."""
+    """Parts of a decoder layer that audio columns pass in engine.model.forward."""
     if getattr(layer, "fast_forward", False):
         return ()
     return ("self_attn", "audio_mlp") if hasattr(layer, "audio_mlp") else ("self_attn", "mlp")

@@ -1,23 +1,27 @@
-"""The forward pass of a pack: model and batch in, logits at labelled positions out. Two ways to the same numbers.
+"""The forward pass of a pack: model and batch in, logits at labelled positions out, by either of two methods.
 
-`boson`: Boson's own HiggsAudioModel.forward on its collator's padded batch. It computes text logits at every
-position and is the oracle.
-`packed`: the same modules driven over one flat stream: no padding, one text/audio split for all layers, heads at
-labelled positions alone. tests/engine/model/test_forward.py holds it to the oracle, gradients included.
+`boson`: Boson's own HiggsAudioModel.forward on the padded batch of its collator. It computes text logits at every
+position, and is the reference.
+`packed`: the same modules applied to one flat stream: no padding, one split into text and audio for all layers, heads
+at labelled positions only. tests/engine/model/test_forward.py compares it with the reference, gradients included.
 """
 
 import dataclasses
 import functools
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
+from boson_multimodal.model.higgs_audio.modeling_higgs_audio import HiggsAudioDualFFNDecoderLayer
+from peft import PeftModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from engine.base.recipe import Loss
-from engine.batch.stream import Stream, TowerInput, map_tensors
+from engine.batch.stream import Batch, Stream, TowerInput, map_tensors
 from engine.model.attention import attention_layer
 from engine.model.consistency import consistency_sum
 from engine.model.flops import FlopRates, flop_rates
@@ -25,14 +29,15 @@ from engine.model.lora_linear import project
 from engine.model.losses import LabelledLogits, LossSums, codebook_weights, loss_sums
 from preprocess.corpus.dialogue import IGNORE_INDEX
 
-Batch = HiggsAudioBatchInput | Stream
+DecoderLayer: TypeAlias = HiggsAudioDualFFNDecoderLayer | LlamaDecoderLayer
+Rotary: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # cos and sin, [1, L, head_dim] each
 
 
 def boson_forward(model: HiggsAudioModel, batch: HiggsAudioBatchInput) -> LabelledLogits:
     """Logits of Boson's forward at the positions that predict a label.
 
-    The shift by one stays inside a sample: a row of the padded batch is one sample, and in the concatenated audio
-    columns the first column of each audio (stream BOS) bears no label, so no column predicts across a border.
+    The shift by one never crosses from one sample into the next: a row of the padded batch is one sample, and in the
+    concatenated audio columns the first column of each audio (stream BOS) has no label.
     """
     inputs = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     output = model(**inputs)
@@ -49,22 +54,22 @@ def boson_forward(model: HiggsAudioModel, batch: HiggsAudioBatchInput) -> Labell
 
 
 def packed_hidden(model: HiggsAudioModel, stream: Stream, num_checkpointed_layers: int = 0) -> torch.Tensor:
-    """[L, hidden] of a stream after the last layer, before the final norm. They stay in split order throughout.
+    """[L, hidden] of a stream, in split order, after the last layer and before the final norm.
 
-    num_checkpointed_layers: so many layers, from the first, recompute their activations in the backward pass.
+    num_checkpointed_layers: how many layers, from the first on, recompute their activations in the backward pass.
     """
     text = model.embed_tokens(stream.text_tokens)
     if stream.tower is not None:
         text = text.index_copy(0, stream.tower.rows, _tower_outputs(model, stream.tower))
     hidden = torch.cat([text, model._embed_audio_ids(stream.audio_columns)])
-    rotary = model.rotary_emb(hidden, stream.position_ids.unsqueeze(0))
+    cos, sin = model.rotary_emb(hidden, stream.position_ids.unsqueeze(0))
     text_positions = stream.stream_to_split[: len(stream.text_tokens)]
-    text_rotary = tuple(part[:, text_positions] for part in rotary)
+    text_rotary = cos[:, text_positions], sin[:, text_positions]
     for number, layer in enumerate(model.layers):
         if number < num_checkpointed_layers and torch.is_grad_enabled():
-            hidden = checkpoint(_layer, layer, hidden, stream, rotary, text_rotary, use_reentrant=False)
+            hidden = checkpoint(_layer, layer, hidden, stream, (cos, sin), text_rotary, use_reentrant=False)
         else:
-            hidden = _layer(layer, hidden, stream, rotary, text_rotary)
+            hidden = _layer(layer, hidden, stream, (cos, sin), text_rotary)
     return hidden
 
 
@@ -82,18 +87,22 @@ def packed_logits(model: HiggsAudioModel, hidden: torch.Tensor, stream: Stream) 
 
 
 def _tower_outputs(model: HiggsAudioModel, tower: TowerInput) -> torch.Tensor:
-    """[F, hidden]: the waveforms through Boson's tower and projector, which has a gradient of zero without any."""
-    if not len(tower.features):
-        return model.audio_encoder_proj(model.embed_tokens.weight.new_zeros(0, model.audio_tower.config.d_model))
-    outputs, _ = model._apply_audio_tower(tower.features, tower.feature_mask)
-    return outputs.flatten(0, 1).index_select(0, tower.outputs)
+    """[F, hidden] from the waveforms by Boson's audio tower and projector; [0, hidden] with zero gradient if none."""
+    if len(tower.features):
+        outputs, _ = model._apply_audio_tower(tower.features, tower.feature_mask)
+        return torch.index_select(outputs.flatten(0, 1), 0, tower.outputs)
+    no_rows = model.embed_tokens.weight.new_zeros(0, model.audio_tower.config.d_model)
+    projected: torch.Tensor = model.audio_encoder_proj(no_rows)
+    return projected
 
 
-def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple, text_rotary: tuple) -> torch.Tensor:
-    """One decoder layer of any kind that Boson's config allows and engine.model.weights does not refuse."""
+def _layer(
+    layer: DecoderLayer, hidden: torch.Tensor, stream: Stream, rotary: Rotary, text_rotary: Rotary
+) -> torch.Tensor:
+    """One decoder layer of any kind that Boson's config allows and engine.base.trainable_base does not refuse."""
     num_text = len(stream.text_tokens)
     if getattr(layer, "fast_forward", False):
-        # Audio passes through untouched, and text sees text alone.
+        # Audio columns skip the layer, and text attends to text only.
         text, audio = hidden[:num_text], hidden[num_text:]
         projected = _project(layer.self_attn, _norm(layer.input_layernorm, text))
         mixed = attention_layer(
@@ -110,10 +119,10 @@ def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple
         )
     else:
         normed = _norm(layer.input_layernorm, hidden)
-    projected = tuple(
+    projected = [
         _Permute.apply(part, stream.split_to_stream, stream.stream_to_split)
         for part in _project(layer.self_attn, normed)
-    )
+    ]
     mixed = attention_layer(layer.self_attn, projected, rotary, stream.segments, stream.longest_segment)
     mixed = _Permute.apply(mixed, stream.stream_to_split, stream.split_to_stream)
     hidden = hidden + project(mixed, layer.self_attn.o_proj)[0]
@@ -125,41 +134,43 @@ def _layer(layer: nn.Module, hidden: torch.Tensor, stream: Stream, rotary: tuple
     return hidden + torch.cat([text, audio])
 
 
-def _project(attention: nn.Module, hidden: torch.Tensor) -> list[torch.Tensor]:
+def _project(attention: LlamaAttention, hidden: torch.Tensor) -> list[torch.Tensor]:
     return project(hidden, attention.q_proj, attention.k_proj, attention.v_proj)
 
 
-def _mlp(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def _mlp(mlp: LlamaMLP, hidden: torch.Tensor) -> torch.Tensor:
     gate, up = project(hidden, mlp.gate_proj, mlp.up_proj)
     return project(mlp.act_fn(gate) * up, mlp.down_proj)[0]
 
 
-def _norm(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """LlamaRMSNorm's result: on CUDA one kernel instead of eight, and no fp32 copy kept."""
+def _norm(norm: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+    """LlamaRMSNorm's result; on CUDA by one kernel instead of eight, and without keeping an fp32 copy."""
     return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 class _Permute(torch.autograd.Function):
-    """Rows in another order. The gradient gathers by the inverse: autograd's own would add with atomics."""
+    """Rows in another order. backward gathers by the inverse order; autograd's own would use atomic additions."""
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(inverse)
         return rows.index_select(0, order)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gradient.index_select(0, inverse), None, None
 
 
 class LossModel(nn.Module):
-    """A model (bare or under PEFT) whose forward takes a batch of either kind and gives the pack's LossSums.
+    """A model, bare or under PEFT, whose forward takes a batch of either kind and returns the pack's LossSums.
 
-    DeepSpeed wraps this, so that losses are computed inside its forward.
+    DeepSpeed wraps this class, so that losses are computed inside its forward.
     """
 
-    def __init__(self, model: nn.Module, num_checkpointed_layers: int = 0, loss: Loss | None = None) -> None:
+    def __init__(
+        self, model: HiggsAudioModel | PeftModel, num_checkpointed_layers: int = 0, loss: Loss | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.num_checkpointed_layers = num_checkpointed_layers
@@ -167,21 +178,21 @@ class LossModel(nn.Module):
 
     @property
     def higgs(self) -> HiggsAudioModel:
-        """Boson's model, with PEFT's layers in it where there is an adapter."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        """Boson's model, with PEFT's layers in it if there is an adapter."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @functools.cached_property
     def flop_rates(self) -> FlopRates:
-        """What a training step of this model costs; for the model as it stands when first asked."""
+        """FLOPs of a training step of this model, as it is at the first call."""
         return flop_rates(self.higgs)
 
     @functools.cached_property
     def codebook_weights(self) -> torch.Tensor:
-        """[codebooks] weights of the audio losses, on the model's device from the first use on."""
+        """[codebooks] weights of the audio losses, on the device that the model has at the first call."""
         return codebook_weights(self.loss, self.higgs.config.audio_num_codebooks).to(self.higgs.device)
 
     def forward(self, batch: Batch) -> LossSums:
-        """LossSums of the pack; in evaluation the plain cross-entropies alone, whatever else training adds."""
+        """LossSums of the pack. In evaluation they are the plain cross-entropies, whatever training adds to them."""
         higgs, loss = self.higgs, self.loss
         start, smooth = higgs.config.audio_out_bos_token_id, self.training and loss.label_smoothing > 0
         if not isinstance(batch, Stream):
@@ -196,5 +207,5 @@ class LossModel(nn.Module):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`; copies from pinned memory overlap with computing."""
+    """The batch with its tensors on `device`; copies from pinned memory overlap with computation."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

@@ -1,6 +1,7 @@
-"""LoRA on Boson's model: the targets of each mode, found in the loaded model, under PEFT."""
+"""LoRA on Boson's model by PEFT; the adapted layers of each mode are found in the loaded model."""
 
 import re
+from collections import Counter
 
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,17 +18,20 @@ _PROJECTOR = "audio_encoder_proj.linear"
 
 
 def find_targets(model: HiggsAudioModel, mode: str, conditioning: str = "codes") -> list[str]:
-    """Full names of the linear layers that `mode` adapts, in the model's order.
+    """Full names of the linear layers that lora.mode=`mode` adapts, in the model's order.
 
     attention: q, k, v, o of every layer. audio: attention and audio_mlp of the DualFFN layers, audio head.
-    full: attention, mlp and audio_mlp of every layer, both heads, and the audio tower's projector where
-    `conditioning` lets the model hear waveforms.
-    Embeddings and the audio tower are never targets. Raises InputError that lists the names there are.
+    full: attention, mlp and audio_mlp of every layer, both heads, and the projector of the audio tower if the model
+    gets waveforms (`conditioning` is not codes).
+    Embeddings and the audio tower itself are never adapted. Raises InputError if the model has none of these layers.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    targets = [name for name in linears if _is_target(name, mode, _dual_ffn_layers(model))]
-    if conditioning == "codes":
-        targets = [name for name in targets if name != _PROJECTOR]
+    dual_ffn_layers = {number for number, layer in enumerate(model.layers) if hasattr(layer, "audio_mlp")}
+    targets = [
+        name
+        for name in linears
+        if _is_target(name, mode, dual_ffn_layers) and (name != _PROJECTOR or conditioning != "codes")
+    ]
     if not targets:
         raise InputError(
             f"lora.mode={mode}",
@@ -36,10 +40,6 @@ def find_targets(model: HiggsAudioModel, mode: str, conditioning: str = "codes")
             "Give --model the folder of a Higgs Audio v2 base model.",
         )
     return targets
-
-
-def _dual_ffn_layers(model: HiggsAudioModel) -> set[int]:
-    return {index for index, layer in enumerate(model.layers) if hasattr(layer, "audio_mlp")}
 
 
 def _is_target(name: str, mode: str, dual_ffn_layers: set[int]) -> bool:
@@ -55,16 +55,16 @@ def _is_target(name: str, mode: str, dual_ffn_layers: set[int]) -> bool:
 
 
 def add_lora(model: HiggsAudioModel, lora: Lora, conditioning: str = "codes") -> PeftModel:
-    """The model under PEFT, LoRA weights in fp32 and trainable, everything else frozen."""
+    """The model under PEFT: LoRA weights trainable, as are heads that `lora.train_whole` names; the rest frozen."""
     whole = [_HEADS[name] for name in lora.train_whole]
     targets = [name for name in find_targets(model, lora.mode, conditioning) if name not in whole]
     config = LoraConfig(
-        # One alternation that matches full names only: a list of names would also match as suffixes, and PEFT
-        # rewrites long lists into suffixes that reach into the audio tower.
+        # One regular expression that matches full names only. PEFT would also match names of a list as suffixes, and
+        # shorten a long list to suffixes that match layers of the audio tower.
         target_modules="|".join(re.escape(name) for name in targets),
         modules_to_save=whole or None,
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT declares an int and computes with any number
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
@@ -73,12 +73,9 @@ def add_lora(model: HiggsAudioModel, lora: Lora, conditioning: str = "codes") ->
 
 
 def describe_lora(model: PeftModel) -> str:
-    """What is adapted, what is trained whole and how much trains, for the log."""
-    kinds: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A"):
-            kind = re.sub(r"^base_model\.model\.|\d+\.", "", name)
-            kinds[kind] = kinds.get(kind, 0) + 1
+    """A line for the log: adapted layers by kind, modules trained whole, and the number of trainable parameters."""
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    kinds = Counter(re.sub(r"^base_model\.model\.|\d+\.", "", name) for name in adapted)
     num_trainable = sum(parameter.numel() for _, parameter in trainable_parameters(model))
     num_all = sum(parameter.numel() for parameter in model.parameters())
     parts = ", ".join(f"{kind} x{count}" for kind, count in kinds.items())

@@ -1,48 +1,51 @@
-"""Linear layers under PEFT's LoRA as one autograd function a projection group (q, k, v; gate, up; o; down).
+"""Linear layers under PEFT's LoRA, as one autograd function per projection group (q, k, v; gate, up; o; down).
 
-PEFT's own module forward costs, beside its matmuls, a dropped-out copy of the input with its mask, a scaling and an
-addition for every layer, and their counterparts in the backward pass. A group that reads one input needs the copy
-once, one matmul for all its A's, and nothing else: scalings and additions ride on the matmuls. The parameters stay
-PEFT's, so what is saved is a standard adapter.
+PEFT's own forward runs, besides its matmuls, a dropout with its mask, a scaling and an addition for every layer, and
+their counterparts in the backward pass. The layers of a group share one input, so one dropped-out copy and one matmul
+for all their A's will do; scalings and additions are part of the other matmuls (addmm). The parameters remain PEFT's:
+what is saved is a standard adapter.
 
-Two departures from PEFT, both in what is random or rounded: the layers of a group share one dropout mask, and in
+Two things differ from PEFT, both in what is random or rounded: the layers of a group share one dropout mask, and in
 bf16 an output is rounded twice (base, base + adapter) where PEFT rounds five times.
 """
 
 from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
+Tensors = Sequence[torch.Tensor]
+
 
 def project(rows: torch.Tensor, *layers: nn.Module) -> list[torch.Tensor]:
     """layer(rows) of each of `layers`: [T, out] each, from rows [T, in].
 
-    Fused where every layer is plain LoRA on a frozen linear layer in the dtype of `rows`, rsLoRA included. All else
-    runs its own forward: layers without adapter, trained whole (modules_to_save), DoRA and PEFT's other variants,
-    adapters merged or switched off, fp32 adapters on a bf16 model.
+    Fused if all layers are plain LoRA (or rsLoRA) on a frozen linear layer in the dtype of `rows`. Otherwise each
+    runs its own forward: layers without adapter, trained whole (modules_to_save), with DoRA or another of PEFT's
+    variants, with adapters merged or switched off, with fp32 adapters on a bf16 model.
     """
-    if not all(_is_plain_lora(layer, rows.dtype) for layer in layers):
+    plain = [layer for layer in layers if _is_plain_lora(layer, rows.dtype)]
+    if len(plain) < len(layers):
         return [layer(rows) for layer in layers]
-    adapters = [layer.active_adapters[0] for layer in layers]
-    pairs = list(zip(layers, adapters, strict=True))
-    dropout = layers[0].lora_dropout[adapters[0]]
+    pairs = [(layer, layer.active_adapters[0]) for layer in plain]
+    dropout = plain[0].lora_dropout[plain[0].active_adapters[0]]
     return list(
         _LoraGroup.apply(
             rows,
             dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
             [layer.scaling[adapter] for layer, adapter in pairs],
-            [layer.get_base_layer().bias for layer in layers],
-            *(layer.get_base_layer().weight for layer in layers),
+            [layer.get_base_layer().bias for layer in plain],
+            *(layer.get_base_layer().weight for layer in plain),
             *(layer.lora_A[adapter].weight for layer, adapter in pairs),
             *(layer.lora_B[adapter].weight for layer, adapter in pairs),
         )
     )
 
 
-def _is_plain_lora(layer: nn.Module, dtype: torch.dtype) -> bool:
+def _is_plain_lora(layer: nn.Module, dtype: torch.dtype) -> TypeGuard[LoraLinear]:
     if not isinstance(layer, LoraLinear) or layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return False
     adapter, base = layer.active_adapters[0], layer.get_base_layer()
@@ -57,11 +60,14 @@ def _is_plain_lora(layer: nn.Module, dtype: torch.dtype) -> bool:
 
 
 class _LoraGroup(torch.autograd.Function):
-    """y_i = x W_i^T + bias_i + s_i dropout(x) A_i^T B_i^T for n layers that share x and the dropout mask."""
+    """y_i = x W_i^T + bias_i + s_i dropout(x) A_i^T B_i^T for n layers that share x and the dropout mask.
+
+    weights: all W, then all A, then all B. The products of x with the A's stand side by side in one matrix, `inner`.
+    """
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         rows: torch.Tensor,
         dropout: float,
         scalings: list[float],
@@ -70,18 +76,18 @@ class _LoraGroup(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         bases, downs, ups = _thirds(weights)
         dropped, kept = torch.native_dropout(rows, dropout, True) if dropout else (rows, None)
-        down = torch.cat(downs) if len(downs) > 1 else downs[0]  # [sum of ranks, in]
+        down = torch.cat(tuple(downs)) if len(downs) > 1 else downs[0]  # [sum of ranks, in]
         inner = dropped @ down.T  # [T, sum of ranks]
         outputs = []
         for base, bias, up, part, scaling in zip(bases, biases, ups, _parts(inner, downs), scalings, strict=True):
             outputs.append(F.linear(rows, base, bias).addmm_(part, up.T, alpha=scaling))
-        # The base weights are frozen: of the input, only what the A's saw is needed again.
+        # The W are frozen: of x, backward needs only the dropped-out copy, for the gradients of the A's.
         ctx.save_for_backward(dropped, kept, inner, down, *weights)
         ctx.dropout, ctx.scalings = dropout, scalings
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dropped, kept, inner, down, *weights = ctx.saved_tensors
         bases, downs, ups = _thirds(weights)
         inner_gradient = torch.empty_like(inner)
@@ -103,11 +109,11 @@ class _LoraGroup(torch.autograd.Function):
         return row_gradient, None, None, None, *(None for _ in bases), *down_gradients, *up_gradients
 
 
-def _thirds(weights: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], ...]:
+def _thirds(weights: Tensors) -> tuple[Tensors, Tensors, Tensors]:
     count = len(weights) // 3
     return weights[:count], weights[count : 2 * count], weights[2 * count :]
 
 
-def _parts(inner: torch.Tensor, downs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Columns of inner [T, sum of ranks], a part for each A."""
-    return inner.split([len(down) for down in downs], dim=1)
+def _parts(inner: torch.Tensor, downs: Tensors) -> Tensors:
+    """The columns of inner [T, sum of ranks] that belong to each A, without copying."""
+    return torch.split(inner, [len(down) for down in downs], dim=1)

@@ -1,7 +1,7 @@
-"""Losses of a pack as sums, and the one place that weighs them.
+"""Losses of a pack as sums, and the one place that weights and adds them.
 
-A sum, never a mean: the caller divides by the labelled positions of the whole global step, so neither
-packing, accumulation nor world size changes the cross-entropies.
+Sums, never means: the caller divides by the labelled positions of the whole global step. So neither packing nor
+accumulation nor world size changes the cross-entropies.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from preprocess.corpus.dialogue import IGNORE_INDEX
 
 
 class LabelledLogits(NamedTuple):
-    """Logits at labelled positions alone, each beside the token it must predict (already shifted by one).
+    """Logits at labelled positions only, each with the token that it should predict: the shift by one is done.
 
     text_logits [num_text, vocabulary], text_labels [num_text]; audio_logits [num_columns, codebooks, codes],
     audio_labels [num_columns, codebooks], -100 where a codebook has no label in a column.
@@ -27,12 +27,12 @@ class LabelledLogits(NamedTuple):
 
 
 class LossSums(NamedTuple):
-    """Sums over one pack: losses in nats and right answers.
+    """Sums over one pack: losses in nats, and numbers of correct predictions.
 
-    text [], audio [codebooks]: plain cross-entropy, what training and validation report. text_uniform [],
-    audio_uniform [codebooks]: cross-entropy against all tokens alike, the part that label smoothing adds; 0 where it
-    is off. consistency []: see engine.model.consistency; 0 where it is off. text_correct []; start_correct [] (of
-    <|audio_out_bos|>); audio_correct [codebooks].
+    text [], audio [codebooks]: plain cross-entropy, as training and validation report it. text_uniform [],
+    audio_uniform [codebooks]: cross-entropy against the uniform distribution, which label smoothing adds; 0 without
+    it. consistency []: see engine.model.consistency; 0 without it. text_correct [], of them start_correct [] at
+    <|audio_out_bos|>; audio_correct [codebooks].
     """
 
     text: torch.Tensor
@@ -46,19 +46,19 @@ class LossSums(NamedTuple):
 
     @classmethod
     def zeros(cls, num_codebooks: int, device: torch.device) -> "LossSums":
-        """No loss yet, in float64 so that a long sum keeps its digits."""
+        """All sums 0, in float64 so that a sum over many packs keeps its digits."""
         shapes = [(), (num_codebooks,), (), (num_codebooks,), (), (), (), (num_codebooks,)]
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def plus(self, other: "LossSums") -> "LossSums":
-        """This plus `other`, without its graph."""
+        """These sums plus those of `other`, which is detached from its autograd graph."""
         return LossSums(*(mine + theirs.detach() for mine, theirs in zip(self, other, strict=True)))
 
 
 def loss_sums(logits: LabelledLogits, start_token_id: int, smooth: bool = False) -> LossSums:
-    """Cross-entropy sums and right answers of a pack; zero, with a gradient of zero, where nothing is labelled.
+    """LossSums of a pack without its consistency; 0 with a gradient of 0 if nothing is labelled.
 
-    smooth: also the sums that label smoothing needs.
+    start_token_id: that of <|audio_out_bos|>; smooth: compute also the sums that label smoothing needs.
     """
     text_logits, audio_logits = logits.text_logits.float(), logits.audio_logits.float()
     text = F.cross_entropy(text_logits, logits.text_labels, reduction="sum")
@@ -84,29 +84,24 @@ def loss_sums(logits: LabelledLogits, start_token_id: int, smooth: bool = False)
 
 
 def _against_uniform(logits: torch.Tensor) -> torch.Tensor:
-    """[...] from [..., tokens]: the mean over tokens of -log p."""
+    """[...] cross-entropy of logits [..., tokens] against the uniform distribution: the mean of -log p."""
     return logits.logsumexp(-1) - logits.mean(-1)
 
 
 def codebook_weights(loss: Loss, num_codebooks: int) -> torch.Tensor:
-    """[codebooks] weights that sum to 1: those of the recipe, or equal ones."""
+    """[codebooks] weights in the audio loss: those of the recipe or equal ones, scaled to sum 1."""
     weights = torch.tensor(loss.codebook_weights or [1.0] * num_codebooks)
     return weights / weights.sum()
 
 
 def weighted_loss(
-    sums: LossSums,
-    text_count: int,
-    audio_count: int,
-    loss: Loss,
-    weights: torch.Tensor,
-    consistency_count: int = 0,
+    sums: LossSums, text_count: int, audio_count: int, loss: Loss, weights: torch.Tensor, consistency_count: int = 0
 ) -> torch.Tensor:
-    """The weighted loss of `sums`, divided by the counts of the whole global step.
+    """[] this pack's part of the loss of a global step: the weighted sums, each divided by its count over the step.
 
     text_count: labelled text positions; audio_count: labelled positions of each codebook; weights: [codebooks];
-    consistency_count: samples that are contrasted. Summed over the packs of a step this is the step's loss: with
-    label smoothing e, (1 - e) of the cross-entropy and e of that against all tokens alike, as torch's cross_entropy.
+    consistency_count: samples that are contrasted. The step's loss is the sum over its packs. Label smoothing e takes
+    (1 - e) of the cross-entropy and e of that against the uniform distribution, as torch's cross_entropy does.
     """
     plain, uniform = 1 - loss.label_smoothing, loss.label_smoothing
     text = (plain * sums.text + uniform * sums.text_uniform) / text_count

@@ -1,4 +1,4 @@
-"""The base model: load it, refuse what can't be trained, and name it by a fingerprint."""
+"""Loading the base model's weights, and the fingerprint that identifies them."""
 
 import contextlib
 import copy
@@ -13,16 +13,16 @@ from engine.base.trainable_base import read_trainable_base
 from preprocess.common.errors import InputError, first_line
 from preprocess.corpus.base_model import how_to_name_a_base
 
-# Of each weight file: its header (names, shapes, dtypes) and this many blocks spread over it. Hashing all of a
-# 12 GB base on every start would cost more than it tells.
+# The fingerprint covers the header of each weight file (names, shapes, dtypes) and this many blocks spread over it.
+# Hashing all 12 GB of a base at every start would take too long.
 _FINGERPRINT_BLOCKS = 64
 _FINGERPRINT_BLOCK_BYTES = 65536
 
 
 def load_base(folder: Path | str, dtype: torch.dtype, flag: str = "--model") -> HiggsAudioModel:
-    """Boson's model with the base weights in `dtype`, all frozen, in training mode. `flag` names the folder.
+    """Boson's model with the base weights in `dtype`, all frozen, in training mode.
 
-    Raises InputError for a folder that can't be loaded.
+    flag: the command-line flag that names the folder. Raises InputError for a folder that can't be loaded or trained.
     """
     config = copy.deepcopy(read_trainable_base(folder, flag).config)
     with explain_load_errors(folder, flag):
@@ -40,10 +40,10 @@ def weight_dtype(precision: str) -> torch.dtype:
 
 @contextlib.contextmanager
 def explain_load_errors(folder: Path | str, flag: str = "--model") -> Iterator[None]:
-    """Inside, what Boson and transformers raise about a model's config or weights becomes an InputError."""
+    """Inside, an error from Boson's code or transformers becomes an InputError, unless memory or CUDA failed."""
     try:
         yield
-    except Exception as error:  # errors of every kind
+    except Exception as error:  # they raise errors of many types
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "CUDA" in str(error):
             raise
         raise InputError(
@@ -55,7 +55,7 @@ def explain_load_errors(folder: Path | str, flag: str = "--model") -> Iterator[N
 
 
 def base_fingerprint(folder: Path | str) -> str:
-    """sha256 over config.json and, of each weight file, its size, its header and blocks spread over its bytes."""
+    """Hex sha256 over config.json and, for each weight file, its name, size, header and blocks spread over it."""
     folder = Path(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""What a run ran on, for its folder: device, precision, attention kernel, versions."""
+"""Facts for run.json about where a run ran: device, precision, attention kernel, versions."""
 
 import platform
 from importlib.metadata import version
@@ -7,17 +7,19 @@ from pathlib import Path
 import torch
 
 from engine.model.attention import attention_backend
+from engine.model.weights import weight_dtype
+from preprocess.common.json_file import JsonObject
 
 _PACKAGES = ("deepspeed", "peft", "transformers", "boson-multimodal", "numpy")
 
 
-def describe_environment(device: torch.device, precision: str, forward: str) -> dict:
-    """JSON-able: device (its name), precision, attention (the backend of the recipe's forward), versions."""
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+def describe_environment(device: torch.device, precision: str, forward: str) -> JsonObject:
+    """{"device": its name, "precision", "attention": backend of the recipe's `forward`, "versions"}."""
+    ours = forward == "packed"
     return {
         "device": device_name(device),
         "precision": precision,
-        "attention": attention_backend(device, dtype) if forward == "packed" else "Boson's, over a padded batch",
+        "attention": attention_backend(device, weight_dtype(precision)) if ours else "Boson's, over a padded batch",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,  # with its CUDA build

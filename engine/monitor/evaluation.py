@@ -1,4 +1,4 @@
-"""Teacher-forced losses and accuracies on the validation split, and whether the model listens to the reference."""
+"""Teacher-forced losses and accuracies on the validation split, and the conditioning gain."""
 
 import math
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def evaluate(
     num_workers: int,
     stop: StopRequest,
 ) -> dict[str, float] | None:
-    """Losses and accuracies over `packs`, the same on every rank; rank r of W computes packs r, r+W, ...
+    """{metric: value} over all `packs`, the same on every rank; rank r of W computes packs r, r + W, ...
 
-    None, on every rank, where `stop` came before all packs were done: it is asked before each.
-    Losses are plain cross-entropies, whatever label smoothing or consistency training adds.
-    swapped: the packs by `swap_references`, in which case there is also `conditioning_gain`: the audio loss of the
-    swapped samples with another speaker's reference minus that with their own. [] leaves it out.
+    Returns None on every rank if a stop was requested before all packs were done; `stop` is asked before each.
+    Losses are plain cross-entropies in nats, whatever training adds to them.
+    swapped: the packs from `swap_references`. If given, there is also `conditioning_gain`: the audio loss of the
+    samples whose references were swapped, with another speaker's reference minus with their own.
     """
     sums = _sum_losses(engine, reader, packs, num_workers, stop)
     if sums is None:
@@ -41,7 +41,7 @@ def evaluate(
         others = _sum_losses(engine, reader, swapped, num_workers, stop)
         if others is None:
             return None
-        difference = others.audio - sums.audio  # samples that keep their reference cancel out
+        difference = others.audio - sums.audio  # samples with the same references in both cancel out
         changed = [new for old, new in zip(samples, samples_of_packs(swapped), strict=True) if new != old]
         metrics["conditioning_gain"] = float(difference.mean()) / _audio_count(changed)
     return metrics
@@ -51,22 +51,21 @@ def evaluate(
 def _sum_losses(
     engine: DeepSpeedEngine, reader: PackReader, packs: Sequence[Pack], num_workers: int, stop: StopRequest
 ) -> LossSums | None:
-    """Sums over all packs, the same on every rank; None where `stop` came first."""
+    """Sums over all packs and ranks, the same on every rank; None if a stop was requested first."""
     mine = packs[dist.get_rank() :: dist.get_world_size()]
     sums = LossSums.zeros(reader.config.audio_num_codebooks, engine.device)
     engine.eval()
-    num_workers = min(num_workers, len(mine))
-    loaded_packs = load_packs(reader, mine, num_workers, pin_memory=engine.device.type == "cuda")
-    stopping = False
-    for _ in range(math.ceil(len(packs) / dist.get_world_size())):  # every rank asks as often, with a pack or without
-        stopping = stop.agreed()
-        if stopping:
-            break
+    loaded_packs = load_packs(reader, mine, min(num_workers, len(mine)), pin_memory=engine.device.type == "cuda")
+    # Every rank asks equally often, also one that has a pack less.
+    for _ in range(math.ceil(len(packs) / dist.get_world_size())):
+        if stop.agreed():
+            engine.train()
+            return None
         loaded = next(loaded_packs, None)
         if loaded is not None:
             sums = sums.plus(engine.module(to_device(loaded.batch, engine.device)))
     engine.train()
-    return None if stopping else sum_over_ranks(sums)
+    return sum_over_ranks(sums)
 
 
 def _audio_count(samples: Sequence[Sample]) -> int:

@@ -1,9 +1,13 @@
-"""What a run tells: metrics.jsonl (one line a logged step, none twice, none missing after a resume), the console,
-and TensorBoard, CSV or W&B through DeepSpeed's monitor; the first two forget after a resume what comes again, W&B
-begins a run of its own. Rank 0 alone writes."""
+"""Metrics of a run: computed from loss sums, printed, and recorded in metrics.jsonl and DeepSpeed's monitors.
+
+metrics.jsonl has one line per logged step and kind. A resumed run may log some steps again: their earlier records are
+removed from metrics.jsonl, TensorBoard and CSV files; in W&B, a resumed run is a new run. Only rank 0 writes.
+"""
 
 import json
 import os
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,27 +18,27 @@ from deepspeed.monitor.monitor import MonitorMaster
 from engine.base.recipe import Loss
 from engine.model.losses import LossSums, codebook_weights, weighted_loss
 from engine.plan.plan import Step
+from preprocess.common.errors import InputError
 from preprocess.common.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
 
 def sum_over_ranks(sums: LossSums) -> LossSums:
-    """The sums of all ranks, in float64; a collective of one call."""
-    sizes = [value.numel() for value in sums]
+    """The sums over all ranks, in float64; a collective with one all-reduce."""
     flat = torch.cat([value.detach().double().reshape(-1) for value in sums])
     if dist.is_initialized():
         dist.all_reduce(flat)
-    parts = flat.split(sizes)
+    parts = torch.split(flat, [value.numel() for value in sums])
     return LossSums(*(part.view(value.shape) for part, value in zip(parts, sums, strict=True)))
 
 
 def loss_metrics(sums: LossSums, num_starts: int, text_count: int, audio_count: int) -> dict[str, float]:
-    """Losses in nats a labelled position and accuracies, from sums over all ranks.
+    """{metric: value}: losses in nats per labelled position, and accuracies, from sums over all ranks.
 
     num_starts: trained audios; text_count: labelled text positions; audio_count: labelled positions of each codebook.
-    `start` is the accuracy at <|audio_out_bos|>, `stop` that at the other text labels: <|audio_eos|> and <|eot_id|>,
-    and the words of trained turns where conversations are kept as written.
+    accuracy_start is that at <|audio_out_bos|>, accuracy_stop that at all other text labels: <|audio_eos|>,
+    <|eot_id|>, and the words of trained turns in an as-written corpus.
     """
     audio = (sums.audio / audio_count).tolist()
     metrics = {"loss_text": float(sums.text) / text_count, "loss_audio": sum(audio) / len(audio)}
@@ -46,7 +50,7 @@ def loss_metrics(sums: LossSums, num_starts: int, text_count: int, audio_count: 
 
 
 def step_metrics(sums: LossSums, step: Step, loss: Loss) -> dict[str, float]:
-    """`loss_metrics` of a training step and `loss`, what its gradient is of; from sums over all ranks."""
+    """{metric: value} of a training step from sums over all ranks: `loss`, which it minimises, and `loss_metrics`."""
     weights = codebook_weights(loss, len(sums.audio)).to(sums.audio.device)
     total = weighted_loss(sums, step.text_count, step.audio_count, loss, weights, step.num_contrasted)
     metrics = {"loss": float(total)}
@@ -56,7 +60,7 @@ def step_metrics(sums: LossSums, step: Step, loss: Loss) -> dict[str, float]:
 
 
 def step_line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
-    """The console's line of a training step, from its metrics and rates."""
+    """The line that the console shows of a training step, from its metrics and rates."""
     return (
         f"step {step}/{total_steps}: {describe_losses(metrics)}, gradient norm {metrics['grad_norm']:.3f}, "
         f"lr {metrics['lr']:.2e}, {metrics['tokens_per_sec']:,.0f} tokens/s, "
@@ -65,9 +69,9 @@ def step_line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
 
 
 def describe_losses(metrics: dict[str, float]) -> str:
-    """Losses and accuracies, as training and validation print them."""
+    """Losses and accuracies as text, for training and validation alike."""
     return (
-        f"audio loss {metrics['loss_audio']:.4f}, text loss {metrics['loss_text']:.4f}, right: "
+        f"audio loss {metrics['loss_audio']:.4f}, text loss {metrics['loss_text']:.4f}, accuracy: "
         f"audio {metrics['accuracy_audio']:.1%}, start {metrics['accuracy_start']:.1%}, "
         f"stop {metrics['accuracy_stop']:.1%}"
         + (f", conditioning gain {metrics['conditioning_gain']:+.4f}" if "conditioning_gain" in metrics else "")
@@ -75,18 +79,22 @@ def describe_losses(metrics: dict[str, float]) -> str:
 
 
 class RunLog:
-    """The record of a run in its folder, continued after global step `start_step`: what a killed run wrote of later
-    ones goes, and the validation of that step where it `pending_evaluation`."""
+    """The records of a run in folder `out`, which continues after global step `start_step`.
 
-    def __init__(self, out: Path, start_step: int, monitors: list[str], pending_evaluation: bool = False) -> None:
+    Removes what a killed run recorded of later steps and, with `pending_evaluation`, the validation of `start_step`.
+    Raises InputError if `monitors` needs a package that is not installed.
+    """
+
+    def __init__(self, out: Path, start_step: int, monitors: Sequence[str], pending_evaluation: bool = False) -> None:
         self.path = out / METRICS_FILE
         self._monitor = None
+        _refuse_missing_wandb(monitors)
         if dist.get_rank() != 0:
             return
-        first_step = start_step + 1 if start_step else 0  # a run that starts anew writes of step 0 too
+        first_step = start_step + 1 if start_step else 0  # a new run may record step 0 too
         pending = (start_step, "validation") if pending_evaluation else None
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if (of := _step_and_kind(line))[0] < first_step and of != pending]
+        kept = [line for line in lines if (found := _step_and_kind(line))[0] < first_step and found != pending]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         if monitors:
             files = {"output_path": str(out), "job_name": "logs"}
@@ -106,8 +114,21 @@ class RunLog:
             self._monitor.write_events([(f"{kind}/{name}", value, step) for name, value in metrics.items()])
 
 
+def _refuse_missing_wandb(monitors: Sequence[str]) -> None:
+    if "wandb" not in monitors:
+        return
+    spec = find_spec("wandb")
+    if spec is None or spec.origin is None:  # no origin: a folder wandb/ of an earlier run, which is no package
+        raise InputError(
+            "recipe: run.monitors",
+            "wandb, which is not installed here",
+            "monitors that are installed",
+            "Install it with `python -m pip install --no-deps -r requirements-wandb.txt`, or leave wandb out.",
+        )
+
+
 def _step_and_kind(line: str) -> tuple[float, str]:
-    """The step and kind of a line; a line cut by a crash has none and sorts behind all."""
+    """Step and kind of a line; (infinity, "") if a crash cut the line short."""
     try:
         entry = json.loads(line)
         return entry["step"], entry["kind"]
@@ -116,7 +137,7 @@ def _step_and_kind(line: str) -> tuple[float, str]:
 
 
 def _drop_later_events(monitor: MonitorMaster, first_step: int) -> None:
-    """Take from TensorBoard and the CSV files what they hold of `first_step` and later."""
+    """Remove from TensorBoard and the CSV files what they have of `first_step` and later steps."""
     if monitor.tb_monitor is not None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
@@ -129,12 +150,12 @@ def _drop_later_events(monitor: MonitorMaster, first_step: int) -> None:
             kept = [row for row in rows if _csv_step(row) < first_step]
             if kept:
                 write_atomically(path, "".join(line + "\n" for line in [header, *kept]).encode())
-                monitor.csv_monitor.filenames.append(path.stem)  # those that have a header
+                monitor.csv_monitor.filenames.append(path.stem)  # DeepSpeed then writes no second header
             else:
                 path.unlink()
 
 
 def _csv_step(row: str) -> float:
-    """The step of a row; one that a crash cut before its comma, or a header, sorts behind all."""
+    """Step of a CSV row; infinity for a header, or if a crash cut the row before its comma."""
     step, comma, _ = row.partition(",")
     return int(step) if comma and step.isdigit() else float("inf")

@@ -1,4 +1,4 @@
-"""The plans of a run: training and validation samples, as the recipe chooses them."""
+"""The plans of a run, as its recipe asks: for training and for evaluations."""
 
 from engine.base.recipe import Recipe
 from engine.plan.corpora import Corpora
@@ -8,13 +8,13 @@ from preprocess.common.errors import InputError
 
 
 def training_plan(corpora: Corpora, recipe: Recipe, cost: LayoutCost) -> Plan:
-    """The plan of the train split. Raises InputError where data.repeat does not have one number per corpus."""
+    """The plan of the train split. Raises InputError unless data.repeat is [] or has one number per corpus."""
     folders, repeat = [str(folder) for folder in corpora.folders], recipe.data.repeat
     if repeat and len(repeat) != len(folders):
         raise InputError(
             "recipe: data.repeat",
             f"{len(repeat)} numbers",
-            f"{len(folders)}, one a --data in the same order ({', '.join(folders)}), or [] for 1 each",
+            f"{len(folders)}, one per --data in the same order ({', '.join(folders)}), or [] for 1 each",
             "Correct the list.",
         )
     return Plan(
@@ -31,7 +31,7 @@ def training_plan(corpora: Corpora, recipe: Recipe, cost: LayoutCost) -> Plan:
 
 
 def validation_packs(corpora: Corpora, recipe: Recipe, cost: LayoutCost) -> list[Pack]:
-    """The packs of every evaluation. Their references have a seed of their own, so that runs can be compared."""
+    """The packs of every evaluation. Their seed is fixed, so that runs with different seeds can be compared."""
     plan = Plan(
         corpora.index,
         split="val",

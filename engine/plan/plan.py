@@ -1,7 +1,7 @@
 """The order of training, from the index alone: epoch -> global steps -> packs -> samples with their references.
 
-A pure function of the index and the arguments of Plan: independent of world size, loader workers and hash seed.
-That is why a run can stop at any step and continue on another number of ranks.
+It is a pure function of the index and the arguments of Plan, and does not depend on world size, loader workers or
+hash seed. So a run can stop at any step and continue on another number of ranks.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from engine.plan.arrays import Int32s, Int64s
 from engine.plan.packing import complete_last_step, pack_samples
-from engine.plan.samples import LayoutCost, Purpose, Split, random_numbers
-from preprocess.common.errors import InputError
+from engine.plan.samples import EpochSamples, LayoutCost, Purpose, Split, SplitSamples, random_numbers
+from preprocess.common.errors import InputError, join_some
+from preprocess.common.json_file import JsonObject
 
-# The loader runs ahead of training, so near the end of an epoch two are in use.
+# The loader reads ahead of training, so two epochs are in use near the end of the first.
 _EPOCHS_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A target and its references, as rows of the index. `dialogue` numbers the target's `dialogues`, -1 = drawn.
-
-    speaker: a number that samples of one speaker share; those of clips without a speaker share one. text_labels:
-    labelled text positions; num_trained, trained_frames: the audios that are trained, and their frames.
-    """
+    """A target and its references, as rows of the index. What the other fields mean, SplitSamples says."""
 
     target: int
     dialogue: int
@@ -37,7 +35,7 @@ class Sample:
 
     @property
     def audio_labels(self) -> int:
-        """Labelled positions of each codebook: the trained frames and the end of each stream."""
+        """Labelled positions of each codebook: the trained frames and one end-of-stream code per trained audio."""
         return self.num_trained + self.trained_frames
 
 
@@ -53,25 +51,25 @@ class Pack:
 
     @property
     def num_contrasted(self) -> int:
-        """Samples with a reference, in a pack where references of two speakers or more can be told apart; else 0."""
+        """Number of samples with a reference, if they have two speakers or more to contrast; otherwise 0."""
         speakers = [sample.speaker for sample in self.samples if sample.references]
         return len(speakers) if len(set(speakers)) > 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One global step: its packs and what they hold together."""
+    """One global step: its packs, and counts over all of them."""
 
     packs: list[Pack]
     num_samples: int
     num_tokens: int
     text_count: int  # labelled text positions
-    audio_count: int  # labelled positions of each codebook: the trained frames and their end-of-stream codes
-    audio_frames: int  # frames of the audios that are trained
+    audio_count: int  # labelled positions of each codebook
+    audio_frames: int  # frames of the trained audios
 
     @property
     def num_contrasted(self) -> int:
-        """Samples that the reference consistency is over."""
+        """Number of samples that the reference consistency loss covers."""
         return sum(pack.num_contrasted for pack in self.packs)
 
 
@@ -79,28 +77,17 @@ class Step:
 class EpochPlan:
     """One epoch as global steps of `packs_per_step` packs. Flat arrays: small, and cheap to send to workers.
 
-    A sample is a number below N: `sample` (its number in the Split), `tokens`, `left_out` are [N]; its references are
-    `reference[reference_offsets[n] : reference_offsets[n + 1]]`. One that the epoch takes several times is as many
-    samples here. Pack p holds the samples `order[pack_offsets[p] : pack_offsets[p + 1]]`. Samples dropped as too
-    long are not in `order`.
+    Pack p holds the samples `order[pack_offsets[p] : pack_offsets[p + 1]]`, numbers below T of `drawn`. Samples that
+    are dropped as too long are not in `order`.
     """
 
     packs_per_step: int
-    sample: np.ndarray
-    tokens: np.ndarray
-    target: np.ndarray  # as dialogue, text_labels, num_trained and trained_frames an array of the Split
-    dialogue: np.ndarray
-    text_labels: np.ndarray
-    num_trained: np.ndarray
-    trained_frames: np.ndarray
-    speaker: np.ndarray  # [rows of the index]
-    reference: np.ndarray
-    reference_offsets: np.ndarray
-    left_out: np.ndarray  # bool: without a reference by share_without_reference
-    order: np.ndarray
-    pack_offsets: np.ndarray
-    num_tokens: np.ndarray  # [num_steps]
-    dropped: tuple[tuple[str, int], ...]  # (name, tokens) of the samples longer than max_tokens
+    samples: SplitSamples
+    drawn: EpochSamples
+    order: Int32s
+    pack_offsets: Int64s
+    num_tokens: Int64s  # [num_steps]
+    dropped: tuple[tuple[str, int], ...]  # (description, tokens) of the samples longer than max_tokens
 
     @property
     def num_packs(self) -> int:
@@ -111,12 +98,17 @@ class EpochPlan:
         return self.num_packs // self.packs_per_step
 
     @property
-    def num_samples(self) -> np.ndarray:
-        """[num_steps]"""
+    def num_samples(self) -> Int64s:
+        """int64 [num_steps]: samples of each step."""
         return np.diff(self.pack_offsets[:: self.packs_per_step])
 
+    @property
+    def ordered_samples(self) -> Int32s:
+        """int32 [len(order)]: numbers in `samples` of what is trained, in the order of training."""
+        return self.drawn.sample[self.order]
+
     def step(self, number: int) -> Step:
-        """Step `number` of this epoch, in constant time. Raises IndexError beyond the last."""
+        """Step `number` of this epoch, in constant time. Raises IndexError after the last step."""
         if not 0 <= number < self.num_steps:
             raise IndexError(f"step {number} of {self.num_steps}")
         first = number * self.packs_per_step
@@ -138,30 +130,21 @@ class EpochPlan:
 
     def samples_of(self, target: int) -> list[Sample]:
         """The samples of this epoch whose target is row `target` of the index."""
-        return [self._sample(n) for n in self.order[self.target[self.sample[self.order]] == target].tolist()]
+        return [self._sample(n) for n in self.order[self.samples.target[self.ordered_samples] == target].tolist()]
 
     def _sample(self, n: int) -> Sample:
-        begin, end = self.reference_offsets[n : n + 2]
-        number = self.sample[n]
-        target = int(self.target[number])
-        return Sample(
-            target,
-            int(self.dialogue[number]),
-            references=tuple(self.reference[begin:end].tolist()),
-            num_tokens=int(self.tokens[n]),
-            speaker=int(self.speaker[target]),
-            text_labels=int(self.text_labels[number]),
-            num_trained=int(self.num_trained[number]),
-            trained_frames=int(self.trained_frames[number]),
-        )
+        begin, end = self.drawn.reference_offsets[n : n + 2]
+        number, references = self.drawn.sample[n], tuple(self.drawn.reference[begin:end].tolist())
+        facts = {name: int(values[number]) for name, values in vars(self.samples).items()}
+        return Sample(references=references, num_tokens=int(self.drawn.tokens[n]), **facts)
 
 
 class Plan:
     """The samples of a split (see Split) and their order in every epoch.
 
-    index: table of INDEX_SCHEMA, or engine.plan.corpora's of several. packs_per_step: packs of
-    a global step, over all ranks. max_tokens: most tokens of a pack; a longer sample is dropped, by name. seed: from
-    0. references_per_sample, share_without_reference, repeat: the recipe's group `data`.
+    index: table of INDEX_SCHEMA, or that of engine.plan.corpora. packs_per_step: packs of a global step, over all
+    ranks. max_tokens: most tokens of a pack; longer samples are dropped and reported. seed: 0 or more.
+    references_per_sample, share_without_reference, repeat: as in the recipe's group `data`.
     Raises InputError for named references that the index does not have.
     """
 
@@ -178,23 +161,20 @@ class Plan:
         share_without_reference: float = 0.0,
         repeat: Sequence[float] = (),
     ) -> None:
-        self.split, self.cost, self.seed = split, cost, seed
+        self.split, self.seed = split, seed
         self.packs_per_step, self.max_tokens = packs_per_step, max_tokens
-        self._samples = Split(index, split, cost, seed, references_per_sample)
+        self._split = Split(index, split, cost, seed, references_per_sample)
         self.share_without_reference = share_without_reference
-        self.repeat = list(repeat) or [1.0] * self._samples.num_corpora
+        self.repeat = list(repeat) or [1.0] * self._split.num_corpora
         self._epochs: dict[int, EpochPlan] = {}
         self._num_steps: dict[int, int] = {}
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch (0, 1, ...), each sample as often as `repeat` says.
-
-        Raises InputError where samples are too few.
-        """
+        """The plan of an epoch, counted from 0. Raises InputError if there are too few samples for a step."""
         if epoch not in self._epochs:
             if len(self._epochs) == _EPOCHS_KEPT:
-                del self._epochs[next(iter(self._epochs))]  # the one built first
-            self._epochs[epoch] = self._build(epoch, training=True)
+                del self._epochs[next(iter(self._epochs))]  # the one planned first
+            self._epochs[epoch] = self._plan_epoch(epoch, training=True)
             self._num_steps[epoch] = self._epochs[epoch].num_steps
         return self._epochs[epoch]
 
@@ -203,7 +183,7 @@ class Plan:
         return self._num_steps[epoch] if epoch in self._num_steps else self.epoch(epoch).num_steps
 
     def total_steps(self, num_epochs: int, at_most: int = 0) -> int:
-        """Global steps of the first `num_epochs` epochs; `at_most` of them where that is above 0."""
+        """Global steps of the first `num_epochs` epochs, but not more than `at_most`; 0 = no limit."""
         steps = 0
         for epoch in range(num_epochs):
             steps += self.num_steps(epoch)
@@ -212,29 +192,29 @@ class Plan:
         return steps
 
     def step(self, global_step: int) -> Step:
-        """A global step counted from the start of training, 0 the first."""
-        epoch, number = locate(self, global_step)
+        """A global step, counted from 0 at the start of training."""
+        epoch, number = locate_step(self, global_step)
         return self.epoch(epoch).step(number)
 
     def evaluation_packs(self) -> list[Pack]:
-        """Every sample once, in as many packs as it takes, always the same; a longer one than max_tokens alone."""
-        plan = self._build(0, training=False)
+        """Packs of every sample once, the same each time. A sample longer than max_tokens has a pack of its own."""
+        plan = self._plan_epoch(0, training=False)
         return [plan.pack(number) for number in range(plan.num_packs)]
 
-    def summary(self, epoch: int = 0) -> dict:
-        """What an epoch is made of, as JSON can hold it.
+    def summary(self, epoch: int = 0) -> JsonObject:
+        """Counts of an epoch that JSON can hold.
 
         `samples` = drawn + without_reference (the speaker has no other clip) + reference_left_out + named = the sum
-        over `corpora`, which are in the order of the index. `fill` is the share of token slots that hold a token;
-        `speakers_per_step` the mean of distinct speakers, where all clips without a speaker count as one.
+        over `corpora`, which are in the order of the index. `fill` is the share of the packs' token budget that is
+        used; `speakers_per_step` the mean number of distinct speakers, all clips without a speaker counted as one.
         """
         plan = self.epoch(epoch)
-        sample, target = plan.sample[plan.order], plan.target[plan.sample[plan.order]]
-        named = plan.dialogue[sample] >= 0
-        with_reference = np.diff(plan.reference_offsets)[plan.order] > 0
+        sample, left_out = plan.ordered_samples, plan.drawn.left_out[plan.order]
+        target, speaker = plan.samples.target[sample], plan.samples.speaker[sample]
+        named = plan.samples.dialogue[sample] >= 0
+        with_reference = np.diff(plan.drawn.reference_offsets)[plan.order] > 0
         step = np.repeat(np.arange(plan.num_steps), plan.num_samples)
-        speaker = self._samples.speaker[target]
-        speakers_of_steps = np.unique(step * (int(self._samples.speaker.max()) + 1) + speaker)
+        speakers_of_steps = np.unique(step * (int(speaker.max()) + 1) + speaker)
         return {
             "epoch": epoch,
             "split": self.split,
@@ -244,28 +224,29 @@ class Plan:
             "samples": len(plan.order),
             "targets": len(np.unique(target)),
             "drawn": int((~named & with_reference).sum()),
-            "without_reference": int((~named & ~with_reference & ~plan.left_out[plan.order]).sum()),
-            "reference_left_out": int(plan.left_out[plan.order].sum()),
+            "without_reference": int((~named & ~with_reference & ~left_out).sum()),
+            "reference_left_out": int(left_out.sum()),
             "named": int(named.sum()),
-            "corpora": self._corpora(plan),
+            "corpora": self._count_by_corpus(plan),
             "dropped": [{"key": key, "tokens": tokens} for key, tokens in plan.dropped],
             "fill": float(plan.num_tokens.sum() / (plan.num_packs * self.max_tokens)),
-            "samples_per_step": _spread(plan.num_samples),
-            "tokens_per_step": _spread(plan.num_tokens),
+            "samples_per_step": _mean_min_max(plan.num_samples),
+            "tokens_per_step": _mean_min_max(plan.num_tokens),
             "speakers_per_step": len(speakers_of_steps) / plan.num_steps,
         }
 
-    def _corpora(self, plan: EpochPlan) -> list[dict]:
-        count, corpus = self._samples.num_corpora, self._samples.corpus[plan.target[plan.sample[plan.order]]]
-        samples = np.bincount(corpus, minlength=count).tolist()
-        tokens = np.bincount(corpus, plan.tokens[plan.order], minlength=count).astype(int).tolist()
-        names = ("repeat", "samples", "tokens")
-        return [dict(zip(names, row, strict=True)) for row in zip(self.repeat, samples, tokens, strict=True)]
+    def _count_by_corpus(self, plan: EpochPlan) -> list[JsonObject]:
+        corpus = self._split.corpus[plan.samples.target[plan.ordered_samples]]
+        samples = np.bincount(corpus, minlength=self._split.num_corpora).tolist()
+        tokens = np.bincount(corpus, plan.drawn.tokens[plan.order], minlength=self._split.num_corpora)
+        counts = zip(self.repeat, samples, tokens.tolist(), strict=True)
+        return [{"repeat": repeat, "samples": num, "tokens": int(length)} for repeat, num, length in counts]
 
-    def _build(self, epoch: int, *, training: bool) -> EpochPlan:
-        samples = self._samples
-        draw = samples.draw(epoch, self.repeat, self.share_without_reference) if training else samples.draw(epoch)
-        tokens = draw.tokens
+    def _plan_epoch(self, epoch: int, *, training: bool) -> EpochPlan:
+        """The plan of an epoch; if not `training`, each sample once, also too long ones, and any number of packs."""
+        choices = (self.repeat, self.share_without_reference) if training else ()
+        drawn = self._split.draw_epoch(epoch, *choices)
+        tokens = drawn.tokens
         dropped = np.flatnonzero(training & (tokens > self.max_tokens))
         kept = np.delete(np.arange(len(tokens)), dropped)
         if training and len(kept) < self.packs_per_step:
@@ -273,9 +254,9 @@ class Plan:
                 f"plan of split {self.split!r}",
                 f"{len(kept)} samples of at most max_tokens={self.max_tokens} tokens, and {len(dropped)} longer",
                 f"at least packs_per_step={self.packs_per_step}, one for each pack of a step",
-                "Add clips to the split, raise max_tokens, or set a smaller packs_per_step.",
+                "Add clips to the split, raise batch.max_tokens, or set a smaller batch.packs_per_step.",
             )
-        # A sample that is too long and yet kept takes a pack for itself.
+        # A kept sample that is longer counts as a full pack, so it gets one of its own.
         lengths = np.minimum(tokens[kept], self.max_tokens)
         order, pack_offsets = pack_samples(lengths, self.max_tokens, random_numbers(self.seed, Purpose.ORDER, epoch))
         if training:
@@ -284,25 +265,16 @@ class Plan:
         steps = pack_offsets[: -1 : self.packs_per_step]
         return EpochPlan(
             packs_per_step=self.packs_per_step,
-            sample=draw.sample,
-            tokens=tokens,
-            target=samples.target,
-            dialogue=samples.dialogue,
-            text_labels=samples.text_labels,
-            num_trained=samples.num_trained,
-            trained_frames=samples.trained_frames,
-            speaker=samples.speaker,
-            reference=draw.reference,
-            reference_offsets=draw.reference_offsets,
-            left_out=draw.left_out,
+            samples=self._split.samples,
+            drawn=drawn,
             order=order,
             pack_offsets=pack_offsets,
             num_tokens=np.add.reduceat(tokens[order], steps, dtype=np.int64),
-            dropped=tuple((samples.name(draw.sample[n]), int(tokens[n])) for n in dropped),
+            dropped=tuple((self._split.describe_sample(int(drawn.sample[n])), int(tokens[n])) for n in dropped),
         )
 
 
-def locate(plan: Plan, global_step: int) -> tuple[int, int]:
+def locate_step(plan: Plan, global_step: int) -> tuple[int, int]:
     """(epoch, step in that epoch) of a global step counted from the start of training."""
     epoch = 0
     while global_step >= plan.num_steps(epoch):
@@ -311,12 +283,13 @@ def locate(plan: Plan, global_step: int) -> tuple[int, int]:
     return epoch, global_step
 
 
-def describe_plan(summary: dict) -> str:
-    """A summary as one paragraph."""
+def describe_plan(summary: JsonObject) -> str:
+    """A summary of Plan as one paragraph for the console."""
     samples, tokens = summary["samples_per_step"], summary["tokens_per_step"]
+    all_tokens = sum(corpus["tokens"] for corpus in summary["corpora"])
     corpora = [
         f"{corpus['samples']:,} from corpus {number} ({corpus['repeat']:g} times each, "
-        f"{corpus['tokens'] / sum(c['tokens'] for c in summary['corpora']):.1%} of the tokens)"
+        f"{corpus['tokens'] / all_tokens:.1%} of the tokens)"
         for number, corpus in enumerate(summary["corpora"], 1)
     ]
     return (
@@ -332,18 +305,16 @@ def describe_plan(summary: dict) -> str:
     )
 
 
-def describe_start(epoch: int, plan: EpochPlan) -> str:
-    """What is new in an epoch that begins: its samples, and which are dropped this time."""
-    samples = f"{len(plan.order):,} samples in {plan.num_steps:,} steps"
-    return f"Epoch {epoch} begins: {samples}. {_describe_dropped(plan.dropped)}"
+def describe_epoch_start(epoch: int, plan: EpochPlan) -> str:
+    """Console line about an epoch that begins: its samples, and which are dropped in it."""
+    dropped = _describe_dropped(plan.dropped)
+    return f"Epoch {epoch} begins: {len(plan.order):,} samples in {plan.num_steps:,} steps. {dropped}"
 
 
 def _describe_dropped(dropped: Sequence[tuple[str, int]]) -> str:
-    names = ", ".join(f"{name} ({tokens:,} tokens)" for name, tokens in dropped[:5])
-    return (
-        f"Dropped as longer than a pack: {len(dropped)}{': ' * bool(dropped)}{names}{', ...' * (len(dropped) > 5)}."
-    )
+    names = join_some((f"{name} ({tokens:,} tokens)" for name, tokens in dropped), 5)
+    return f"Dropped as longer than a pack: {len(dropped)}{': ' * bool(dropped)}{names}."
 
 
-def _spread(values: np.ndarray) -> dict:
+def _mean_min_max(values: Int64s) -> JsonObject:
     return {"mean": float(values.mean()), "min": int(values.min()), "max": int(values.max())}

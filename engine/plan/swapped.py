@@ -1,4 +1,4 @@
-"""Packs whose references are another speaker's: whether the model uses the reference shows in the difference."""
+"""Packs with references of other speakers: the change in loss shows whether the model uses the references."""
 
 import dataclasses
 from bisect import bisect_left, bisect_right
@@ -8,22 +8,22 @@ from engine.plan.plan import Pack, Sample
 
 
 def swap_references(packs: Sequence[Pack]) -> list[Pack]:
-    """The packs with every drawn reference replaced by another speaker's, always the same one.
+    """The packs with every drawn reference replaced by one of another speaker, the same each time.
 
-    [] where fewer than two speakers have a drawn reference. `num_tokens` stays that of the samples' own references.
+    [] if fewer than two speakers have a drawn reference. `num_tokens` stays that of the samples' own references.
     """
     drawn = [sample for sample in samples_of_packs(packs) if sample.dialogue < 0 and sample.references]
     drawn.sort(key=lambda sample: (sample.speaker, sample.target))
     speakers = [sample.speaker for sample in drawn]
     if len(set(speakers)) < 2:
         return []
-    others = {}
+    swapped: dict[Sample, Sample] = {}
     for speaker in set(speakers):
         begin, end = bisect_left(speakers, speaker), bisect_right(speakers, speaker)
-        rest = drawn[end:] + drawn[:begin]  # from the next speaker on, so that all of them serve
+        others = drawn[end:] + drawn[:begin]  # beginning with the next speaker, so that every speaker is used
         for place, sample in enumerate(drawn[begin:end]):
-            others[sample] = dataclasses.replace(sample, references=rest[place % len(rest)].references)
-    return [Pack(tuple(others.get(sample, sample) for sample in pack.samples)) for pack in packs]
+            swapped[sample] = dataclasses.replace(sample, references=others[place % len(others)].references)
+    return [Pack(tuple(swapped.get(sample, sample) for sample in pack.samples)) for pack in packs]
 
 
 def samples_of_packs(packs: Sequence[Pack]) -> list[Sample]:

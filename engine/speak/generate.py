@@ -1,4 +1,4 @@
-"""Speech from a model, by Boson's own serve engine."""
+"""Speech from a model through Boson's own serve engine, and warnings about speech that may be wrong."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,31 +11,36 @@ from engine.model.weights import explain_load_errors
 from preprocess.audio.decode import decode
 from preprocess.codec.load import hubert_from, load_codec
 from preprocess.common.errors import InputError
+from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import check_codec_fits
 from preprocess.corpus.dialogue import AS_WRITTEN, voice_cloning_dialogue
 from preprocess.corpus.text import normalise_text, refuse_special_tokens, special_tokens
+from preprocess.judges.pace import length_warning, reference_warnings
 
-# What a trained model generates as text round one audio.
+# The text tokens that a trained model generates around one audio.
 LEARNT_TEXT = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
 
-# The default limit of a generation: slow speech, and no longer than an utterance.
+# The default limit of a generation: the length of very slow speech, and at most one minute.
 _SLOWEST_SEC_PER_CHARACTER, _PAUSES_SEC, _LONGEST_SEC = 0.25, 5.0, 60.0
 
 
 def load_engine(model: Path, audio_tokenizer: Path, hubert: Path, device: str = "auto") -> HiggsAudioServeEngine:
-    """Boson's serve engine, offline. Raises InputError for a folder that can't be used, or another model's codec."""
+    """Boson's serve engine, loaded offline. device: auto is cuda if there is one, otherwise cpu.
+
+    Raises InputError for a folder that can't be used, and for a codec that does not fit the model.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     base = read_trainable_base(model)
-    _, codec = load_codec(audio_tokenizer, hubert)  # its checks: Boson's loader would leave random weights in silence
+    _, codec = load_codec(audio_tokenizer, hubert)  # for its checks: Boson's loader silently leaves random weights
     check_codec_fits(base, audio_tokenizer, codec.num_codebooks, codec.codebook_size)
     with hubert_from(hubert), explain_load_errors(model):
         return HiggsAudioServeEngine(str(model), str(audio_tokenizer), device=device)
 
 
-def clone(
+def clone_voice(
     engine: HiggsAudioServeEngine,
-    layout: dict,
+    layout: JsonObject,
     references: Sequence[tuple[str, Path | str]],
     text: str,
     *,
@@ -46,11 +51,11 @@ def clone(
     seed: int | None = None,
     greedy: bool = False,
 ) -> HiggsAudioResponse:
-    """Boson's response: `audio` float32 [samples], codes [codebooks, columns], the text generated round it.
+    """Boson's response: `audio` float32 [samples], codes [codebooks, columns], and the text generated around them.
 
-    layout: system_text and normaliser_version, as voice_training.json has them. references: (transcript, audio
-    file) pairs. max_new_tokens counts text tokens and columns. Raises InputError for a text or recording that
-    can't be used, and where no whole audio came out.
+    layout: system_text and normaliser_version, as in voice_training.json. references: (transcript, audio file) pairs.
+    max_new_tokens: limit of text tokens and audio columns together. Raises InputError for a text or recording that
+    can't be used, and if no complete audio was generated.
     """
     texts = [normalise_text(line, layout["normaliser_version"]) for line in (text, *(line for line, _ in references))]
     for line in texts:
@@ -63,7 +68,7 @@ def clone(
     dialogue = voice_cloning_dialogue(layout["system_text"], pairs, texts[0])
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     if greedy:
-        # Boson's repetition-aware window samples at random even where nothing else does.
+        # Boson's repetition-aware window samples at random even at temperature 0.
         sampling = {"temperature": 0.0, "ras_win_len": 0}
     limit = max_new_tokens or default_max_new_tokens(engine, texts[0])
     try:
@@ -71,29 +76,29 @@ def clone(
     except (IndexError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
             raise
-        # No audio at all is an empty list in Boson's engine; one of fewer columns than the delay pattern has
-        # breaks its decoding.
-        silent = isinstance(error, IndexError)
-        raise InputError(
-            f"generation of {texts[0]!r}",
-            "no audio" if silent else f"an audio that is cut short after {limit} tokens ({error})",
-            LEARNT_TEXT,
-            "The model has not learnt to start: train longer, and look at its text loss."
-            if silent
-            else "The model has not learnt to stop: train longer; or allow more with --max-new-tokens.",
-        ) from error
+        if isinstance(error, IndexError):  # Boson takes the first of an empty list of audios
+            found = "no audio"
+            action = "The model has not learnt to start: train longer, and check its text loss."
+        else:  # Boson can't decode fewer columns than the delay pattern has
+            found = f"an audio that is cut short after {limit} tokens ({error})"
+            action = "The model has not learnt to stop: train longer; or allow more with --max-new-tokens."
+        raise InputError(f"generation of {texts[0]!r}", found, LEARNT_TEXT, action) from error
 
 
 def default_max_new_tokens(engine: HiggsAudioServeEngine, text: str) -> int:
-    """Columns of slow speech for `text`, with delay pattern and the tokens round it."""
+    """Audio columns of slow speech for `text`, plus those of the delay pattern and the text tokens around them."""
     longest_sec = min(_PAUSES_SEC + _SLOWEST_SEC_PER_CHARACTER * len(text), _LONGEST_SEC)
-    return int(longest_sec * engine.audio_tokenizer_tps) + engine.audio_num_codebooks + 4
+    num_codebooks: int = engine.audio_num_codebooks
+    return int(longest_sec * engine.audio_tokenizer_tps) + num_codebooks + 4
 
 
-def choose_layout(engine: HiggsAudioServeEngine, layout: dict, system_text: str | None) -> dict:
-    """The layout of training, with `system_text` in it where that is given. Raises InputError for special tokens."""
+def choose_layout(engine: HiggsAudioServeEngine, layout: JsonObject, system_text: str | None) -> JsonObject:
+    """The layout of training, with `system_text` instead of its own if one is given; prints how the prompt differs.
+
+    Raises InputError for a system text with special tokens.
+    """
     if layout.get("name") == AS_WRITTEN:
-        print("warning: the model was trained on conversations as their rows have them, and this prompt is canonical")
+        print("warning: the model was trained on conversations as written in the corpus; this prompt is canonical")
     if system_text is None:
         if layout.get("keep_system"):
             print(f"rows of the corpus had system texts of their own; this prompt has {layout['system_text']!r}")
@@ -102,3 +107,18 @@ def choose_layout(engine: HiggsAudioServeEngine, layout: dict, system_text: str 
     if system_text != layout["system_text"] and not layout.get("keep_system"):
         print(f"warning: the model was trained with the system text {layout['system_text']!r} alone")
     return {**layout, "system_text": system_text}
+
+
+def codec_warnings(facts: JsonObject, audio_tokenizer: Path, hubert: Path) -> list[str]:
+    """A warning if `facts`, from voice_training.json, say that the model was trained on codes of another codec."""
+    fingerprint = facts.get("codec_fingerprint")
+    if fingerprint in (None, load_codec(audio_tokenizer, hubert)[1].fingerprint):
+        return []
+    return [f"the model was trained on codes of another codec (fingerprint {fingerprint[:12]}): speech may be noise"]
+
+
+def speech_warnings(facts: JsonObject, reference: Path, text: str, speech_sec: float) -> list[str]:
+    """Warnings if the reference or the pace of the speech is unlike the corpus that `facts` describe."""
+    speech = facts.get("speech", {})
+    of_length = length_warning(speech, text, speech_sec)
+    return [*reference_warnings(speech, decode(reference)), *([of_length] if of_length else [])]

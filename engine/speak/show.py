@@ -1,4 +1,4 @@
-"""One clip as the model is trained on it: the samples that the plan of a run makes of it, built by its loader."""
+"""One clip as the model is trained on it: the samples that a run plans for it, read by the run's own loader."""
 
 import dataclasses
 import io
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from engine.base.recipe import Recipe
 from engine.batch.loader import PackReader, ReadSample
 from engine.batch.sample import audios_with_codes, layout_cost
-from engine.batch.stream import lay_out
+from engine.batch.stream import make_stream
 from engine.batch.whisper import check_conditioning, waveform_chunks
 from engine.plan.corpora import Corpora
 from engine.plan.of_run import training_plan, validation_packs
@@ -25,15 +25,15 @@ from preprocess.common.files import write_output
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of, read_dialogue
 from preprocess.corpus.shards import Corpus
 
-# Which references are drawn does not depend on what a sample costs; only which samples are too long does.
+# Enough to find a sample's references: the cost only decides which samples are too long.
 _UNKNOWN_COST = LayoutCost(tokens_base=0, tokens_per_reference=0, columns_extra=0, text_labels=0)
 
 
 def show_clip(corpus: Corpus, row: int) -> None:
-    """Print what the corpus knows of a clip."""
+    """Print the facts of a clip: those of its index row, then those stored beside its codes."""
     entry = corpus.index.slice(row, 1).to_pylist()[0]
-    about = [f"{entry['duration_sec']:.2f} s of {entry['speaker']}", entry["split"], entry["shard"]]
-    print(f"{entry['key']}: {', '.join([*about, describe_use(entry)])}")
+    facts = [f"{entry['duration_sec']:.2f} s of {entry['speaker']}", entry["split"], entry["shard"]]
+    print(f"{entry['key']}: {', '.join([*facts, describe_use(entry)])}")
     for name, value in sorted(corpus.meta(row).items()):
         if value not in (None, []):
             print(f"  {name}: {value}")
@@ -42,9 +42,10 @@ def show_clip(corpus: Corpus, row: int) -> None:
 def find_samples(
     corpus: Corpus, corpora: Corpora, row: int, recipe: Recipe, epoch: int, cost: LayoutCost
 ) -> tuple[list[Sample], str]:
-    """(the samples that a run makes of a clip, why some or all of them are missing).
+    """(the samples whose target is the clip of index row `row`, why some or all of its samples are missing or "").
 
-    Those of an epoch; of a clip of the validation split, those of every evaluation. `corpora` holds `corpus` alone.
+    They are the samples of one epoch; for a clip of the validation split, those of every evaluation. `corpora`
+    contains only `corpus`.
     """
     entry = corpus.index.slice(row, 1).to_pylist()[0]
     if not entry["use"]:
@@ -55,7 +56,7 @@ def find_samples(
         packs = validation_packs(corpora, recipe, cost)
         found = [sample for pack in packs for sample in pack.samples if sample.target == row]
         return found, "" if found else f"it is not in the first {len(packs)} packs (run.evaluate_max_packs)"
-    # Which samples there are does not depend on the packs of a step, and with one the smallest corpus is enough.
+    # The number of packs per step does not change the samples, and with one pack even a tiny corpus fills a step.
     batch = dataclasses.replace(recipe.batch, packs_per_step=1)
     plan = training_plan(corpora, dataclasses.replace(recipe, batch=batch), cost).epoch(epoch)
     found, dropped = plan.samples_of(row), [tokens for key, tokens in plan.dropped if key == entry["key"]]
@@ -65,7 +66,10 @@ def find_samples(
 
 
 def show_samples(corpus: Corpus, row: int, model: Path, recipe: Recipe, epoch: int, image: Path | None) -> None:
-    """Print the samples of a clip token by token; `image`: draw the codes of the first. Raises InputError."""
+    """Print the samples of a clip token by token, and draw the codes of the first as `image` if it is given.
+
+    Raises InputError for a model that does not fit the corpus or the recipe.
+    """
     corpora = Corpora([corpus.folder])
     reader = PackReader(corpora, model, recipe.forward, recipe.conditioning)
     check_conditioning(recipe.conditioning, reader.config, corpora)
@@ -91,7 +95,7 @@ def _describe_references(sample: ReadSample, plan: Sample) -> str:
 
 
 def _print_tokens(reader: PackReader, sample: ReadSample) -> None:
-    """One line per token and per audio; what is trained bears a star."""
+    """Print one line per token and per audio, with a star if it is trained."""
     config, tokens = reader.config, sample.tokens
     with_waveforms, with_codes = reader.conditioning != "codes", reader.conditioning != "whisper"
     tower_audios = [clip.key for clip in sample.references if with_waveforms for _ in waveform_chunks(clip, config)]
@@ -105,27 +109,26 @@ def _print_tokens(reader: PackReader, sample: ReadSample) -> None:
     for token, label in zip(tokens.input_ids.tolist(), tokens.label_ids.tolist(), strict=True):
         mark = " " if label == IGNORE_INDEX else "*"
         if token == config.audio_in_token_idx:
-            what = "a waveform for the audio tower" if tower_audios else "audio that the base does not hear"
+            what = "a waveform for the audio tower" if tower_audios else "audio that the model does not receive"
             print(f"{place:7d}          {what}: {audios.pop(0).key}")
-            continue
-        if token != config.audio_out_token_idx:
+        elif token == config.audio_out_token_idx:
+            clip = audios.pop(0)
+            frames = clip.codes.shape[1]
+            what = "reference" if label == IGNORE_INDEX else "target"
+            print(f"{place:7d}     {mark}    {frames + extra} audio columns: {what} {clip.key}, {frames} frames")
+            place += frames + extra
+        else:
             print(f"{place:7d}     {mark}    {token:7d} {reader.tokenizer.decode([token])!r}")
             place += 1
-            continue
-        clip = audios.pop(0)
-        columns = clip.codes.shape[1] + extra
-        what = "reference" if label == IGNORE_INDEX else "target"
-        print(f"{place:7d}     {mark}    {columns} audio columns: {what} {clip.key}, {clip.codes.shape[1]} frames")
-        place += columns
-    print(f"{place} tokens{' and the waveforms' * bool(tower_audios)}; trained: *")
+    print(f"{place} tokens{' and the waveforms' if tower_audios else ''}; trained: *")
 
 
 def _save_image(sample: ChatMLDatasetSample, config: HiggsAudioConfig, path: Path) -> None:
-    """The delayed audio columns as the model reads them: one row per codebook, a red line at the trained audio."""
+    """Draw the delayed audio columns that the model reads: one row per codebook, a red line below trained audio."""
     labels = sample.label_ids[sample.input_ids == config.audio_out_token_idx]
     with_codes = [sample.get_audio_codes(number) for number in audios_with_codes(sample, config)]
     lengths = [codes.shape[1] + config.audio_num_codebooks + 1 for codes in with_codes]
-    columns = lay_out([sample], config).audio_columns
+    columns = make_stream([sample], config).audio_columns
     figure = Figure(figsize=(min(3 + columns.shape[1] / 30, 60), 3), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(columns.to(torch.float32).numpy(), aspect="auto", interpolation="nearest", cmap="viridis")
@@ -143,21 +146,20 @@ def _save_image(sample: ChatMLDatasetSample, config: HiggsAudioConfig, path: Pat
 
 
 def save_waveform(corpus: Corpus, row: int, out: Path) -> None:
-    """Write the stored 16 kHz waveform of a clip as a FLAC file. Raises InputError where there is none."""
+    """Write the stored 16 kHz waveform of a clip as a FLAC file. Raises InputError if it has none."""
     clip = corpus.clip(row, waveform=True)
     if clip.flac is None:
-        raise InputError(
-            clip.key,
-            "no waveform",
-            "a corpus with waveforms, or the codec",
-            "Hear its codes: --audio-tokenizer CODEC --hubert HUBERT, and --audio with a name in .wav.",
-        )
+        action = "Decode its codes: --audio-tokenizer CODEC --hubert HUBERT, and --audio with a name in .wav."
+        raise InputError(clip.key, "no waveform", "a corpus with waveforms, or the codec", action)
     write_output(out, clip.flac, "--audio")
     print(f"{out}: the clip at 16 kHz")
 
 
 def save_decoded(corpus: Corpus, row: int, recipe: Recipe, epoch: int, codec: Path, hubert: Path, out: Path) -> None:
-    """Write the decoded codes of a clip, and those of the references of its first sample beside it."""
+    """Write the decoded codes of a clip as `out`, and those of its first sample's references beside it.
+
+    Raises InputError if `codec` is not the codec of the corpus.
+    """
     planned, _ = find_samples(corpus, Corpora([corpus.folder]), row, recipe, epoch, _UNKNOWN_COST)
     clips = [corpus.clip(number) for number in (row, *(planned[0].references if planned else ()))]
     paths = write_decoded(corpus, clips[0], clips[1:], codec, hubert, out)

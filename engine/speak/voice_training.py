@@ -1,15 +1,14 @@
-"""The merged folder besides its weights: the base's other files, and voice_training.json, both sides of it.
+"""voice_training.json, written into a merged folder and read back: what the model was trained on.
 
-voice_training.json
-    layout                                  its name, system text and normaliser version: generation applies the same;
-                                            keep_system where rows had system texts of their own
-    speech                                  what the corpus sounds like: generation warns by it
-    step, adapter_sha256                    the checkpoint
-    base_, codec_fingerprint                what it was trained on; null for an adapter trained elsewhere
-    corpus_fingerprints                     likewise, one a corpus
+layout                    name, system text and normaliser version: generation uses the same ones;
+                          keep_system if rows had system texts of their own
+speech                    what the corpus sounds like: generation warns about what differs from it
+step, adapter_sha256      the checkpoint
+base_fingerprint          the base model
+codec_fingerprint         the codec of the corpora; null for an adapter that was trained elsewhere
+corpus_fingerprints       one per corpus; null likewise
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from engine.checkpoint.checkpoint import ADAPTER_FILE
 from engine.model.weights import base_fingerprint
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file, write_json
+from preprocess.common.json_file import JsonObject, read_json_object
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.text import NORMALISER_VERSION
 
@@ -24,7 +24,7 @@ FACTS_FILE = "voice_training.json"
 _DEFAULT_LAYOUT = {"system_text": DEFAULT_SYSTEM_TEXT, "normaliser_version": NORMALISER_VERSION}
 
 
-def write_facts(folder: Path, checkpoint: Path, base: Path, state: dict) -> None:
+def write_facts(folder: Path, checkpoint: Path, base: Path, state: JsonObject) -> None:
     """Write voice_training.json; `state` is the checkpoint's state.json, {} for a plain adapter."""
     identity = state.get("identity", {})
     facts = {
@@ -39,19 +39,16 @@ def write_facts(folder: Path, checkpoint: Path, base: Path, state: dict) -> None
     write_json(folder / FACTS_FILE, facts, ensure_ascii=False)
 
 
-def read_facts(folder: Path) -> dict:
-    """voice_training.json of a merged folder; of another model's folder the default layout alone.
+def read_facts(folder: Path) -> JsonObject:
+    """voice_training.json of a merged folder; for any other model folder only the default layout.
 
-    Raises InputError where the file is broken.
+    Raises InputError if the file is broken.
     """
-    path = folder / FACTS_FILE
-    if not os.path.exists(path):  # Path.exists raises where the folder may not be read
+    path, expected, action = folder / FACTS_FILE, "what launch.merge writes", "Merge the checkpoint again."
+    if not os.path.exists(path):  # Path.exists raises an error if the folder may not be read
         return {"layout": _DEFAULT_LAYOUT}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        facts["layout"]["system_text"], facts["layout"]["normaliser_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            str(path), f"no layout in it ({error!r})", "what launch.merge writes", "Merge the checkpoint again."
-        ) from error
+    facts = read_json_object(path, expected, action)
+    layout = facts.get("layout")
+    if not isinstance(layout, dict) or not _DEFAULT_LAYOUT.keys() <= layout.keys():
+        raise InputError(str(path), f"no layout in it with {' and '.join(_DEFAULT_LAYOUT)}", expected, action)
     return facts

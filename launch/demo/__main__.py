@@ -1,9 +1,9 @@
-"""Demo: the whole way in small, from audio files to a model that speaks, on a laptop's CPU or on GPUs.
+"""Demo: the whole pipeline in small, from audio files to a model that speaks, on a laptop's CPU or on GPUs.
 
     make demo
 
-Boson's model, codec and tokenizer are made here, small and random; then the commands of the README run as anyone
-would type them. All of it lands in demo/; an earlier demo there is replaced once the new one is ready.
+It makes a small random model, codec and tokenizer with Boson's classes, then runs the commands of the README as a
+user would type them. Everything is written to demo/, and replaces an earlier demo there once it is ready.
 """
 
 import argparse
@@ -17,16 +17,16 @@ EXAMPLE = "python -m launch.demo --out demo"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `out` as the commands of the demo name it, which run in the repository."""
+    """The command line. `out` is relative to the repository, where the demo's commands run, if it is inside it."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.demo",
-        description="Make Arabic recordings and a small random model, and run every command on them, from the "
+        description="Make Arabic recordings and a small random model, then run all commands on them, from the "
         "recordings to speech. An earlier demo in the folder is kept until the new one is ready.",
         epilog=f"example: {EXAMPLE}",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, help="where all of it lands (default: demo/ in the repository)"
+        "--out", metavar="FOLDER", type=Path, help="folder for everything (default: demo/ in the repository)"
     )
     arguments = parser.parse_args(argv)
     out = ROOT / "demo" if arguments.out is None else arguments.out.resolve()
@@ -37,17 +37,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo in a process of its own, which ends with this one and takes all its children with it."""
+    """Run the demo in a process of its own, which ends with this one and ends all its children with itself."""
     out = parse_arguments(argv).out
     from launch.demo.family import run_in_own_process
-    from launch.demo.folder import replacing
+    from launch.demo.folder import new_demo_folder
 
     def work() -> None:
         if Path.cwd() != ROOT:
             print(f"$ cd {ROOT}", flush=True)
             os.chdir(ROOT)
-        with replacing(out) as demo:
-            from launch.demo.stages import run_stages  # imports torch: not before the folder is ours
+        with new_demo_folder(out) as demo:
+            from launch.demo.stages import run_stages  # imports torch, so only once the folder is locked
 
             run_stages(demo)
 

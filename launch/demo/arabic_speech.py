@@ -1,4 +1,4 @@
-"""Real speech without a download: espeak-ng speaks Arabic in several voices, from a pip package."""
+"""Synthetic Arabic speech without a download: espeak-ng, from a pip package, speaks in several voices."""
 
 import ctypes
 import json
@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import espeakng_loader
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +38,7 @@ SENTENCES = (
     "نراكم قريبًا، مع السلامة.",
 )
 
-# (speaker, espeak voice, words a minute, pitch 0-99): men and women who differ in tract, pitch and pace.
+# (speaker, espeak-ng voice, words per minute, pitch 0-99): men and women who differ in vocal tract, pitch and pace.
 VOICES = (
     ("salma", "ar+f2", 175, 60),
     ("omar", "ar+m3", 165, 35),
@@ -51,34 +53,35 @@ _RATE, _PITCH = 1, 3
 _CHARACTERS_UTF8 = 1
 
 
-def speak(utterances: Sequence[tuple[str, str, str, int, int]]) -> None:
-    """Save a WAV for each (path, text, espeak voice, words a minute, pitch).
+def save_speech(utterances: Sequence[tuple[str, str, str, int, int]]) -> None:
+    """Save a WAV file for each (path, text, espeak-ng voice, words per minute, pitch).
 
-    The same list gives the same bytes: it is spoken in a process of its own with a fixed random seed, because
-    espeak-ng carries phases and random numbers over from one sentence to the next.
+    The same list gives the same bytes: espeak-ng runs in a new process with a fixed random seed, because it carries
+    phases and random numbers over from one sentence to the next.
     """
-    command = [sys.executable, "-c", "from launch.demo.arabic_speech import speak_from_stdin; speak_from_stdin()"]
-    absolute = [(str(Path(path).absolute()), *how) for path, *how in utterances]
-    subprocess.run(command, input=json.dumps(absolute).encode(), cwd=ROOT, check=True)
+    code = "from launch.demo import arabic_speech; arabic_speech.save_speech_from_stdin()"
+    absolute = [(str(Path(path).absolute()), *rest) for path, *rest in utterances]
+    subprocess.run([sys.executable, "-c", code], input=json.dumps(absolute).encode(), cwd=ROOT, check=True)
 
 
-def speak_from_stdin() -> None:
-    """Save the WAV files that standard input lists as JSON, in this process. Their paths are absolute."""
+def save_speech_from_stdin() -> None:
+    """Save WAV files for the utterances on standard input: JSON of what `save_speech` takes, with absolute paths."""
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     data = espeakng_loader.get_data_path()
     sample_rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), 0)
     if sample_rate_hz <= 0:
         raise RuntimeError(f"espeak-ng found no data in {data}")
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-    blocks: list[np.ndarray] = []
+    blocks: list[npt.NDArray[np.int16]] = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def collect(samples, num_samples, events):
+    def collect(samples: Any, num_samples: int, events: object) -> int:
         if samples and num_samples > 0:
             blocks.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
         return 0
 
-    library.espeak_SetSynthCallback(collect)
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    callback = kind(collect)  # named, because espeak-ng does not keep it alive
+    library.espeak_SetSynthCallback(callback)
     for path, text, voice, words_per_minute, pitch in json.load(sys.stdin):
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice!r}")
@@ -93,11 +96,11 @@ def speak_from_stdin() -> None:
         soundfile.write(path, np.concatenate(blocks), sample_rate_hz)
 
 
-def arabic_corpus(folder: Path, voices: int = 4, sentences: int = 20) -> Path:
-    """Speak `sentences` sentences in each of `voices` voices; returns corpus.jsonl beside the WAV files.
+def build_arabic_corpus(folder: Path, voices: int = 4, sentences: int = 20) -> Path:
+    """Save `sentences` spoken sentences in each of `voices` voices into `folder`; returns its manifest corpus.jsonl.
 
-    Rows are `audio` (relative to the folder), `text`, `speaker`, `language`. Voices differ in the sentences'
-    order, so line n is another sentence for each.
+    Its rows have `audio` (relative to the folder), `text`, `speaker` and `language`. Each voice has the sentences in
+    another order, so file NNN.wav of one voice differs in text from that of another.
     """
     rows, utterances = [], []
     for index, (speaker, voice, words_per_minute, pitch) in enumerate(VOICES[:voices]):
@@ -107,7 +110,7 @@ def arabic_corpus(folder: Path, voices: int = 4, sentences: int = 20) -> Path:
             name = f"{speaker}/{number:03d}.wav"
             utterances.append((str(folder / name), text, voice, words_per_minute, pitch))
             rows.append({"audio": name, "text": text, "speaker": speaker, "language": "ar"})
-    speak(utterances)
+    save_speech(utterances)
     manifest = folder / "corpus.jsonl"
     manifest.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return manifest

@@ -1,7 +1,7 @@
-"""Processes that end together: whoever stops the demo, by whatever signal, leaves nothing of it running.
+"""Processes that end together: after the demo is stopped, by whatever signal, nothing of it is still running.
 
-The demo is two processes. The first one waits and passes signals on. The second one works, and Linux tells it when
-the first one dies, even by SIGKILL. Each command of the demo runs in a process group of its own, so that the
+The demo is two processes. The first one waits and passes signals on. The second one does the work, and Linux sends it
+SIGTERM when the first one dies, even by SIGKILL. Each command of the demo runs in its own process group, so that the
 second process can end the command with all its descendants.
 """
 
@@ -19,7 +19,10 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def run_in_own_process(work: Callable[[], None]) -> int:
-    """Run `work` in a process that hears SIGTERM when this one is told to stop, or dies; returns its exit code."""
+    """Run `work` in a child process and return its exit code.
+
+    The child gets SIGINT and SIGTERM from this process, and SIGTERM if this process dies.
+    """
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -27,8 +30,8 @@ def run_in_own_process(work: Callable[[], None]) -> int:
         stop_on_signals()
         prctl = ctypes.CDLL(None).prctl
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        prctl(_PR_SET_CHILD_SUBREAPER, 1)  # descendants that lose their parent become children of this process
-        if os.getppid() != parent:  # it died before it could be watched
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphaned descendants become children of this process
+        if os.getppid() != parent:  # the parent died before prctl
             os.kill(os.getpid(), signal.SIGTERM)
         exit_on_input_error(work)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -38,18 +41,18 @@ def run_in_own_process(work: Callable[[], None]) -> int:
 
 
 def run_family(command: list[str | Path], environment: dict[str, str], capture: bool) -> tuple[int, str]:
-    """(exit code, standard output where it is captured) of a command, of which no descendant is left afterwards."""
+    """(exit code, standard output, "" unless captured) of a command; kills all its descendants at the end."""
     output = subprocess.PIPE if capture else None
     process = subprocess.Popen(command, env=environment, stdout=output, text=True, process_group=0)
     try:
-        said, _ = process.communicate()
+        text, _ = process.communicate()
     finally:
         _end_group(process.pid)
-    return process.returncode, said or ""
+    return process.returncode, text or ""
 
 
 def _end_group(group: int) -> None:
-    """Kill the processes of a group that are left, and wait until each is gone."""
+    """Kill the remaining processes of a group, and wait until each has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):

@@ -1,16 +1,16 @@
-"""The demo's folder: its paths, one demo at a time, and an earlier demo that stays until the new one is ready."""
+"""The demo's folder: its paths, its lock, and an earlier demo that is kept until the new one is ready."""
 
 import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, join_some
 from preprocess.common.locks import locked
 
 
 class Folder:
-    """The paths in a demo's folder `out`, as its commands name them."""
+    """The paths in a demo's folder `out`, as its commands use them."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -19,13 +19,12 @@ class Folder:
 
 
 @contextlib.contextmanager
-def replacing(out: Path) -> Iterator[Folder]:
-    """Inside, `out` is free for a new demo, and no other demo may use it.
+def new_demo_folder(out: Path) -> Iterator[Folder]:
+    """The paths of a new demo. Inside, `out` does not exist yet, and is locked against other demos.
 
-    An earlier demo is renamed, with ".old" after its name, and deleted when the block is done; where the block is
-    not, the earlier demo gets its name back. A demo that was killed outright leaves both: the next one deletes what
-    was begun and keeps the earlier one as it is. Raises InputError where another demo runs, or where `out` holds
-    something that no demo makes.
+    An earlier demo is renamed to NAME.old. It is deleted if the block succeeds and gets its name back if it fails.
+    A demo that was killed with SIGKILL leaves both: the next one then deletes the unfinished demo and keeps NAME.old
+    as the earlier one. Raises InputError if another demo is running, or if `out` has files that no demo makes.
     """
     earlier = out.with_name(f"{out.name}.old")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -46,19 +45,15 @@ def replacing(out: Path) -> Iterator[Folder]:
                 print(f"{out}: the earlier demo, as it was", flush=True)
             raise
         if earlier.exists():
-            earlier.rename(out / ".old")  # in one step: what is left of a deletion never comes back as a demo
+            earlier.rename(out / ".old")  # so that a deletion cut short never counts as an earlier demo
             shutil.rmtree(out / ".old")
 
 
 def _refuse_other_files(out: Path) -> None:
     known = {path.name for path in vars(Folder(out)).values()} | {".old"}
+    expected, action = "an earlier demo, which is replaced, or nothing", "Move it away, or name another --out."
     if out.exists() and not out.is_dir():
-        raise InputError(str(out), "a file", "a folder, or nothing", "Name another place with --out.")
+        raise InputError(str(out), "a file", expected, action)
     others = sorted(path.name for path in out.glob("*") if path.name not in known)
     if others:
-        raise InputError(
-            str(out),
-            f"what no demo makes: {', '.join(others[:5])}",
-            "an earlier demo, which is replaced, or nothing",
-            "Move it away, or name another place with --out.",
-        )
+        raise InputError(str(out), f"files that no demo makes: {join_some(others, 5)}", expected, action)

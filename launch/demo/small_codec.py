@@ -1,7 +1,7 @@
-"""A tiny real codec: Boson's HiggsAudioTokenizer and a HuBERT, random and small, saved as folders.
+"""A small codec with random weights: Boson's HiggsAudioTokenizer and its HuBERT, saved as folders.
 
-What the released codec's folder holds (config.json, model.pth) and what `--hubert` names. The codebooks are
-spread as the features of real speech are, so that codes on speech are varied.
+The folders have the files of the released ones: config.json and model.pth, and what `--hubert` names. The codebooks
+are drawn with the mean and covariance of features of real speech, so that speech gives varied codes.
 """
 
 import json
@@ -13,17 +13,17 @@ import torch
 from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTokenizer
 from transformers import HubertConfig, HubertModel
 
-from launch.demo.arabic_speech import SENTENCES, VOICES, speak
+from launch.demo.arabic_speech import SENTENCES, VOICES, save_speech
 from preprocess.codec.load import hubert_from
 
-# What `build_codec` takes for the released codec's dimensions.
+# Arguments of `build_codec` for the dimensions of the released codec.
 RELEASED_SIZE = {"ratios": (8, 5, 4, 2, 3), "dimension": 256}
 
 
 def build_hubert(folder: Path, seed: int = 0, config: HubertConfig | None = None) -> Path:
-    """Save a HuBERT of 2 layers; 768 wide and 320 samples a frame, because Boson's codec demands both.
+    """Save a HuBERT of 2 layers, or of `config` (HubertConfig() has the released size), and return its folder.
 
-    With HubertConfig() instead: one of the released size.
+    It is 768 wide with 320 samples per frame, because Boson's codec requires both.
     """
     config = config or HubertConfig(
         hidden_size=768,
@@ -51,9 +51,7 @@ def build_codec(
     dimension: int = 64,
     seed: int = 0,
 ) -> Path:
-    """Save a codec into `folder`, and its HuBERT into `hubert_folder` unless one is there."""
-    if not (hubert_folder / "config.json").is_file():
-        build_hubert(hubert_folder, seed)
+    """Save a codec on the HuBERT in `hubert_folder` into `folder`, and return `folder`."""
     config = {
         "D": dimension,
         "ratios": list(ratios),
@@ -73,14 +71,15 @@ def build_codec(
 
 
 def _features(codec: HiggsAudioTokenizer) -> torch.Tensor:
-    """[frames, dimension]: what the quantizer sees for a second of each voice."""
+    """Input of the quantizer [frames, dimension] for one second of each voice."""
     for layer in codec.quantizer.vq.layers:
-        layer._codebook.inited.fill_(1)  # else the first encode runs k-means from random picks
+        layer._codebook.inited.fill_(1)  # otherwise the first encode runs k-means from random picks
     features = []
     hook = codec.quantizer.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0][0].T))
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{speaker}.wav" for speaker, *_ in VOICES]
-        speak([(path, SENTENCES[i], *voice[1:]) for i, (path, voice) in enumerate(zip(paths, VOICES, strict=True))])
+        utterances = zip(paths, SENTENCES, VOICES, strict=False)
+        save_speech([(path, text, *voice[1:]) for path, text, voice in utterances])
         for path in paths:
             samples, rate = soundfile.read(path, dtype="float32", start=2000, frames=24000)
             codec.encode(samples, rate)
@@ -89,7 +88,10 @@ def _features(codec: HiggsAudioTokenizer) -> torch.Tensor:
 
 
 def _spread_codebooks(codec: HiggsAudioTokenizer, features: torch.Tensor) -> None:
-    """Draw each codebook from a normal distribution with the mean and covariance of what reaches it."""
+    """Draw each codebook from a normal distribution around the mean of the residuals that it quantizes.
+
+    A random mixture of centred residuals has their covariance; half of it keeps the entries inside their cloud.
+    """
     residual = features
     for layer in codec.quantizer.vq.layers:
         book = layer._codebook

@@ -1,7 +1,7 @@
-"""M4A, MP4, WebM, AAC, WMA and AMR by the programs ffmpeg and ffprobe, which libsndfile can't read.
+"""M4A, MP4, WebM, AAC, WMA and AMR, which libsndfile can't read, through the programs ffmpeg and ffprobe.
 
 Boson's librosa reads them through ffmpeg too, as 16-bit samples. Only files that begin as one of these containers
-are handed over: a playlist would make ffmpeg open what it names.
+are passed on: given a playlist, ffmpeg would open the files and addresses that it names.
 """
 
 import io
@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
 from preprocess.common.errors import Rejected
@@ -26,31 +27,32 @@ _CONTAINERS = {
 _QUIET = ["-v", "error", "-protocol_whitelist", "file"]
 
 
-def container(path: Path) -> str | None:
-    """What the file's first bytes say, if it is one of ffmpeg's."""
+def find_container(path: Path) -> str | None:
+    """The file's container by its first bytes ("MP4 or M4A"); None if it is none of those above."""
     with open(path, "rb") as file:
         start = file.read(16)
     return next((name for name, (at, magic) in _CONTAINERS.items() if start[at:].startswith(magic)), None)
 
 
-def duration_sec(path: Path) -> float:
-    """Of the first audio stream, by the container's header (0 where it doesn't tell). Raises Rejected as `decode`."""
-    about = json.loads(
+def read_duration_sec(path: Path) -> float:
+    """Seconds of the first audio stream by the header, 0 where it has none. Raises Rejected as `decode` does."""
+    header = json.loads(
         _run("ffprobe", path, "-show_entries", "stream=codec_type,duration:format=duration", "-of", "json")
     )
-    streams = [stream for stream in about.get("streams", []) if stream.get("codec_type") == "audio"]
+    streams = [stream for stream in header.get("streams", []) if stream.get("codec_type") == "audio"]
     if not streams:
-        raise _rejected(path, "no_audio_stream", "no audio stream", "a file with sound", "Record it again.")
-    return float(streams[0].get("duration") or about.get("format", {}).get("duration") or 0.0)
+        raise _rejected(path, "no_audio_stream", "no audio stream", "a file with audio", "Record it again.")
+    return float(streams[0].get("duration") or header.get("format", {}).get("duration") or 0.0)
 
 
-def decode(path: Path) -> tuple[np.ndarray, int]:
-    """float32 [frames, channels] of the first audio stream, and its rate.
+def decode(path: Path) -> tuple[npt.NDArray[np.float32], int]:
+    """float32 [frames, channels] of the first audio stream, and its sample rate in Hz.
 
     Raises Rejected if ffmpeg is not installed or finds the file broken.
     """
     wav = _run("ffmpeg", path, "-map", "0:a:0", "-c:a", "pcm_s16le", "-f", "wav", "-")
-    return soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
+    samples, sample_rate_hz = soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
+    return samples, sample_rate_hz
 
 
 def _run(program: str, path: Path, *arguments: str) -> bytes:
@@ -58,15 +60,16 @@ def _run(program: str, path: Path, *arguments: str) -> bytes:
         raise _rejected(
             path,
             "needs_ffmpeg",
-            f"{container(path)} audio, and no program {program}",
+            f"{find_container(path)} audio, and no program {program}",
             "ffmpeg and ffprobe on the PATH for such files",
             "Install ffmpeg (`apt install ffmpeg`), or convert the file to FLAC elsewhere.",
         )
     command = [program, *_QUIET, "-i", str(path), *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    said = done.stderr.decode(errors="replace").strip().splitlines()
-    if done.returncode or said:  # ffmpeg goes on where frames are broken, and says so
-        found = f"{container(path)} audio that {program} can't read ({said[-1] if said else done.returncode})"
+    errors = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.returncode or errors:  # ffmpeg reports broken frames and goes on
+        why = errors[-1] if errors else done.returncode
+        found = f"{find_container(path)} audio that {program} can't read ({why})"
         raise _rejected(path, "not_audio", found, "a whole file", "Copy or record it again.")
     return done.stdout
 

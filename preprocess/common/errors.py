@@ -1,14 +1,15 @@
-"""How a command ends early: by the one error a user can mend, whose four parts can't be left out, or by a signal."""
+"""The one error that a user can mend, with four required parts, and how a command ends on it or on a signal."""
 
 import contextlib
 import errno
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+# errno of what a user can mend: a full, read-only or forbidden disk, or a path that can't be made.
 _WRITE_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),
@@ -16,7 +17,7 @@ _WRITE_ERRORS = {
 
 
 class InputError(ValueError):
-    """What the user gave can't be used: where, what was found, what was expected, what to do next.
+    """Input that can't be used: where it is, what was found, what was expected, what to do next.
 
     >>> print(InputError("recipe.yaml: steps.lr", "'fast'", "a number above 0", "Set steps.lr=2e-4."))
     recipe.yaml: steps.lr: found 'fast'; expected a number above 0. Set steps.lr=2e-4.
@@ -26,15 +27,15 @@ class InputError(ValueError):
         self.where, self.found, self.expected, self.action = where, found, expected, action
         super().__init__(f"{where}: found {found}; expected {expected}. {action}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return InputError, (self.where, self.found, self.expected, self.action)
 
 
 class Rejected(InputError):
-    """One manifest row or clip that is not in the shards, while the others go on.
+    """One manifest row or clip that is left out of the shards; the others continue.
 
-    `status` is "failed" (it can't be used), "screened" (it could, and a filter says no) or "merged" (another row
-    says the same); `reason` is a word to count by.
+    `status` is "failed" (it can't be used), "screened" (a filter of --screening dropped it) or "merged" (another row
+    is the same); `reason` is the word under which it is counted.
     """
 
     def __init__(self, status: str, reason: str, where: str, found: str, expected: str, action: str) -> None:
@@ -42,27 +43,37 @@ class Rejected(InputError):
         self.status, self.reason = status, reason
         super().__init__(where, found, expected, action)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Rejected, (self.status, self.reason, self.where, self.found, self.expected, self.action)
 
     def at(self, where: str, reason: str | None = None) -> "Rejected":
-        """The same finding, told of another place: a row whose clip was rejected, say."""
+        """The same finding at another place: for example of a row, because its clip was rejected."""
         return Rejected(self.status, reason or self.reason, where, self.found, self.expected, self.action)
 
     def record(self) -> dict[str, str]:
-        """The fields of failures.jsonl."""
-        names = ("status", "reason", "where", "found", "expected", "action")
-        return {name: getattr(self, name) for name in names}
+        """A line of failures.jsonl."""
+        return {name: getattr(self, name) for name in ("status", "reason", "where", "found", "expected", "action")}
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says first, or its kind where it says nothing."""
+    """First line of an error's text, or the name of its class if it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def system_reason(error: OSError) -> str:
+    """The operating system's text for an error, in lower case: "no space left on device"."""
+    return (error.strerror or str(error)).lower()
+
+
+def join_some(names: Iterable[str], most: int = 40) -> str:
+    """Names joined by commas, at most `most` of them: "a, b and 7 more"."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @contextlib.contextmanager
 def explain_write_errors(folder: Path, action: str) -> Iterator[None]:
-    """Inside, an OSError that says `folder` can't be written (full, read-only, not ours, gone) is an InputError."""
+    """Inside, an OSError that means `folder` can't be written (full, read-only, gone...) becomes an InputError."""
     try:
         yield
     except OSError as error:
@@ -70,23 +81,23 @@ def explain_write_errors(folder: Path, action: str) -> Iterator[None]:
             raise
         raise InputError(
             str(folder),
-            f"{os.strerror(error.errno).lower()} ({error.filename or 'while writing'})",
-            "a folder that can be written, with room",
+            f"{system_reason(error)} ({error.filename or 'while writing'})",
+            "a folder that can be written, with free space",
             action,
         ) from error
 
 
 def _concerns(folder: Path, name: str | Path | None) -> bool:
-    """Whether a file is in `folder`, or is above it and kept it from being made; an error may name none."""
+    """Whether an error about the file `name` concerns `folder`: the file is in it or above it, or not named."""
     path, folder = Path(name or folder).absolute(), folder.absolute()
     return path.is_relative_to(folder) or folder.is_relative_to(path)
 
 
 def exit_on_input_error(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and exit: its return value (None is 0), or 2 with the message of an InputError.
+    """Run a command's `main` and exit with its return value (None is 0), or with 2 and the text of an InputError.
 
-    A KeyboardInterrupt is a line too, with the notes it carries: what is kept, what to do. It exits as a shell tells
-    of a signal: 128 and its number, 130 for Ctrl-C. Any other exception is a bug of ours and keeps its traceback.
+    A KeyboardInterrupt prints one line, "stopped" and its notes (what is kept, what to do next), and exits as shells
+    report a signal: 128 + its number, so 130 for Ctrl-C. Any other exception is our bug and keeps its traceback.
     """
     try:
         sys.exit(main() or 0)
@@ -99,7 +110,7 @@ def exit_on_input_error(main: Callable[[], int | None]) -> None:
 
 
 def stop_on_signals() -> None:
-    """From now on Ctrl-C and SIGTERM raise KeyboardInterrupt(their number); a second one ends the process at once."""
+    """From now on Ctrl-C and SIGTERM raise KeyboardInterrupt(signal number); the second one kills the process."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for known in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and their sha256."""
+"""Files and folders that appear only once they are complete and on disk, and the sha256 of files."""
 
 import contextlib
 import functools
@@ -16,53 +16,54 @@ _BUFFER_BYTES = 1 << 18  # webdataset.TarWriter writes 10 KiB at a time
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing, which appears as `path` once it is whole: temporary name, fsync, rename."""
+    """A file open for writing that appears as `path` once the block ends: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.partial")
     with open(temporary, "wb", buffering=_BUFFER_BYTES) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync(path.parent)
+    sync_to_disk(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file that appears only once it is complete."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 def write_output(path: Path, data: bytes, flag: str = "--out") -> None:
-    """Write the file that `flag` of a command names, and the folders above it. Raises InputError where it can't."""
+    """Write the file that a command's `flag` names, and make its folder. Raises InputError if it can't be written."""
     with explain_write_errors(path.parent, f"Free space or name another file with {flag}, then try again."):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
 
 
-def write_json(path: Path, value: Any, **options: bool) -> None:
-    """Write a file of indented JSON so that it is there whole or not at all. options: those of json.dumps."""
-    write_atomically(path, (json.dumps(value, indent=2, **options) + "\n").encode())
+def write_json(path: Path, value: Any, *, sort_keys: bool = False, ensure_ascii: bool = True) -> None:
+    """Write a file of indented JSON that appears only once it is complete. Flags: those of json.dumps."""
+    text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=ensure_ascii)
+    write_atomically(path, f"{text}\n".encode())
 
 
 def finish_folder(temporary: Path, folder: Path) -> None:
-    """Make all that `temporary` holds durable, then give it the name `folder`, which is free or an empty folder."""
+    """Sync all files in `temporary` to disk, then rename it to `folder`, which is missing or an empty folder."""
     for path in [*temporary.rglob("*"), temporary]:
-        sync(path)
+        sync_to_disk(path)
     os.replace(temporary, folder)
-    sync(folder.parent)
+    sync_to_disk(folder.parent)
 
 
 def replace_link(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target`, in one move."""
+    """Make `link` a symbolic link to `target`, replacing an older one in one step."""
     temporary = link.with_name(f".{link.name}.partial")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     os.replace(temporary, link)
-    sync(link.parent)
+    sync_to_disk(link.parent)
 
 
-def sync(path: Path) -> None:
-    """Make the bytes of a file durable, or the names in a folder."""
+def sync_to_disk(path: Path) -> None:
+    """fsync a file's bytes, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -73,20 +74,15 @@ def sync(path: Path) -> None:
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file, read in blocks."""
     with open(path, "rb") as file:
-        return sha256_open(file)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_open(file: BinaryIO) -> str:
-    """Hex sha256 of the rest of an open file, read in blocks."""
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_unchanged(path: Path) -> str:
-    """As sha256_file; the file is read again only when its size or time has changed."""
+def cached_sha256(path: Path) -> str:
+    """As sha256_file, from a cache while the file's size and modification time stay the same."""
     state = path.stat()
-    return _sha256_of(path, state.st_size, state.st_mtime_ns)
+    return _sha256_of_version(path, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=16)
-def _sha256_of(path: Path, num_bytes: int, mtime_ns: int) -> str:
+def _sha256_of_version(path: Path, num_bytes: int, mtime_ns: int) -> str:
     return sha256_file(path)

@@ -1,9 +1,11 @@
-"""Pieces of one HTML file that needs no network and runs no script. Text is escaped here, once, by `text`."""
+"""Parts of one HTML file that needs no network and runs no script. All text is escaped here, by `escape`."""
 
 import html
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2433; --soft: #667085; --line: #e4e7ec; --card: #fff; --page: #f6f7f9;
@@ -33,12 +35,12 @@ svg .limit { stroke: var(--warm); stroke-width: 1.5; stroke-dasharray: 4 3; }
 svg text { fill: var(--soft); font-size: 11px; } figure { margin: 0; } figcaption { font-weight: 600; }
 audio { width: 100%; height: 2.2rem; margin-top: .5rem; } .said { font-size: 1.1rem; }
 """
-# What a hostile transcript could at most do if it got past `text`: nothing is fetched and no script runs.
+# Even if a hostile transcript got past `escape`, the browser would fetch nothing and run no script.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """The whole file."""
+    """The whole file, as text."""
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -48,16 +50,17 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def escape(value: object) -> str:
-    """Any value as text inside HTML or an attribute."""
+    """Any value as text that is safe inside HTML or an attribute."""
     return html.escape(str(value), quote=True)
 
 
 def section(title: str, *parts: str) -> str:
+    """A heading with finished HTML below it."""
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
 def tiles(facts: Iterable[tuple[str, str]]) -> str:
-    """(figure, what it is) of each."""
+    """A grid of large figures. facts: (figure, what it is) pairs."""
     inside = "".join(
         f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>' for figure, what in facts
     )
@@ -65,7 +68,7 @@ def tiles(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def account_bar(counts: dict[str, int]) -> str:
-    """One bar whose parts are shares of all, with the counts beside their colours."""
+    """A bar divided by status in proportion to `counts` {status: number}, with a legend of counts."""
     total = max(sum(counts.values()), 1)
     shown = [(name, counts[name]) for name in ("written", "merged", "screened", "failed") if name in counts]
     parts = "".join(f'<div class="{name}" style="width:{100 * count / total:.3f}%"></div>' for name, count in shown)
@@ -74,7 +77,7 @@ def account_bar(counts: dict[str, int]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[int] = ()) -> str:
-    """numbers: the columns that are set flush right. Cells of type `Markup` go in as they are."""
+    """A table. numbers: indices of the right-aligned columns. Cells of type `Markup` are not escaped."""
 
     def cells(tag: str, row: Sequence[object]) -> str:
         kinds = [' class="number"' if column in numbers else ' dir="auto"' for column in range(len(row))]
@@ -86,21 +89,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequen
 
 
 class Markup(str):
-    """HTML that is finished: `table` does not escape it."""
+    """Finished HTML, which `table` does not escape."""
 
 
 def share_bar(share: float) -> Markup:
-    """A bar as long as `share` of its cell."""
+    """A bar that fills `share` (0 to 1) of its cell."""
     return Markup(f'<div class="fill" style="width:{100 * share:.2f}%"></div>')
 
 
 def format_number(value: float) -> str:
-    """Three digits that count, or all before the point."""
+    """A number with three significant digits; from 100 on, as a whole number."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def histogram(title: str, unit: str, values: np.ndarray, limits: Sequence[float] = ()) -> str:
-    """A card with the distribution of `values` [clips]; `limits`, thresholds, are dashed where they lie inside."""
+def histogram(title: str, unit: str, values: npt.NDArray[Any], limits: Sequence[float] = ()) -> str:
+    """A card with the distribution of `values` [clips]. `limits` (thresholds) within its range are dashed lines."""
     low, high = float(values.min()), float(values.max())
     high = high if high > low else low + 1.0
     counts, edges = np.histogram(values, bins=min(40, max(10, len(values) // 4)), range=(low, high))

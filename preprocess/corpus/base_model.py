@@ -1,4 +1,4 @@
-"""The one reader of a base model's folder: its config and its text tokenizer, but not its weights."""
+"""The only reader of a base model's folder: its config and its text tokenizer, not its weights."""
 
 import functools
 import inspect
@@ -13,17 +13,17 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from preprocess.common.errors import InputError, first_line
-from preprocess.common.json_file import read_file, read_json_object
+from preprocess.common.json_file import JsonObject, read_file, read_json_object
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of
 from preprocess.corpus.text import special_tokens
 
-# text_config may say null, a number or a list of numbers here, and nothing reads them.
+# In text_config these may be null, a number or a list of numbers, and no code reads them.
 _UNREAD_KEYS = {"bos_token_id", "eos_token_id"}
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model's config and text tokenizer. Many callers share both: copy the config before changing it."""
+    """A base model's config and text tokenizer. Callers share both: copy the config before you change it."""
 
     folder: Path
     config: HiggsAudioConfig
@@ -34,13 +34,13 @@ class BaseModel:
         return special_tokens(self.tokenizer)
 
     def num_tokens(self, text: str) -> int:
-        """Tokens of a normalised text inside a turn."""
+        """Number of tokens of a normalised text inside a turn."""
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def dialogue_tokens(self, dialogue: ChatMLSample) -> tuple[int, int]:
-        """(tokens, labelled tokens) of a dialogue, its audios not counted: each has one token that stands for it."""
+        """(tokens, labelled tokens) of a dialogue without its audios: each has one placeholder, which is left out."""
         input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, self.tokenizer)
-        assert input_ids is not None, "Boson refuses a dialogue that the manifest's checks let through"
+        assert input_ids is not None, "Boson refuses a dialogue that passed the manifest's checks"
         num_trained = sum(audio.trained for audio in audios_of(dialogue))
         return len(input_ids) - len(audios), sum(label != IGNORE_INDEX for label in label_ids) - num_trained
 
@@ -51,18 +51,18 @@ def has_audio_tower(config: HiggsAudioConfig) -> bool:
 
 
 def how_to_name_a_base(flag: str) -> str:
-    """What to do about a folder that is no base model; `flag` is the one that names it on the command line."""
+    """The action of an error about a folder that is no base model. flag: the one that names the folder."""
     return (
-        f"Name the model's folder with {flag}. Download the model where it is missing or broken: "
+        f"Name the model's folder with {flag}. Download the model if it is missing or broken: "
         "`hf download bosonai/higgs-audio-v2-generation-3B-base --local-dir BASE`."
     )
 
 
 @functools.cache
 def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
-    """Read config and tokenizer, once per process. `flag` is the one that names the folder on the command line.
+    """Config and tokenizer of a model folder, read once per process. flag: the one that names it, for error texts.
 
-    Raises InputError for whatever is no Higgs Audio v2 model. No code of the folder runs.
+    Raises InputError for anything but a Higgs Audio v2 model. No code from the folder runs.
     """
     action = how_to_name_a_base(flag)
     path = folder / "config.json"
@@ -74,7 +74,7 @@ def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
     return BaseModel(folder, config, _read_tokenizer(folder, config, action))
 
 
-def _make_config(path: Path, given: dict, action: str) -> HiggsAudioConfig:
+def _make_config(path: Path, given: JsonObject, action: str) -> HiggsAudioConfig:
     default = HiggsAudioConfig(audio_dual_ffn_layers=[0])
     wrong = list(_wrong_types(given, default))
     if wrong:
@@ -92,8 +92,8 @@ def _make_config(path: Path, given: dict, action: str) -> HiggsAudioConfig:
     return config
 
 
-def _wrong_types(given: dict, default: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(found, expected) of each value of another type than its default, of all that the config's class reads."""
+def _wrong_types(given: JsonObject, default: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(found, expected) of each value whose type differs from its default's, among the keys that the class reads."""
     read = inspect.signature(type(default).__init__).parameters.keys() - _UNREAD_KEYS
     for name in sorted(read & given.keys()):
         value, usual = given[name], getattr(default, name, None)
@@ -105,7 +105,7 @@ def _wrong_types(given: dict, default: PretrainedConfig, prefix: str = "") -> It
 
 
 def _fits(value: object, usual: object) -> bool:
-    """Whether a value has the type of the default `usual`. A default of None says nothing about the type."""
+    """Whether a value has the type of the default `usual`. A default of None allows every type."""
     if isinstance(usual, list):
         return value is None or (isinstance(value, list) and all(_fits(item, usual[0]) for item in value))
     if isinstance(usual, PretrainedConfig):
@@ -121,11 +121,11 @@ def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreT
     placeholders = {"<|AUDIO|>": config.audio_in_token_idx, "<|AUDIO_OUT|>": config.audio_out_token_idx}
     try:
         Tokenizer.from_file(str(folder / name))
-        name = "tokenizer_config.json"  # the other one is whole: what fails now is this one's fault
+        name = "tokenizer_config.json"  # tokenizer.json is fine: an error from here on is about this file
         options = {"config": config, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         found = {token: tokenizer.encode(token, add_special_tokens=False) for token in placeholders}
-    except Exception as error:  # the tokenizers library raises nothing more special
+    except Exception as error:  # the tokenizers library raises no other class
         text = f"a tokenizer that can't be opened ({first_line(error)})"
         raise InputError(str(folder / name), text, expected, action) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -143,11 +143,11 @@ def check_codec_fits(base: BaseModel, where: object, num_codebooks: int, codeboo
     """Raise InputError unless the codec or the codes at `where` have the shape that the model expects."""
     config = base.config
     if (num_codebooks, codebook_size) != (config.audio_num_codebooks, config.audio_codebook_size):
+        shape = f"{config.audio_num_codebooks} codebooks of {config.audio_codebook_size} codes"
         raise InputError(
             str(where),
             f"{num_codebooks} codebooks of {codebook_size} codes",
-            f"{config.audio_num_codebooks} codebooks of {config.audio_codebook_size} codes, "
-            f"as {base.folder / 'config.json'} says",
+            f"{shape}, as {base.folder / 'config.json'} says",
             "Name the codec this model was trained with (--audio-tokenizer), or another model (--model); a corpus "
             "of another codec must be encoded again, into a new folder.",
         )

@@ -1,11 +1,11 @@
-"""What a corpus records of the codec that made its codes."""
+"""What a corpus records about the codec that made its codes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class CodecFacts:
-    """What a codec is. `codebook_size` is the number of codes; `fingerprint` names config and both weights."""
+    """Facts of a codec. `codebook_size` counts codes; `fingerprint` hashes both configs and both weights."""
 
     num_codebooks: int
     codebook_size: int

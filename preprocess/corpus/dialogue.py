@@ -1,28 +1,31 @@
-"""The layout a dialogue has in training and at inference, and the text normaliser both apply.
+"""The layout of a dialogue, the same in training and at inference.
 
-Boson's serve engine clones a voice from this conversation, and the model is trained on nothing else, unless the rows
-of the corpus are conversations kept as written:
+Boson's serve engine clones a voice from this conversation, and the model is trained on nothing else, except where the
+rows of a corpus are conversations that are kept as written:
 
     system     the system text
-    user       transcript of the reference      } once for each
+    user       transcript of the reference      } once per
     assistant  audio of the reference           } reference
     user       text to speak
     assistant  audio of the target              (training only: the turn that is trained)
 
-What changes the prompt is part of the model, so the layout's name, the system text (and whether rows had their own)
-and the normaliser's version are written into corpus.json, from there into checkpoints and the merged folder, and
-generation applies the same ones.
+The model depends on all that shapes the prompt. So the layout's name, the system text (and whether rows had their
+own) and the version of the text normaliser are written into corpus.json, from there into checkpoints and the merged
+folder, and generation applies the same ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from boson_multimodal.data_types import AudioContent, ChatMLSample, Message, TextContent
 
+from preprocess.common.json_file import JsonObject
+
+Stored = Mapping[str, Any]  # a JSON object of a shard: a clip's meta, or a dialogue in it
 DEFAULT_SYSTEM_TEXT = "Generate audio following instruction."
-# A label that is none: of prepare_chatml_sample, Boson's collator and torch's cross-entropy alike.
+# The label of a position that is not trained, in prepare_chatml_sample, Boson's collator and torch's cross-entropy.
 IGNORE_INDEX = -100
-CANONICAL, AS_WRITTEN = "canonical", "as-written"  # corpus.json: layout.name
+CANONICAL, AS_WRITTEN = "canonical", "as-written"  # values of layout.name in corpus.json
 
 
 def voice_cloning_dialogue(
@@ -34,15 +37,14 @@ def voice_cloning_dialogue(
     tower_audios: Sequence[str] = (),
     with_codes: bool = True,
 ) -> ChatMLSample:
-    """Boson's ChatMLSample in the canonical layout.
+    """Boson's ChatMLSample in the canonical layout. Texts must be normalised already.
 
-    references: (transcript, audio) pairs, in order; `audio` is what Boson calls audio_url, a path or a clip key.
-    target_audio: with it, the sample ends with the target's turn and `start_index` makes that turn the only
-    labelled one; without it, the sample is the prompt that HiggsAudioServeEngine.generate takes.
-    tower_audios: audios that a base with an audio tower takes as waveforms; they open the first user turn, because
-    Boson's collator finds a waveform only where no code precedes it. with_codes: whether the codes of references
-    follow their transcripts, in turns of the assistant.
-    Texts are used as they are: normalise them before.
+    references: (transcript, audio) pairs, in order; `audio` is Boson's audio_url: a path or a clip's key.
+    target_audio: with it, the sample ends with the target's turn, and `start_index` makes that turn the only
+    labelled one. Without it, the sample is the prompt for HiggsAudioServeEngine.generate.
+    tower_audios: audios whose waveforms are audio-tower input, for a base that has one. They open the first user
+    turn, because Boson's collator finds a waveform only where no codes precede it.
+    with_codes: whether each reference's codes follow its transcript, in a turn of the assistant.
     """
     messages = [Message(role="system", content=system_text)]
     tower_parts = [AudioContent(audio_url=audio) for audio in tower_audios]
@@ -59,7 +61,7 @@ def voice_cloning_dialogue(
 
 
 class DialogueAudio(NamedTuple):
-    """An audio of a dialogue, by its clip's key: whether its codes stand there, in a turn of the assistant."""
+    """An audio of a dialogue: its clip's key, whether its codes are in a turn of the assistant, and trained there."""
 
     key: str
     has_codes: bool
@@ -67,15 +69,16 @@ class DialogueAudio(NamedTuple):
 
 
 def read_dialogue(
-    stored: Mapping, target: str, system_text: str, *, tower_audios: Sequence[str] = (), with_codes: bool = True
+    stored: Stored, target: str, system_text: str, *, tower_audios: Sequence[str] = (), with_codes: bool = True
 ) -> ChatMLSample:
-    """Boson's ChatMLSample of a dialogue as shards keep it; an `audio_url` is a clip's key.
+    """Boson's ChatMLSample of a dialogue that a shard stores; each `audio_url` is a clip's key.
 
-    stored: as `canonical_dialogue` or `written_dialogue` makes it. target: the key of the clip that keeps it.
-    system_text: that of the corpus. tower_audios, with_codes: as `voice_cloning_dialogue` takes them.
+    stored: the result of `canonical_dialogue` or `written_dialogue`. target: the key of the clip that stores it.
+    system_text: the corpus's, for a dialogue without its own. tower_audios, with_codes: see `voice_cloning_dialogue`;
+    a dialogue kept as written ignores them.
     """
     if "messages" in stored:
-        turns = [Message(turn["role"], [_part(part) for part in turn["content"]]) for turn in stored["messages"]]
+        turns = [Message(turn["role"], [_read_part(part) for part in turn["content"]]) for turn in stored["messages"]]
         return ChatMLSample(messages=turns, start_index=stored["start_index"])
     references = [(reference["text"], reference["key"]) for reference in stored["references"]]
     system_text = stored.get("system_text", system_text)
@@ -85,32 +88,36 @@ def read_dialogue(
 
 
 def dialogue_of(
-    target: Mapping, references: Iterable[tuple[str, Mapping]] = (), position: int | None = None
-) -> Mapping:
-    """The dialogue that trains a clip, as `read_dialogue` takes it: the one answer for training, show and --dry-run.
+    target: Stored, references: Iterable[tuple[str, Stored]] = (), position: int | None = None
+) -> JsonObject:
+    """The dialogue that trains a clip, for `read_dialogue`. Training, launch.show and --dry-run all ask here.
 
-    target: the clip's meta, as its shard keeps it. references: (key, meta) of the clips that were drawn for it.
-    position: of a dialogue that the clip keeps, which names its own references; None or -1 where they are drawn.
+    target: the clip's meta, as its shard stores it. references: (key, meta) of the clips drawn for it.
+    position: which of the clip's stored dialogues, which name their own references; None or -1 for drawn ones.
     """
     if position is not None and position >= 0:
-        return target["dialogues"][position]
+        dialogue: JsonObject = target["dialogues"][position]
+        return dialogue
     transcripts = [(key, meta["text_normalised"]) for key, meta in references]
     return canonical_dialogue(target["text_normalised"], transcripts, target.get("system_text"))
 
 
-def canonical_dialogue(text: str, references: Iterable[tuple[str, str]], system_text: str | None = None) -> dict:
-    """A dialogue as `read_dialogue` takes it, in the canonical layout. references: (key, transcript) pairs.
+def canonical_dialogue(
+    text: str, references: Iterable[tuple[str, str]], system_text: str | None = None
+) -> JsonObject:
+    """A dialogue in the canonical layout, for `read_dialogue`. Texts must be normalised already.
 
-    system_text: the row's own, where it has one. Texts are normalised already.
+    references: (key, transcript) pairs. system_text: the row's own, if it has one.
     """
-    dialogue = {"text": text, "references": [{"key": key, "text": words} for key, words in references]}
+    dialogue: JsonObject = {"text": text, "references": [{"key": key, "text": words} for key, words in references]}
     return dialogue | ({"system_text": system_text} if system_text else {})
 
 
-def written_dialogue(turns: Iterable[tuple[str, Iterable[tuple[str, str]]]], start_index: int) -> dict:
-    """A dialogue as `read_dialogue` takes it, as its row has it.
+def written_dialogue(turns: Iterable[tuple[str, Iterable[tuple[str, str]]]], start_index: int) -> JsonObject:
+    """A dialogue kept as its row has it, for `read_dialogue`.
 
-    turns: (role, parts), a part ("text", words) or ("audio", a clip's key). start_index: the first that is trained.
+    turns: (role, parts) pairs; a part is ("text", words) or ("audio", a clip's key).
+    start_index: index of the first turn that is trained.
     """
     names = {"text": "text", "audio": "audio_url"}
     messages = [
@@ -120,27 +127,23 @@ def written_dialogue(turns: Iterable[tuple[str, Iterable[tuple[str, str]]]], sta
     return {"messages": messages, "start_index": start_index}
 
 
-def _part(stored: Mapping) -> TextContent | AudioContent:
+def _read_part(stored: Stored) -> TextContent | AudioContent:
     is_text = stored["type"] == "text"
     return TextContent(text=stored["text"]) if is_text else AudioContent(audio_url=stored["audio_url"])
 
 
-def reference_keys(stored: Mapping, target: str) -> list[str]:
-    """Keys of the clips of a stored dialogue besides its target."""
+def reference_keys(stored: Stored, target: str) -> list[str]:
+    """Keys of a stored dialogue's clips, its target left out."""
     return [audio.key for audio in audios_of(read_dialogue(stored, target, "")) if audio.key != target]
 
 
 def audios_of(dialogue: ChatMLSample) -> list[DialogueAudio]:
-    """Its audios in order."""
-    return [
-        DialogueAudio(part.audio_url, message.role == "assistant", _is_trained(dialogue, turn))
-        for turn, message in enumerate(dialogue.messages)
-        if isinstance(message.content, list)
-        for part in message.content
-        if isinstance(part, AudioContent)
-    ]
-
-
-def _is_trained(dialogue: ChatMLSample, turn: int) -> bool:
-    """Whether Boson's prepare_chatml_sample labels the turn."""
-    return dialogue.messages[turn].role == "assistant" and turn >= (dialogue.start_index or 0)
+    """The dialogue's audios, in order."""
+    audios = []
+    for turn, message in enumerate(dialogue.messages):
+        has_codes = message.role == "assistant"
+        trained = has_codes and turn >= (dialogue.start_index or 0)  # the turns that prepare_chatml_sample labels
+        if isinstance(message.content, list):
+            keys = [part.audio_url for part in message.content if isinstance(part, AudioContent)]
+            audios += [DialogueAudio(key, has_codes, trained) for key in keys]
+    return audios

@@ -1,17 +1,17 @@
-"""Shard format 1, both sides: write a shard, build the index, read clips back, verify.
+"""Shard format 1, both sides: write shards and the index, read clips back.
 
-A corpus folder holds
+A corpus folder contains
 
-    corpus.json        what the corpus is: codec, tokenizer, layout, hours, each shard's size and sha256
-    index.parquet      a row a clip: where its members lie, its lengths, speaker, split, use
+    corpus.json        facts of the corpus: codec, tokenizer, layout, hours, each shard's size and sha256
+    index.parquet      one row per clip: where its members are, its lengths, speaker, split, use
     failures.jsonl     each manifest row or clip that is not in the shards, and why
-    shard-000000.tar   WebDataset tar; a clip is three members that share a key:
+    shard-000000.tar   WebDataset tar; a clip is three members with the same key:
         KEY.json           text as given and normalised, speaker, language, durations, source, dialogues
         KEY.codes.npy      uint16 [codebooks, frames]
         KEY.flac           16 kHz mono waveform (absent with --waveforms none)
 
-Nothing is pickled, every member's offset, size and crc32 stand in the index, and the bytes of a shard depend
-on its clips alone: sorted members, fixed owner and time.
+Nothing is pickled. The index has every member's offset, size and crc32. The bytes of a shard depend only on its
+clips: members are sorted, owner and time are constants.
 """
 
 import hashlib
@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocess.common.errors import InputError
-from preprocess.common.files import atomic_file, sha256_open, write_atomically, write_json
-from preprocess.corpus.storage import Cache, LocalFolder, RemoteFolder, open_folder
+from preprocess.common.files import atomic_file, write_atomically, write_json
+from preprocess.common.json_file import JsonObject
+from preprocess.corpus.storage import Cache, Storage, open_folder
 
 T = TypeVar("T")
 FORMAT_VERSION = 1
@@ -40,7 +42,7 @@ INDEX_FILE = "index.parquet"
 FAILURES_FILE = "failures.jsonl"
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MEMBERS = ("json", "codes.npy", "flac")
-# Figures of each clip, flat nullable columns of the index; preprocess.judges.figures says what they are.
+# Figures of each clip: nullable columns of the index, which preprocess.judges.figures defines.
 QUALITY = (
     "rms_dbfs",
     "peak",
@@ -53,18 +55,18 @@ QUALITY = (
     "code_entropy_bits",
     "speech_share",
 )
-# The header that np.save writes for codes: read as it is, so that no other array, pickled ones first, gets in.
+# The header that np.save writes for codes. Any other header, above all that of a pickled array, is refused.
 _CODES_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '<u2', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})\), \} *\n",
     re.DOTALL,
 )
 _TAR_BLOCK_BYTES = 512
-_TAR_FIELDS = {"mtime": 0, "mode": 0o644, "user": "", "group": ""}  # TarWriter's own are the clock and "bigdata"
+_TAR_FIELDS = {"mtime": 0, "mode": 0o644, "user": "", "group": ""}  # TarWriter's defaults: the clock, "bigdata"
 
-# A dialogue is a sample whose conversation the manifest gives, and all that a plan needs of it: its tokens besides
-# audio, the labelled ones among them, and its audios in order, that of the clip itself among them. `spoken`: in a
-# turn of the assistant, where its codes stand. `position` is the dialogue's place in the clip's meta["dialogues"]
-# (preprocess.corpus.dialogue.read_dialogue); the index lacks dialogues of which a clip was lost.
+# A sample whose conversation the manifest gives, with all that a plan needs: its tokens without audio, the labelled
+# ones among them, and its audios in order, the clip's own included. `has_codes`: the audio's codes are in the
+# dialogue, in a turn of the assistant. `position` indexes the clip's meta["dialogues"]
+# (preprocess.corpus.dialogue.read_dialogue). The index leaves out dialogues that lost one of their clips.
 _AUDIO = pa.struct([("key", pa.string()), ("has_codes", pa.bool_()), ("trained", pa.bool_())])
 _DIALOGUE = pa.struct(
     [
@@ -75,7 +77,7 @@ _DIALOGUE = pa.struct(
     ]
 )
 
-# Where the members of a clip lie.
+# Where the members of a clip are in its shard.
 PLACES_SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string())]
     + [
@@ -85,11 +87,10 @@ PLACES_SCHEMA = pa.schema(
     ]
 )
 
-# A clip is a target with a drawn reference where `draws_reference`, and once more a target for each of its
-# `dialogues`; a clip with neither is a reference only. `use` is false where a decision over the whole corpus
-# dropped the clip, and `reason` says which. `system_tokens` counts the system text that a row with a drawn reference
-# has of its own, null where it has that of corpus.json. `derived_from` is the key of the clip whose audio this one is
-# a processed copy of (noise added, say), null where it is none.
+# A clip is a target with a drawn reference if `draws_reference`, and once more for each of its `dialogues`. A clip
+# with neither serves only as a reference. `use` is false if a decision over the whole corpus dropped the clip;
+# `reason` names it. `system_tokens` counts the row's own system text; null means that of corpus.json. `derived_from`
+# is the key of the clip whose audio this clip is a processed copy of (with added noise, say); null for an original.
 INDEX_SCHEMA = pa.schema(
     [
         *PLACES_SCHEMA,
@@ -114,11 +115,11 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as a shard stores it. `codes` is uint16 [codebooks, frames]; `flac` the encoded 16 kHz file or None."""
+    """A clip as a shard stores it. `codes`: uint16 [codebooks, frames]; `flac`: bytes of the 16 kHz file, or None."""
 
     key: str
-    meta: dict
-    codes: np.ndarray
+    meta: JsonObject
+    codes: npt.NDArray[np.uint16]
     flac: bytes | None = None
 
     def members(self) -> list[tuple[str, bytes]]:
@@ -130,12 +131,12 @@ class Clip:
         return members + ([("flac", self.flac)] if self.flac is not None else [])
 
 
-def write_shard(path: Path, clips: Iterable[Clip]) -> list[dict]:
-    """Write the tar and return, a clip, where its members lie: the index columns `key` to `flac_crc32`.
+def write_shard(path: Path, clips: Iterable[Clip]) -> list[JsonObject]:
+    """Write the tar; returns one row per clip with the columns of PLACES_SCHEMA.
 
-    Clips come sorted by key. The file appears under its name only once it is complete and on disk.
+    Clips must be sorted by key. The file appears under its name only once it is complete and on disk.
     """
-    from webdataset import TarWriter  # imports torch: seconds that reading a corpus does without
+    from webdataset import TarWriter  # imports torch, which takes seconds and readers do not need
 
     rows, last_key = [], ""
     with atomic_file(path) as file, TarWriter(file, encoder=False, **_TAR_FIELDS) as tar:
@@ -149,15 +150,15 @@ def write_shard(path: Path, clips: Iterable[Clip]) -> list[dict]:
                 row[f"{name}_offset"] = tar.tarstream.offset + _TAR_BLOCK_BYTES
                 row[f"{name}_bytes"] = len(data)
                 row[f"{name}_crc32"] = zlib.crc32(data)
-                tar.write({"__key__": clip.key, suffix: data})  # alone: TarWriter sorts the members of a sample
+                tar.write({"__key__": clip.key, suffix: data})  # one by one: TarWriter would sort members
             rows.append(row)
     return rows
 
 
-def write_corpus(folder: Path, index_rows: list[dict], corpus: dict) -> None:
-    """Write index.parquet (rows sorted by key), then corpus.json: a folder with corpus.json is finished.
+def write_corpus(folder: Path, index_rows: list[JsonObject], corpus: JsonObject) -> None:
+    """Write index.parquet (rows sorted by key), then corpus.json, which marks the folder as finished.
 
-    corpus.json gets the format's version and the size and sha256 of the index.
+    corpus.json is `corpus` with the format's version and the size and sha256 of the index.
     """
     rows = sorted(index_rows, key=lambda row: row["key"])
     buffer = io.BytesIO()
@@ -169,8 +170,8 @@ def write_corpus(folder: Path, index_rows: list[dict], corpus: dict) -> None:
     write_json(folder / CORPUS_FILE, info, sort_keys=True, ensure_ascii=False)
 
 
-def read_meta(data: bytes) -> dict:
-    """What a json member says. Raises ValueError for what write_shard does not write."""
+def read_meta(data: bytes) -> JsonObject:
+    """The object in a json member. Raises ValueError for anything that write_shard does not write."""
     try:
         meta = json.loads(data.decode())
     except RecursionError as error:
@@ -182,8 +183,8 @@ def read_meta(data: bytes) -> dict:
     return meta
 
 
-def read_codes(data: bytes) -> np.ndarray:
-    """The uint16 codes [codebooks, frames] of a codes.npy member, read-only. Raises ValueError for another array."""
+def read_codes(data: bytes) -> npt.NDArray[np.uint16]:
+    """Codes uint16 [codebooks, frames] of a codes.npy member, read-only. Raises ValueError for any other array."""
     header = _CODES_HEADER.match(data)
     if header is None or header.end() != 10 + int.from_bytes(header[1], "little"):
         raise ValueError(f"{data[:80]!r}, not the header of a uint16 array of two dimensions")
@@ -193,57 +194,44 @@ def read_codes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype="<u2", offset=header.end()).reshape(shape)
 
 
-def read_info(storage: LocalFolder | RemoteFolder) -> dict:
-    """corpus.json of a finished corpus. Raises InputError."""
+def read_info(storage: Storage) -> JsonObject:
+    """corpus.json of a finished corpus. Raises InputError if it is missing, broken or of another format version."""
     where, data = str(storage.root / CORPUS_FILE), storage.read(CORPUS_FILE)
     if data is None:
-        raise InputError(
-            str(storage.root),
-            f"no {CORPUS_FILE}",
-            "a folder that preprocess.shard finished",
-            "Run the same `python -m preprocess.shard` command again: it continues where it stopped.",
-        )
+        action = "Run the same `python -m preprocess.shard` command again: it continues where it stopped."
+        raise InputError(str(storage.root), f"no {CORPUS_FILE}", "a folder that preprocess.shard finished", action)
     try:
-        info = json.loads(data)
+        info: JsonObject = json.loads(data)
         version = info.get("format_version")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise InputError(
-            where, f"no JSON object ({error})", "what preprocess.shard wrote", "Copy it again."
-        ) from error
+        found = f"no JSON object ({error})"
+        raise InputError(where, found, "what preprocess.shard wrote", "Copy it again.") from error
     if version != FORMAT_VERSION:
-        raise InputError(
-            where,
-            f"format_version {version}",
-            str(FORMAT_VERSION),
-            "Read it with the release that wrote it, or run preprocess.shard again into a new folder.",
-        )
+        action = "Read it with the release that wrote it, or run preprocess.shard again into a new folder."
+        raise InputError(where, f"format_version {version}", str(FORMAT_VERSION), action)
     return info
 
 
-def read_index(storage: LocalFolder | RemoteFolder, info: dict, schema: pa.Schema = INDEX_SCHEMA) -> pa.Table:
-    """The columns of `schema` of the index, once it has the hash that corpus.json gives. Raises InputError."""
+def read_index(storage: Storage, info: JsonObject, schema: pa.Schema = INDEX_SCHEMA) -> pa.Table:
+    """The index's columns that `schema` names. Raises InputError unless it has the sha256 of corpus.json."""
     numbered = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     entry = info["index"]
-    descriptor = storage.open(entry)
-    with open(descriptor, "rb") as file:
-        found = sha256_open(file)
+    with open(storage.open(entry), "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != entry["sha256"]:
-            raise InputError(
-                storage.where(entry),
-                f"sha256 {found[:12]}",
-                f"{entry['sha256'][:12]}, as {CORPUS_FILE} says",
-                "The index changed or decayed: copy the folder again.",
-            )
+            expected = f"{entry['sha256'][:12]}, as {CORPUS_FILE} says"
+            action = "The index was changed or damaged: copy the folder again."
+            raise InputError(storage.where(entry), f"sha256 {found[:12]}", expected, action)
         return pq.read_table(file, schema=schema, read_dictionary=numbered)
 
 
 class Corpus:
-    """A finished corpus, open for reading: `info` (corpus.json), `index` (a row a clip) and the clips.
+    """A finished corpus, open for reading: `info` (corpus.json), `index` (one row per clip) and the clips.
 
     folder: a path, or an address of fsspec (s3://bucket/shards), whose files then go through `cache`.
-    schema: what to read of the index, at least PLACES_SCHEMA's columns; their types may be narrower.
-    Opening compares the index with its hash in corpus.json, and each shard's size; each member's crc32 is checked as
-    it is read. File descriptors open on first use, so a Corpus may be handed to worker processes.
+    schema: the columns of the index to read, at least those of PLACES_SCHEMA; types may be narrower.
+    Opening checks the index's sha256 and each shard's size against corpus.json; reading a member checks its crc32.
+    File descriptors are opened on first use, so a Corpus may be passed to worker processes.
     """
 
     def __init__(self, folder: Path | str, cache: Cache | None = None, schema: pa.Schema = INDEX_SCHEMA) -> None:
@@ -254,9 +242,9 @@ class Corpus:
         self._storage.check([*self.info["shards"], self.info["index"]])
         self.index = read_index(self._storage, self.info, schema)
         self._shards = {shard["name"]: shard for shard in self.info["shards"]}
-        # Whole columns as numpy: an element of an arrow column costs as much as reading a member. The index then
-        # shares their memory, and the pieces they were read in are freed.
-        self._places = {}
+        # Whole columns as numpy, because one element of an arrow column costs as much as reading a member. The index
+        # then shares their memory, and the chunks that parquet was read in are freed.
+        self._places: dict[str, npt.NDArray[np.int64]] = {}
         for name in PLACES_SCHEMA.names[2:]:
             number = self.index.column_names.index(name)
             self._places[name] = self.index.column(number).to_numpy()
@@ -264,7 +252,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the shards' hashes, the index and what the prompt depends on: names this very corpus."""
+        """sha256 over the shards' and the index's hashes and what the prompt depends on: identifies this corpus."""
         facts = [sorted((s["name"], s["sha256"]) for s in self.info["shards"])]
         facts += [self.info[name] for name in ("codec", "text_tokenizer", "layout")]
         facts += [self.info["index"]["sha256"]]
@@ -272,25 +260,25 @@ class Corpus:
 
     @property
     def address(self) -> str:
-        """Where it lies, as a full path or an address."""
+        """The corpus's full path, or its address."""
         return self._storage.address()
 
     def notes(self) -> list[str]:
-        """What a user should know before a run: of a corpus at an address, what is cached and whether all fits."""
+        """Lines to print before a run. For a corpus at an address: how much is cached, and whether it fits."""
         return self._storage.notes()
 
     def clip(self, row: int, waveform: bool = False) -> Clip:
-        """The clip of index row `row`, with its FLAC bytes where `waveform` and the shard has them.
+        """The clip of index row `row`, with its FLAC bytes if `waveform` and the shard has them.
 
-        Raises InputError, naming shard and key, for a member that is not what the index or the format says.
+        Raises InputError, with shard and key, for a member that does not match the index or the format.
         """
         meta = self.meta(row)
         codes = self._decode(row, "codes", read_codes)
         flac = self._decode(row, "flac", bytes) if waveform and self._places["flac_bytes"][row] else None
         return Clip(self.index.column("key")[row].as_py(), meta, codes, flac)
 
-    def meta(self, row: int) -> dict:
-        """The clip's json member alone. Raises InputError as `clip` does."""
+    def meta(self, row: int) -> JsonObject:
+        """The json member of the clip of index row `row`. Raises InputError as `clip` does."""
         return self._decode(row, "json", read_meta)
 
     def _decode(self, row: int, member: str, decode: Callable[[bytes], T]) -> T:
@@ -298,27 +286,21 @@ class Corpus:
         shard, key = (self.index.column(name)[row].as_py() for name in ("shard", "key"))
         data = os.pread(self._open(shard), size, offset)
         if zlib.crc32(data) != crc32:
-            raise InputError(
-                f"{self._where(shard)}[{key}]",
-                f"{member} member with crc32 {zlib.crc32(data):08x}",
-                f"{crc32:08x}, as {INDEX_FILE} says",
-                "The shard changed or decayed: copy it again, or delete it and run preprocess.shard again.",
-            )
+            found = f"{member} member with crc32 {zlib.crc32(data):08x}"
+            action = "The shard was changed or damaged: copy it again, or delete it and run preprocess.shard again."
+            raise InputError(self._where(shard, key), found, f"{crc32:08x}, as {INDEX_FILE} says", action)
         try:
             return decode(data)
         except ValueError as error:
-            raise InputError(
-                f"{self._where(shard)}[{key}]",
-                f"{member} member: {error}",
-                "what preprocess.shard writes",
-                "The shard is not its work: run `python -m preprocess.verify` on the folder.",
-            ) from error
+            found = f"{member} member: {error}"
+            action = "Something else wrote the shard: run `python -m preprocess.verify` on the folder."
+            raise InputError(self._where(shard, key), found, "what preprocess.shard writes", action) from error
 
-    def _where(self, shard: str) -> str:
-        return self._storage.where(self._shards[shard])
+    def _where(self, shard: str, key: str) -> str:
+        return f"{self._storage.where(self._shards[shard])}[{key}]"
 
     def _open(self, shard: str) -> int:
-        """The descriptor of a shard; the one used longest ago is closed where too many are open."""
+        """The file descriptor of a shard. If too many are open, the one used longest ago is closed."""
         if shard in self._files:
             self._files[shard] = self._files.pop(shard)
         else:
@@ -327,5 +309,5 @@ class Corpus:
             self._files[shard] = self._storage.open(self._shards.get(shard, {"name": shard}))
         return self._files[shard]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> JsonObject:
         return {**self.__dict__, "_files": {}}

@@ -1,12 +1,12 @@
-"""Where a corpus lies: a folder on this machine, or any address that fsspec opens, through a cache on this machine.
+"""Where a corpus is stored: a folder on this machine, or an address that fsspec opens, through a local cache.
 
 Files at an address are fetched whole, once for all ranks and loader workers of a machine, and their sha256 is
-compared with corpus.json as they arrive. Whole, because the samples of a pack come from shards all over the corpus: a
-step of 8 packs reads some 200 of them and the first few steps read them all, so nothing can be read ahead of, and a
-request a member would be some 200 requests a second and rank, for ever, with nothing to check but a crc32.
+compared with corpus.json. Whole, because the samples of a pack come from shards all over the corpus: a step of 8
+packs reads some 200 shards, and the first few steps read all of them, so reading ahead gains nothing. One request per
+member would be some 200 requests per second and rank, for the whole run, with only a crc32 to check.
 
-So the cache wants room for the whole corpus: 800 hours are 1.2 GB of codes and some 50 GB of FLAC. With less it
-thrashes, and `notes` says so.
+So the cache should have room for the whole corpus: 800 hours are 1.2 GB of codes and some 50 GB of FLAC. With less,
+shards are fetched again and again, and `notes` warns of it.
 """
 
 import contextlib
@@ -24,11 +24,12 @@ from typing import TypeVar
 import fsspec
 
 from preprocess.common.errors import InputError
-from preprocess.common.files import sha256_file, sync
+from preprocess.common.files import sha256_file, sync_to_disk
+from preprocess.common.json_file import JsonObject
 from preprocess.common.locks import locked
 
 DEFAULT_CACHE = Path("~/.cache/higgs-voice-training")
-# Waits between the tries of a fetch, with jitter: half a minute together, as object stores ask for.
+# Waits between the attempts of a fetch, before jitter: half a minute in all, as object stores recommend.
 WAITS_SEC = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _CACHED_NAME = re.compile(r"[0-9a-f]{64}(\.partial)?")
 
@@ -37,10 +38,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cache:
-    """Where files from addresses are kept on this machine, and how many bytes of them (None: as many as there are).
+    """The local folder for files from addresses, and its limit in bytes (None: no limit).
 
-    Files are named by their sha256, so corpora and runs share one folder; what was used longest ago goes first. A
-    file that is being read survives its removal on POSIX: beyond the limit there may be one file a reading process.
+    Files are named by their sha256, so corpora and runs share one folder. Those used longest ago are removed first.
+    POSIX keeps a removed file as long as it is open, so each reading process may hold one file beyond the limit.
     """
 
     folder: Path = DEFAULT_CACHE
@@ -48,7 +49,7 @@ class Cache:
 
 
 class Address(str):
-    """An address of fsspec. `address / name` is the address of a file under it, as with a Path."""
+    """An address of fsspec. `address / name` is the address of a file in it, as with a Path."""
 
     def __truediv__(self, name: str) -> "Address":
         return Address(f"{self.rstrip('/')}/{name}")
@@ -57,110 +58,106 @@ class Address(str):
 class LocalFolder:
     """Files of a folder on this machine, read in place."""
 
-    max_open = 64  # a process; 800 hours are some 1,600 shards, more than a process may have open
+    max_open = 64  # files per process; 800 hours are some 1,600 shards, more than a process may open
 
     def __init__(self, folder: Path | str) -> None:
         self.root = Path(folder)
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a small file, None where there is none."""
+        """The bytes of a small file; None if it is missing."""
         path = self.root / name
         return path.read_bytes() if path.is_file() else None
 
-    def check(self, files: list[dict]) -> None:
-        """Compare each file's size with its {"name", "bytes", "sha256"} of corpus.json. Raises InputError."""
+    def check(self, files: list[JsonObject]) -> None:
+        """Raise InputError for a file of another size than corpus.json says. files: {"name", "bytes", "sha256"}."""
         for file in files:
             path = self.root / file["name"]
             found = path.stat().st_size if path.is_file() else None
             if found != file["bytes"]:
-                raise InputError(
-                    str(path),
-                    "no file" if found is None else f"{found} bytes",
-                    f"{file['bytes']} bytes, as corpus.json says",
-                    "Copy the file again, or delete it and run preprocess.shard again to rebuild it.",
-                )
+                size = "no file" if found is None else f"{found} bytes"
+                action = "Copy the file again, or delete it and run preprocess.shard again to rebuild it."
+                raise InputError(str(path), size, f"{file['bytes']} bytes, as corpus.json says", action)
 
-    def open(self, file: dict) -> int:
-        """A descriptor of the file."""
+    def open(self, file: JsonObject) -> int:
+        """A file descriptor of the file."""
         return os.open(self.root / file["name"], os.O_RDONLY)
 
     def address(self) -> str:
-        """Its full path, for records."""
+        """The folder's full path, for records."""
         return str(self.root.resolve())
 
-    def where(self, file: dict) -> str:
-        """What an error calls the file."""
+    def where(self, file: JsonObject) -> str:
+        """The file's name in error texts."""
         return str(self.root / file["name"])
 
     def notes(self) -> list[str]:
-        """What a user should know before a run."""
+        """Lines to print before a run: none."""
         return []
 
 
 class RemoteFolder:
-    """Files under an address, each fetched into the cache when it is first opened."""
+    """Files at an address, each fetched into the cache when it is first opened."""
 
-    max_open = 1  # an open file that was removed from the cache still takes its room on the disk
+    max_open = 1  # a file that was removed from the cache takes disk space as long as it is open
 
     def __init__(self, address: str, cache: Cache) -> None:
         self.root = Address(address.rstrip("/"))
         self.folder = cache.folder.expanduser()
         self.limit_bytes = cache.limit_bytes
-        self._files: list[dict] = []
+        self._files: list[JsonObject] = []
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a small file, not cached; None where there is none."""
+        """The bytes of a small file, which is not cached; None if it is missing."""
         address = self.root / name
 
         def read() -> bytes | None:
             filesystem, path = fsspec.url_to_fs(address)
             try:
-                return filesystem.cat_file(path)
+                data: bytes = filesystem.cat_file(path)
+                return data
             except FileNotFoundError:
                 return None
 
         return _with_retries(address, read)
 
-    def check(self, files: list[dict]) -> None:
-        """Take the list of files with their {"name", "bytes", "sha256"}.
+    def check(self, files: list[JsonObject]) -> None:
+        """Remember the files ({"name", "bytes", "sha256"} each) that `open` will fetch and `notes` counts.
 
-        Raises InputError where the cache has no room for them, or its file system no locks.
+        Raises InputError if the cache has too little room for them, or its file system has no locks.
         """
         self._files = files
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / "evict.lock"):  # now, rather than at the first fetch
+        with _locked(self.folder / "evict.lock"):  # fails now rather than at the first fetch
             pass
         missing = min(self._total_bytes(), self.limit_bytes or self._total_bytes()) - self._cached_bytes()
         free = shutil.disk_usage(self.folder).free
         if missing > free:
-            raise InputError(
-                f"cache {self.folder}",
-                f"{free / 1e9:.1f} GB free on its disk",
-                f"{missing / 1e9:.1f} GB for what is still to be fetched of {self.root}",
-                "Name a folder on a larger local disk with --cache, or a limit with --cache-gb.",
-            )
+            found = f"{free / 1e9:.1f} GB free on its disk"
+            expected = f"{missing / 1e9:.1f} GB for what is still to be fetched from {self.root}"
+            action = "Name a folder on a larger local disk with --cache, or a limit with --cache-gb."
+            raise InputError(f"cache {self.folder}", found, expected, action)
 
-    def open(self, file: dict) -> int:
-        """A descriptor of the cached file, fetched if need be. Raises InputError once no further try is worth it."""
+    def open(self, file: JsonObject) -> int:
+        """A file descriptor of the cached file, fetched if missing. Raises InputError if the fetch keeps failing."""
         path = self.folder / file["sha256"]
         descriptor = _open_cached(path)
         if descriptor is None:
-            with _locked(path.with_suffix(".lock")):  # one process of the machine fetches, the others wait for it
+            with _locked(path.with_suffix(".lock")):  # one process per machine fetches, the others wait
                 descriptor = _open_cached(path)
                 if descriptor is None:
                     descriptor = self._fetch(file, path)
         return descriptor
 
     def address(self) -> str:
-        """As it was given."""
+        """The address as it was given."""
         return str(self.root)
 
-    def where(self, file: dict) -> str:
-        """What an error calls the file."""
+    def where(self, file: JsonObject) -> str:
+        """The file's name in error texts."""
         return f"{self.root / file['name']} (cached as {self.folder / file['sha256']})"
 
     def notes(self) -> list[str]:
-        """How much is fetched already, and a warning where the cache can't hold the corpus."""
+        """Lines to print before a run: how much is cached, and a warning if the cache can't hold the corpus."""
         total, cached = self._total_bytes(), self._cached_bytes()
         notes = [
             f"{self.root}: {cached / 1e9:.1f} of {total / 1e9:.1f} GB are in the cache {self.folder}; "
@@ -179,7 +176,7 @@ class RemoteFolder:
     def _cached_bytes(self) -> int:
         return sum(file["bytes"] for file in self._files if (self.folder / file["sha256"]).exists())
 
-    def _fetch(self, file: dict, path: Path) -> int:
+    def _fetch(self, file: JsonObject, path: Path) -> int:
         address, temporary = self.root / file["name"], path.with_suffix(".partial")
         self._make_room(file["bytes"])
 
@@ -189,18 +186,18 @@ class RemoteFolder:
             found, size = sha256_file(temporary), temporary.stat().st_size
             if found != file["sha256"]:
                 raise _Damaged(f"{size} bytes with sha256 {found[:12]}, not {file['bytes']} with {path.name[:12]}")
-            sync(temporary)
+            sync_to_disk(temporary)
 
         try:
             _with_retries(address, fetch)
-            descriptor = os.open(temporary, os.O_RDONLY)  # before another process can remove it for room
+            descriptor = os.open(temporary, os.O_RDONLY)  # before another process can remove it
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         return descriptor
 
     def _make_room(self, wanted_bytes: int) -> None:
-        """Remove the files used longest ago until `wanted_bytes` more are within the limit."""
+        """Remove the files used longest ago until `wanted_bytes` more fit the limit."""
         if self.limit_bytes is None:
             return
         with _locked(self.folder / "evict.lock"):
@@ -219,7 +216,10 @@ class RemoteFolder:
                     room += size
 
 
-def open_folder(folder: Path | str, cache: Cache | None) -> LocalFolder | RemoteFolder:
+Storage = LocalFolder | RemoteFolder
+
+
+def open_folder(folder: Path | str, cache: Cache | None) -> Storage:
     """The storage of a path, or of an address of fsspec such as s3://bucket/shards or https://host/shards."""
     if "://" in str(folder):
         return RemoteFolder(str(folder), cache or Cache())
@@ -227,7 +227,7 @@ def open_folder(folder: Path | str, cache: Cache | None) -> LocalFolder | Remote
 
 
 class _Damaged(Exception):
-    """What arrived is not what corpus.json says."""
+    """A fetched file does not have the sha256 that corpus.json says."""
 
 
 def _open_cached(path: Path) -> int | None:
@@ -235,29 +235,28 @@ def _open_cached(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    os.utime(descriptor)  # used now: the modification time is what _make_room goes by
+    os.utime(descriptor)  # used now: _make_room sorts by modification time
     return descriptor
 
 
 def _locked(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Without locks each rank and loader worker would fetch each file for itself, into the same place."""
+    """A lock in the cache. Without one, each rank and loader worker would fetch each file into the same place."""
     return locked(path, "Name a folder on a local disk with --cache.")
 
 
 def _with_retries(address: str, attempt: Callable[[], T]) -> T:
-    """What `attempt` returns, tried again after each of WAITS_SEC. Raises InputError when it is of no use."""
+    """The result of `attempt`, repeated after each of WAITS_SEC. Raises InputError if that fails or is no use."""
     for wait_sec in (*WAITS_SEC, None):
         try:
             return attempt()
         except (FileNotFoundError, PermissionError, ImportError, ValueError) as error:
-            raise _unreadable(address, error, "Correct --data, or the rights and packages it needs.") from error
-        except Exception as error:  # the services behind fsspec have exceptions of their own
+            action = "Correct --data, or the rights and packages that it needs."
+            raise _unreadable(address, error, action) from error
+        except Exception as error:  # each service behind fsspec has its own exceptions
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise _unreadable(address, error, "The disk of --cache is full: make room there.") from error
             if wait_sec is None:
-                action = (
-                    f"Tried {len(WAITS_SEC) + 1} times: see whether the service answers, or upload the file again."
-                )
+                action = f"Tried {len(WAITS_SEC) + 1} times: check the service, or upload the file again."
                 raise _unreadable(address, error, action) from error
             time.sleep(wait_sec * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")

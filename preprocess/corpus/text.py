@@ -1,4 +1,4 @@
-"""Text as the model reads it: the normaliser, counts of letters, and special tokens."""
+"""Text as the model gets it: the normaliser, counts of letters, and special tokens."""
 
 import hashlib
 import re
@@ -12,36 +12,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 NORMALISER_VERSION = 2
-
-
-# Special tokens that Boson's own system texts hold: they mark words and change no turn.
+# Special tokens that occur in Boson's own system texts: they mark words and begin or end no turn.
 _SYSTEM_MARKUP = {
     f"<|{name}_{end}|>" for name in ("scene_desc", "generation_instruction") for end in ("start", "end")
 }
 
-
 _PRESENTATION_FORMS = re.compile("[\ufb50-\ufdff\ufe70-\ufefe]")
 
-
-# Tatweel, bidirectional controls, and what has no width: soft hyphen, zero-width space and joiner, word joiner, byte
-# order mark. The zero-width NON-joiner U+200C stays: Persian and Urdu spell words with it.
+# Tatweel, bidirectional controls and characters without width: soft hyphen, zero-width space and joiner, word joiner,
+# byte order mark. The zero-width NON-joiner U+200C stays: Persian and Urdu spell words with it.
 _UNSPOKEN = re.compile("[\u0640\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u00ad\u200b\u200d\u2060\ufeff]")
-
-
 _ARABIC = re.compile("[\u0600-\u06ff\u0750-\u077f\u0870-\u08ff\ufb50-\ufdff\ufe70-\ufefe]")
 
 
 def normalise_text(text: str, version: int = NORMALISER_VERSION) -> str:
-    """`text` as the model reads it; doing it twice changes nothing. Raises InputError for an unknown version.
+    """`text` as the model gets it; a second call changes nothing. Raises InputError for an unknown version.
 
-    Version 2: Arabic presentation forms as plain letters (NFKC, of these blocks alone); no tatweel, bidirectional
-    controls or zero-width characters but U+200C; NFC; white space as single spaces. Diacritics and digits stay.
+    Version 2: Arabic presentation forms become plain letters (NFKC on these blocks only); tatweel, bidirectional
+    controls and zero-width characters except U+200C go; then NFC, and single spaces for white space. Diacritics and
+    digits stay.
     """
     if version != NORMALISER_VERSION:
         raise InputError(
             "text normaliser",
             f"version {version}",
-            f"version {NORMALISER_VERSION}, the one that this release knows",
+            f"version {NORMALISER_VERSION}, the only one of this release",
             "Use the release that wrote the corpus or the checkpoint.",
         )
     plain = _UNSPOKEN.sub("", _PRESENTATION_FORMS.sub(_plain_letters, text))
@@ -49,40 +44,40 @@ def normalise_text(text: str, version: int = NORMALISER_VERSION) -> str:
 
 
 def _plain_letters(form: re.Match[str]) -> str:
-    """A diacritic's isolated form is compatible with a space that carries it: the space is not of the text."""
+    """NFKC of a presentation form, without the space that NFKC puts under a diacritic's isolated form."""
     return unicodedata.normalize("NFKC", form[0]).strip()
 
 
 def num_letters(text: str) -> int:
-    """Letters and digits of a text: what takes time to say. Diacritics, tatweel and punctuation count 0."""
+    """Number of letters and digits, which take time to say. Diacritics, tatweel and punctuation do not count."""
     return sum(unicodedata.category(sign)[0] in "LN" for sign in text.replace("\u0640", ""))
 
 
 def num_digits(text: str) -> int:
-    """Decimal digits of any script: they are left as they are, and a voice may read them in many ways."""
+    """Number of decimal digits of any script. They stay as they are, and can be read aloud in several ways."""
     return sum(sign.isdecimal() for sign in text)
 
 
 def arabic_share(text: str) -> float:
-    """The share of a text's letters that are of the Arabic script; 0.0 for a text without letters."""
+    """Share (0 to 1) of a text's letters that are Arabic script; 0.0 for a text without letters."""
     letters = [sign for sign in text if sign.isalpha()]
     return sum(bool(_ARABIC.match(sign)) for sign in letters) / max(len(letters), 1)
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """sha256 of all that decides which tokens a text becomes: the same after the tokenizer was saved again."""
+    """sha256 of all that decides how a text is tokenized. Loading and saving a tokenizer does not change it."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
-    """All texts that the tokenizer reads as special tokens; its `all_special_tokens` are those with a role alone."""
+    """All texts that become special tokens; the tokenizer's `all_special_tokens` has only those with a role."""
     return sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def refuse_special_tokens(where: str, place: str, text: str, specials: Iterable[str]) -> None:
-    """Raise Rejected, which is an InputError too, for a text with a special token, as the model reads the text.
+    """Raise Rejected (an InputError) for a normalised text that contains one of the special tokens `specials`.
 
-    place: what the text is, "transcript" say; a "system text" may hold Boson's own markup.
+    place: what the text is, for example "transcript"; a "system text" may contain Boson's own markup.
     """
     allowed = _SYSTEM_MARKUP if place == "system text" else ()
     special = next((token for token in specials if token in text and token not in allowed), None)
@@ -92,6 +87,6 @@ def refuse_special_tokens(where: str, place: str, text: str, specials: Iterable[
             "special_token",
             where,
             f"the special token {special} in the {place}",
-            "words alone: a special token would change the prompt's structure",
+            "only words: a special token would change the prompt's structure",
             "Remove it from the text.",
         )

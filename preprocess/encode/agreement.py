@@ -1,33 +1,36 @@
-"""How many codes of a run are Boson's, where it computes them in another way than Boson does on a CPU."""
+"""The share of a run's codes that equal Boson's, where they are not computed in fp32 on a CPU as Boson's are."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from preprocess.codec.load import encode, load_codec
+from preprocess.codec.load import encode_waveform, load_codec
 from preprocess.codec.precision import BOSON_MODE
 from preprocess.common.errors import InputError, Rejected
+from preprocess.common.json_file import JsonObject
 from preprocess.encode.local_pool import WorkerDied, run_local
-from preprocess.plan.screening import screen
+from preprocess.plan.screening import screen_figures
 from preprocess.plan.shard_specs import ShardSpec
 
 _FIRST_CLIPS = 8
 
 
-def measure_agreement(specs: Sequence[ShardSpec]) -> dict:
-    """For corpus.json: the share of equal codes, by codebook, over the plan's first clips; {} where all are Boson's.
+def measure_agreement(specs: Sequence[ShardSpec]) -> JsonObject:
+    """What corpus.json records: {"precision_agreement": share of equal codes per codebook, over the first 8 clips}.
 
-    In a process of its own: this one must not touch a GPU, since workers are forked from it.
+    {} where the codes are Boson's by their mode, or no clip can be read. It runs in a process of its own: this one
+    must not use a GPU, since workers are forked from it.
     """
     if not specs or specs[0].mode == BOSON_MODE:
         return {}
-    ((_, result),) = run_local(lambda _, progress: _compare(specs, progress), [None], 1)
+    ((_, result),) = run_local(lambda _, progress: _encode_twice(specs, progress), [None], 1)
     if isinstance(result, WorkerDied):
         raise InputError(
             f"--device {specs[0].mode.device} --precision {specs[0].mode.precision}",
             f"a process that died over the first clips ({result.how})",
             "codes to compare with Boson's",
-            "Run the same command on the CPU in fp32: it names a clip that ends its worker.",
+            "Run the same command on the CPU in fp32: it names the clip over which a worker dies.",
         )
     if result:
         mode, shares = specs[0].mode, result["equal_share_of_codebooks"]
@@ -40,29 +43,26 @@ def measure_agreement(specs: Sequence[ShardSpec]) -> dict:
     return {"precision_agreement": result} if result else {}
 
 
-def _compare(specs: Sequence[ShardSpec], progress: Callable[[float], None]) -> dict:
+def _encode_twice(specs: Sequence[ShardSpec], progress: Callable[[float], None]) -> JsonObject:
+    """Number of clips and frames, and share of equal codes per codebook; {} without a clip that can be read."""
     folders = specs[0].codec, specs[0].hubert
     theirs, ours = (load_codec(*folders, mode)[0] for mode in (BOSON_MODE, specs[0].mode.on_gpu(0)))
-    equal = []
-    for spec in specs:
-        for clip in spec.clips:
-            try:
-                if clip.recording.longer_than(spec.screening.longest_sec):
-                    continue
-                audio = clip.recording.decode()
-                screen(spec.screening, {"duration_sec": audio.duration_sec}, str(clip.recording))
-            except Rejected:
+    equal: list[npt.NDArray[np.bool_]] = []  # per clip [codebooks, frames]
+    for clip in (clip for spec in specs for clip in spec.clips):
+        if len(equal) == _FIRST_CLIPS:
+            break
+        try:
+            if clip.recording.duration_if_longer(specs[0].screening.longest_sec):
                 continue
-            codes, expected = (encode(codec, audio.waveform, audio.sample_rate_hz) for codec in (ours, theirs))
-            equal.append(codes == expected)
-            progress(audio.duration_sec)
-            if len(equal) == _FIRST_CLIPS:
-                return _shares(equal)
-    return _shares(equal) if equal else {}
-
-
-def _shares(equal: list[np.ndarray]) -> dict:
-    """Of bool [codebooks, frames] of each clip."""
+            audio = clip.recording.decode()
+            screen_figures(specs[0].screening, {"duration_sec": audio.duration_sec}, str(clip.recording))
+        except Rejected:
+            continue
+        codes, expected = (encode_waveform(codec, audio.waveform, audio.sample_rate_hz) for codec in (ours, theirs))
+        equal.append(codes == expected)
+        progress(audio.duration_sec)
+    if not equal:
+        return {}
     together = np.concatenate(equal, axis=1)
     return {
         "clips": len(equal),

@@ -1,8 +1,8 @@
-"""One spec -> one tar, one index fragment, and why some clips are in neither.
+"""Encode the clips of one shard: its tar, its fragment of the index, and the reason for each clip left out.
 
-`make_shard` is a pure function of the spec and the files it names: any process on any machine with the same
-pins and instruction set writes the same bytes. A shard is finished when tar and fragment bear their names; the
-fragment comes last.
+`make_shard` is a pure function of the spec and the files it names: any process on any machine with the same package
+versions and instruction set writes the same bytes. A shard is finished when tar and fragment have their final names;
+the fragment is written last.
 """
 
 import json
@@ -10,15 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTokenizer
 
-from preprocess.audio.decode import Audio, flac_16khz, flac_samples
+from preprocess.audio.decode import Audio, flac_16khz, num_flac_samples
 from preprocess.audio.noise import augment
-from preprocess.codec.load import encode, load_codec, resample_to_codec
+from preprocess.codec.load import encode_waveform, load_codec, resample_to_codec
 from preprocess.common.errors import Rejected, explain_write_errors
 from preprocess.common.files import sha256_file, write_atomically
+from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import read_base_model
+from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.dialogue import audios_of, read_dialogue
 from preprocess.corpus.shards import QUALITY, Clip, write_shard
 from preprocess.corpus.text import normalise_text, num_digits
@@ -29,7 +34,7 @@ from preprocess.judges.figures import audio_figures, code_entropy_bits, text_fig
 from preprocess.judges.speaker import embed_voice, load_encoder
 from preprocess.judges.voice_activity import load_detector, speech_share
 from preprocess.plan.clips import ClipPlan
-from preprocess.plan.screening import Screening, claims_arabic, screen
+from preprocess.plan.screening import Screening, claims_arabic, screen_figures
 from preprocess.plan.shard_specs import ShardSpec
 
 FRAGMENTS_FOLDER = "fragments"
@@ -39,17 +44,17 @@ KEPT_SHARDS = "Free space or name another --out; the same command goes on from t
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of a shard's clips: index rows (all columns but split, use, reason) or why there is none.
+    """What became of a shard's clips: index rows, or the reason for each clip that is not in the shard.
 
-    Rows also hold what is decided by once all shards are made: source_sha256, num_digits and, where the screening
-    asks for it, the voice.
-
-    `lost_sec` is the decoded length of screened clips. A shard of which no clip is left has no tar: 0 bytes.
-    `num_reused` clips were not encoded; a kept shard no longer knows.
+    rows: all columns but split, use and reason, which are decided once all shards are made; and what these decisions
+        need: source_sha256, num_digits and, where the screening asks for it, the voice.
+    lost_sec: seconds of audio of each screened clip.
+    num_bytes, sha256: of the tar; 0 and "" where no clip is left, since there is no tar then.
+    num_reused: clips that were not encoded; 0 for a shard that an earlier run made.
     """
 
     name: str
-    rows: list[dict]
+    rows: list[JsonObject]
     rejected: dict[str, Rejected]
     lost_sec: dict[str, float]
     num_bytes: int
@@ -57,78 +62,114 @@ class ShardReport:
     num_reused: int = 0
 
 
+class Decoded(NamedTuple):
+    """Audio that is to be encoded: at the file's own rate, and as float32 [samples] at the codec's."""
+
+    duration_sec: float
+    sha256: str
+    audio: Audio
+    codec_waveform: npt.NDArray[np.float32]
+
+
+class TooLong(NamedTuple):
+    """Audio that was not decoded, because its header says that it is far too long for the screening."""
+
+    duration_sec: float
+
+
+ClipAudio = Decoded | Reused | TooLong
+
+
 def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio_sec: None) -> ShardReport:
-    """Encode the spec's clips and write tar and fragment. `progress` hears the seconds of audio of each clip."""
+    """Encode the spec's clips and write tar and fragment. `progress` is called with each clip's seconds of audio."""
     tokenizer, facts = load_codec(spec.codec, spec.hubert, spec.mode.on_gpu(worker_number()))
     earlier = open_earlier(spec.reuse) if spec.reuse else None
-    clips, extra, rejected, lost_sec, num_reused = [], {}, {}, {}, 0
+    made, rejected, lost_sec, num_reused = [], {}, {}, 0
     plans = sorted(spec.clips, key=lambda plan: plan.recording.order)
     reads = read_ahead(partial(_read, spec, earlier, facts.sample_rate_hz), plans, _num_readers(spec, plans))
     for plan, read in zip(plans, reads, strict=True):
+        _begin_clip(spec, plan)
         try:
-            _begin_clip(spec, plan)
-            duration_sec, audio, waveform = read()
-            if audio is None:
-                screen(spec.screening, {"duration_sec": duration_sec}, str(plan.recording))
-            reused = audio if isinstance(audio, Reused) else None
-            progress(duration_sec)
-            quality = _screened_figures(spec, plan, audio)
-            voice = _voice(spec, plan, audio)
-            if plan.augmentation and not reused:
-                audio = augment(audio, plan.augmentation, spec.noise, spec.room_responses)
-                waveform = resample_to_codec(audio.waveform, audio.sample_rate_hz, facts.sample_rate_hz)
-            codes = reused.codes if reused else encode(tokenizer, waveform, facts.sample_rate_hz)
-            quality["code_entropy_bits"] = code_entropy_bits(codes)
-            screen(spec.screening, quality, str(plan.recording))
+            audio = read()
+            if not isinstance(audio, TooLong):  # hours that are not decoded take no time
+                progress(audio.duration_sec)
+            made.append(_make_clip(spec, plan, audio, tokenizer, facts))
+            num_reused += isinstance(audio, Reused)
         except Rejected as error:
             rejected[plan.key] = error
-            if error.status == "screened":
-                lost_sec[plan.key] = duration_sec
-            continue
-        assert codes.shape[0] == facts.num_codebooks, codes.shape
-        assert codes.max() < facts.codebook_size, codes.max()
-        meta = _meta(plan, audio, quality)
-        flac = None
-        if spec.waveforms == "flac":
-            flac = reused.flac if reused else flac_16khz(audio)
-        num_reused += reused is not None
-        clips.append(Clip(plan.key, meta, codes, flac))
-        lengths = {"frames": codes.shape[1], "waveform_samples": flac_samples(flac) if flac else 0}
-        extra[plan.key] = {**lengths, **_index_columns(spec, plan, meta), **voice}
-    clips.sort(key=lambda clip: clip.key)
-    assert len(clips) + len(rejected) == len(spec.clips)
+            if error.status == "screened":  # after its audio was read: what can't be read has failed
+                lost_sec[plan.key] = audio.duration_sec
+    made.sort(key=lambda item: item[0].key)
+    assert len(made) + len(rejected) == len(spec.clips)
     path = spec.out / f"{spec.name}.tar"
+    rows, num_bytes, sha256 = [], 0, ""
     with explain_write_errors(spec.out, KEPT_SHARDS):
-        rows = [{**row, **extra[row["key"]]} for row in write_shard(path, clips)] if clips else []
-        num_bytes, sha256 = (path.stat().st_size, sha256_file(path)) if clips else (0, "")
+        if made:
+            places = write_shard(path, [clip for clip, _ in made])
+            rows = [{**place, **columns} for place, (_, columns) in zip(places, made, strict=True)]
+            num_bytes, sha256 = path.stat().st_size, sha256_file(path)
         report = ShardReport(spec.name, rows, rejected, lost_sec, num_bytes, sha256, num_reused)
         _write_fragment(spec, report)
     _clip_path(spec).unlink(missing_ok=True)
     return report
 
 
+def _make_clip(
+    spec: ShardSpec, plan: ClipPlan, audio: ClipAudio, tokenizer: HiggsAudioTokenizer, facts: CodecFacts
+) -> tuple[Clip, JsonObject]:
+    """(clip, its columns of the index besides those of its place in the tar). Raises Rejected if it is screened."""
+    where = str(plan.recording)
+    screen_figures(spec.screening, {"duration_sec": audio.duration_sec}, where)  # before hours of audio are measured
+    assert not isinstance(audio, TooLong), "audio of a length that the screening allows was not decoded"
+    quality = _screened_figures(spec, plan, audio)
+    voice = {}
+    if spec.screening.min_speaker_similarity is not None and not plan.augmentation:  # a copy goes with its clip
+        voice["voice"] = embed_voice(_samples(plan, audio))
+    if isinstance(audio, Reused):
+        codes, flac = audio.codes, audio.flac
+    else:
+        codes, flac = _encode(spec, plan, audio, tokenizer, facts)
+    quality["code_entropy_bits"] = code_entropy_bits(codes)
+    screen_figures(spec.screening, quality, where)
+    assert codes.shape[0] == facts.num_codebooks, codes.shape
+    assert codes.max() < facts.codebook_size, codes.max()
+    meta = _meta(plan, audio, quality)
+    clip = Clip(plan.key, meta, codes, flac)
+    lengths = {"frames": codes.shape[1], "waveform_samples": num_flac_samples(flac) if flac else 0}
+    return clip, {**lengths, **_index_columns(spec, plan, meta), **voice}
+
+
+def _encode(
+    spec: ShardSpec, plan: ClipPlan, decoded: Decoded, tokenizer: HiggsAudioTokenizer, facts: CodecFacts
+) -> tuple[npt.NDArray[np.uint16], bytes | None]:
+    """(codes [codebooks, frames], FLAC file where the shards keep waveforms), with noise where it is planned."""
+    audio, waveform = decoded.audio, decoded.codec_waveform
+    if plan.augmentation:
+        audio = augment(audio, plan.augmentation, spec.noise, spec.room_responses)
+        waveform = resample_to_codec(audio.waveform, audio.sample_rate_hz, facts.sample_rate_hz)
+    codes = encode_waveform(tokenizer, waveform, facts.sample_rate_hz)
+    return codes, flac_16khz(audio) if spec.waveforms == "flac" else None
+
+
 def _num_readers(spec: ShardSpec, plans: list[ClipPlan]) -> int:
-    """Threads that read ahead; none where a worker has died over this shard, so that the clip in work is to blame."""
+    """How many threads read ahead; 0 where a worker died over this shard: the clip in progress is then the cause."""
     if spec.num_readers == 0 or _clip_path(spec).is_file():
         return 0
-    _begin_clip(spec, plans[0])  # a thread may end this worker before any clip is in work: the next one must know
+    _begin_clip(spec, plans[0])  # a thread may end this worker before it begins a clip: the next worker must know
     return spec.num_readers
 
 
-def _read(
-    spec: ShardSpec, earlier: EarlierCorpus | None, codec_rate_hz: int, plan: ClipPlan
-) -> tuple[float, Audio | Reused | None, np.ndarray | None]:
-    """(seconds, samples, samples at the codec's rate); no samples of what is far too long: hours are not decoded."""
+def _read(spec: ShardSpec, earlier: EarlierCorpus | None, codec_rate_hz: int, plan: ClipPlan) -> ClipAudio:
+    """The clip's audio. Raises Rejected for what can't be read, and where workers died over the clip."""
     if plan.key in spec.culprits:
         raise spec.culprits[plan.key]
-    duration_sec = plan.recording.longer_than(spec.screening.longest_sec)
-    if duration_sec:
-        return duration_sec, None, None
-    reused = earlier.find(plan) if earlier else None
-    if reused:
-        return reused.duration_sec, reused, None
+    if duration_sec := plan.recording.duration_if_longer(spec.screening.longest_sec):
+        return TooLong(duration_sec)
+    if earlier and (reused := earlier.find(plan, waveform=spec.waveforms == "flac")):
+        return reused
     audio = plan.recording.decode()
-    return audio.duration_sec, audio, resample_to_codec(audio.waveform, audio.sample_rate_hz, codec_rate_hz)
+    waveform = resample_to_codec(audio.waveform, audio.sample_rate_hz, codec_rate_hz)
+    return Decoded(audio.duration_sec, audio.sha256, audio, waveform)
 
 
 def _clip_path(spec: ShardSpec) -> Path:
@@ -136,55 +177,51 @@ def _clip_path(spec: ShardSpec) -> Path:
 
 
 def _begin_clip(spec: ShardSpec, plan: ClipPlan) -> None:
-    """Leave word of the clip in work, for whoever finds the worker dead."""
+    """Write down which clip is in progress, for `clip_in_progress`."""
     with explain_write_errors(spec.out, KEPT_SHARDS):
         _clip_path(spec).parent.mkdir(exist_ok=True)
         _clip_path(spec).write_text(plan.key)
 
 
-def clip_in_work(spec: ShardSpec) -> ClipPlan | None:
-    """The clip a worker that died had in work; None where it had come to none."""
+def clip_in_progress(spec: ShardSpec) -> ClipPlan | None:
+    """The clip that a worker was at when it died; None where it had begun none."""
     path = _clip_path(spec)
     key = path.read_text() if path.is_file() else None
     return next((plan for plan in spec.clips if plan.key == key), None)
 
 
 def load_screening_networks(screening: Screening) -> None:
-    """Load what the screening listens with, for workers that are forked from here to share."""
+    """Load the networks that the screening needs, so that workers forked from here share them."""
     if screening.min_speech_share is not None:
         load_detector()
     if screening.min_speaker_similarity is not None:
         load_encoder()
 
 
-def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) -> dict[str, float]:
-    """What is known of a clip before it is encoded, and made noisy; raises Rejected where the screening drops it."""
+def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Decoded | Reused) -> dict[str, float]:
+    """Figures of a clip before it is encoded and made noisy. Raises Rejected where the screening drops it."""
     where = str(plan.recording)
-    screen(spec.screening, {"duration_sec": audio.duration_sec}, where)  # before hours of audio are measured
-    figures = dict(audio.figures) if isinstance(audio, Reused) else audio_figures(audio)
+    figures = dict(audio.figures) if isinstance(audio, Reused) else audio_figures(audio.audio)
     known_speech_share = figures.pop("speech_share", None)
     if plan.text:
         silence_sec = figures["leading_silence_sec"] + figures["trailing_silence_sec"]
         figures |= text_figures(normalise_text(plan.text), audio.duration_sec - silence_sec)
     if not claims_arabic(spec.screening, plan.language):
         figures.pop("arabic_share", None)
-    screen(spec.screening, figures, where)
+    screen_figures(spec.screening, figures, where)
     if spec.screening.min_speech_share is not None:  # last: the others cost next to nothing
-        figures["speech_share"] = known_speech_share
         if known_speech_share is None:
-            figures["speech_share"] = speech_share(plan.recording.decode() if isinstance(audio, Reused) else audio)
-        screen(spec.screening, figures, where)
+            known_speech_share = speech_share(_samples(plan, audio))
+        figures["speech_share"] = known_speech_share
+        screen_figures(spec.screening, figures, where)
     return figures
 
 
-def _voice(spec: ShardSpec, plan: ClipPlan, audio: Audio | Reused) -> dict[str, str | None]:
-    """What tells whose voice a clip is in, where the screening asks for it; a noisy copy is judged by its clip."""
-    if spec.screening.min_speaker_similarity is None or plan.augmentation:
-        return {}
-    return {"voice": embed_voice(plan.recording.decode() if isinstance(audio, Reused) else audio)}
+def _samples(plan: ClipPlan, audio: Decoded | Reused) -> Audio:
+    return plan.recording.decode() if isinstance(audio, Reused) else audio.audio
 
 
-def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> dict:
+def _meta(plan: ClipPlan, audio: Decoded | Reused, quality: dict[str, float]) -> JsonObject:
     return {
         "text": plan.text,
         "speaker": plan.speaker,
@@ -199,7 +236,7 @@ def _meta(plan: ClipPlan, audio: Audio | Reused, quality: dict[str, float]) -> d
     }
 
 
-def _index_columns(spec: ShardSpec, plan: ClipPlan, meta: dict) -> dict:
+def _index_columns(spec: ShardSpec, plan: ClipPlan, meta: JsonObject) -> JsonObject:
     num_tokens = read_base_model(spec.model).num_tokens
     return {
         "text_tokens": num_tokens(meta["text_normalised"]),
@@ -209,15 +246,15 @@ def _index_columns(spec: ShardSpec, plan: ClipPlan, meta: dict) -> dict:
         "language": plan.language,
         "draws_reference": plan.draws_reference,
         "derived_from": plan.derived_from,
-        "dialogues": [_planned(spec, plan.key, *numbered) for numbered in enumerate(plan.dialogues)],
+        "dialogues": [_dialogue_columns(spec, plan.key, *numbered) for numbered in enumerate(plan.dialogues)],
         **{name: meta["quality"].get(name) for name in QUALITY},
         "source_sha256": meta["source_sha256"],
         "num_digits": num_digits(meta["text_normalised"]),
     }
 
 
-def _planned(spec: ShardSpec, key: str, position: int, stored: dict) -> dict:
-    """What the index says of a dialogue of the clip `key`."""
+def _dialogue_columns(spec: ShardSpec, key: str, position: int, stored: JsonObject) -> JsonObject:
+    """What the index holds of a dialogue of the clip `key`."""
     dialogue = read_dialogue(stored, key, spec.system_text)
     stream_tokens, text_labels = read_base_model(spec.model).dialogue_tokens(dialogue)
     audios = [audio._asdict() for audio in audios_of(dialogue)]
@@ -242,7 +279,7 @@ def _write_fragment(spec: ShardSpec, report: ShardReport) -> None:
 
 
 def read_finished(spec: ShardSpec) -> ShardReport | None:
-    """The report of this very spec if it was finished, perhaps by an earlier run, else None."""
+    """The report of a finished shard, perhaps of an earlier run; None where tar or fragment are not of this spec."""
     path, tar = _fragment_path(spec), spec.out / f"{spec.name}.tar"
     if not path.is_file():
         return None
@@ -255,12 +292,12 @@ def read_finished(spec: ShardSpec) -> ShardReport | None:
 
 
 def discard_fragment(spec: ShardSpec) -> None:
-    """Make a finished shard unfinished."""
+    """Make a finished shard count as unfinished."""
     _fragment_path(spec).unlink()
 
 
 def remove_unfinished(specs: Sequence[ShardSpec]) -> None:
-    """Remove what workers that were stopped had begun to write, and their word of the clip in work."""
+    """Remove the partial files of workers that were stopped, and their notes of the clip in progress."""
     names = {spec.name for spec in specs}
     for folder in {folder for spec in specs for folder in (spec.out, _fragment_path(spec).parent)}:
         for path in folder.glob(".shard-*"):

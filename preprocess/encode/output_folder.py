@@ -1,4 +1,4 @@
-"""The output folder across runs: what it was started with, one run at a time, and no leftovers."""
+"""The output folder across runs: the same settings in each, one run at a time, no leftovers of earlier runs."""
 
 import contextlib
 import importlib.metadata
@@ -13,6 +13,7 @@ import torch
 from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ
 from preprocess.common.errors import InputError, explain_write_errors
 from preprocess.common.files import write_json
+from preprocess.common.json_file import JsonObject, flatten
 from preprocess.common.locks import locked
 from preprocess.corpus.base_model import BaseModel
 from preprocess.corpus.codec_facts import CodecFacts
@@ -27,7 +28,7 @@ SETTINGS_FILE = "settings.json"
 _BEGIN_LOCK, _SLICES_FILE = ".begin.lock", "slices.json"
 _OTHER_FILE_SYSTEM = "Name a folder on another file system with --out."
 _LOCK_PATIENCE_SEC = 3.0  # forked workers of a killed run hold its locks a moment longer
-# Packages that a code, a waveform, a token or a figure may depend on.
+# Packages on whose version codes, waveforms, tokens or figures may depend.
 _PINNED = (
     "boson-multimodal",
     "librosa",
@@ -44,8 +45,8 @@ _PINNED = (
 )
 
 
-def corpus_settings(settings: Settings, manifest: Manifest, base: BaseModel, codec: CodecFacts) -> dict:
-    """All that decides what the corpus holds; recorded in corpus.json, and the same for every run on a folder."""
+def corpus_settings(settings: Settings, manifest: Manifest, base: BaseModel, codec: CodecFacts) -> JsonObject:
+    """Everything that decides what the corpus holds. corpus.json records it; all runs on a folder share it."""
     flac = {"format": "flac", "sample_rate_hz": WAVEFORM_SAMPLE_RATE_HZ}
     return {
         "format_version": FORMAT_VERSION,
@@ -77,11 +78,11 @@ def corpus_settings(settings: Settings, manifest: Manifest, base: BaseModel, cod
 
 
 @contextlib.contextmanager
-def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterator[None]:
-    """Hold `out`, or one slice of it, for this run.
+def hold_folder(out: Path, settings: JsonObject, part: Slice | None = None) -> Iterator[None]:
+    """Make `out` where it is missing, and lock it, or one slice of it, for this run until the block ends.
 
-    Raises InputError if another run holds it, if it was started otherwise, or with another number of slices, if its
-    file system has no locks, and, until the block ends, if it can't be written.
+    Raises InputError if another run holds it, if it was started with other settings or another number of slices, if
+    its file system has no locks, and, until the block ends, if it can't be written.
     """
     path = out / SETTINGS_FILE
     own = {SETTINGS_FILE, f".{SETTINGS_FILE}.partial", _BEGIN_LOCK}
@@ -94,21 +95,21 @@ def open_folder(out: Path, settings: dict, part: Slice | None = None) -> Iterato
         )
     with explain_write_errors(out, KEPT_SHARDS), contextlib.ExitStack() as held:
         out.mkdir(parents=True, exist_ok=True)
-        with locked(out / _BEGIN_LOCK, _OTHER_FILE_SYSTEM):  # slices may begin at once
+        with locked(out / _BEGIN_LOCK, _OTHER_FILE_SYSTEM):  # slices may begin at the same moment
             if not path.is_file():
                 write_json(path, settings, sort_keys=True, ensure_ascii=False)
             held.enter_context(_held(path, "another run that is writing here", shared=part is not None))
-            _compare(out, json.loads(path.read_text()), settings)
+            _refuse_other_settings(out, json.loads(path.read_text()), settings)
             if part:
                 held.enter_context(_held(out / f".slice-{part.number}.lock", f"another run of slice {part}"))
                 _refuse_other_count(out / _SLICES_FILE, part.count)
-            (out / CORPUS_FILE).unlink(missing_ok=True)  # the folder is finished again when this run is
+            (out / CORPUS_FILE).unlink(missing_ok=True)  # until this run ends, the folder is not finished
         yield
 
 
 @contextlib.contextmanager
-def finishing(out: Path) -> Iterator[None]:
-    """Wait for other slices that write index and corpus.json at this moment."""
+def hold_finish(out: Path) -> Iterator[None]:
+    """Lock the writing of index and corpus.json until the block ends: two slices may end at the same moment."""
     try:
         with locked(out / _BEGIN_LOCK, _OTHER_FILE_SYSTEM):
             yield
@@ -130,32 +131,25 @@ def _refuse_other_count(path: Path, count: int) -> None:
         raise InputError(
             str(path),
             f"--slice i/{count}",
-            f"--slice i/{before}, as other slices of this folder have it",
-            f"Use {before} slices, or the command without --slice, which makes all that is missing.",
+            f"--slice i/{before}, as other runs on this folder have it",
+            f"Use {before} slices, or the command without --slice: it makes all missing shards.",
         )
 
 
-def _compare(out: Path, before: dict, now: dict) -> None:
-    before, now = _flat(before), _flat(now)
+def _refuse_other_settings(out: Path, before: JsonObject, now: JsonObject) -> None:
+    before, now = flatten(before), flatten(now)
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names:
         raise InputError(
             str(out),
             "; ".join(f"{name} = {now.get(name)!r}" for name in names),
-            "; ".join(f"{name} = {before.get(name)!r}" for name in names) + ", as the folder was started",
+            "; ".join(f"{name} = {before.get(name)!r}" for name in names) + ", as in earlier runs on this folder",
             "Give the same settings to continue, or name a new folder with --out.",
         )
 
 
-def _flat(settings: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def clean(out: Path, reports: list[ShardReport]) -> None:
-    """Remove what killed runs and earlier plans left: a folder holds the shards of its corpus.json alone."""
+def remove_leftovers(out: Path, reports: list[ShardReport]) -> None:
+    """Remove files of killed runs and earlier plans, so that the folder holds the shards of its corpus.json alone."""
     tars = {f"{report.name}.tar" for report in reports if report.rows}
     fragments = {f"{report.name}.json" for report in reports}
     leftovers = [*out.glob("shard-*.tar"), *out.glob(".*.partial"), *out.glob(".slice-*.lock"), out / _SLICES_FILE]

@@ -1,27 +1,28 @@
-"""Where work runs on many machines: a Ray cluster, one task a job, one core a task.
+"""Work on many machines: a Ray cluster, one task per job, one core per task.
 
     python -m pip install --no-deps -r requirements-cluster.txt        on every node
     ray start --head                                                   and `ray start --address=...` on the others
     python -m preprocess.shard ... --executor ray
 
-Ray schedules; nothing here does. Manifest, recordings, models and --out lie on a file system that all nodes share,
-under the same paths, and the project is installed on each.
+Ray schedules the tasks. Manifest, recordings, models and --out lie on a file system that all nodes share, under the
+same paths, and the project is installed on each node.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from preprocess.common.errors import InputError
-from preprocess.encode.local_pool import TRIES, WorkerDied
+from preprocess.encode.local_pool import TRIES, Job, Result, WorkerDied
 
 
 def run_ray(
-    work: Callable[[Any], Any], jobs: Sequence[Any], on_progress: Callable[[Any], None] = lambda result: None
-) -> Iterator[tuple[int, Any]]:
-    """(job's number, result of `work(job)` or WorkerDied), as they come; a task that dies has one more try.
+    work: Callable[[Job], Result], jobs: Sequence[Job], on_progress: Callable[[Result], None] = lambda result: None
+) -> Generator[tuple[int, Result | WorkerDied], None, None]:
+    """(job's number, result of `work(job)` or WorkerDied), in the order in which jobs end.
 
-    Joins the cluster that is there (RAY_ADDRESS, or one started on this machine), else starts one of this
-    machine's cores. An exception in `work` ends the run. `on_progress` hears each result.
+    A task whose worker dies is tried once more. Joins the cluster that is there (RAY_ADDRESS, or one started on this
+    machine), else starts one on this machine's cores. An exception in `work` is raised here: an InputError as it is.
+    `on_progress` is called with each result.
     """
     ray = _import_ray()
     if not ray.is_initialized():
@@ -37,7 +38,7 @@ def run_ray(
                     on_progress(result)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause if isinstance(error.cause, InputError) else error from None
-                except ray.exceptions.RayError as error:  # the worker, its memory or its node
+                except ray.exceptions.RayError as error:  # the worker, its memory or its node failed
                     result = WorkerDied(type(error).__name__)
                 yield number, result
     finally:
@@ -45,10 +46,10 @@ def run_ray(
             ray.cancel(reference, force=True)
 
 
-def _single_threaded(work: Callable[[Any], Any], job: Any) -> Any:
+def _single_threaded(work: Callable[[Job], Result], job: Job) -> Result:
     import torch
 
-    torch.set_num_threads(1)  # as in the local pool: other numbers of threads may round otherwise
+    torch.set_num_threads(1)  # as in the local pool: another number of threads may round differently
     return work(job)
 
 

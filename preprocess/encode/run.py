@@ -1,18 +1,19 @@
-"""Run the plan: keep the shards that are finished, make the others, and outlive workers that die."""
+"""Make the shards of a plan: keep the finished ones, make the others, and go on where workers die."""
 
 import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from tqdm import tqdm
 
 from preprocess.audio.decode import Header
-from preprocess.common.errors import InputError, Rejected
+from preprocess.common.errors import InputError, Rejected, join_some
 from preprocess.encode.failure_budget import refuse_many_failures
 from preprocess.encode.local_pool import TRIES, WorkerDied, run_local
 from preprocess.encode.make_shard import (
     ShardReport,
-    clip_in_work,
+    clip_in_progress,
     discard_fragment,
     make_shard,
     read_finished,
@@ -20,30 +21,28 @@ from preprocess.encode.make_shard import (
 )
 from preprocess.encode.ray_pool import run_ray
 from preprocess.plan.clips import ClipPlan
+from preprocess.plan.settings import Settings
 from preprocess.plan.shard_specs import ShardSpec
 
 _DIED = "worker_died"
+_LITTLE_MEMORY = "if memory ran out (exit code -9), with fewer --workers."
 
 
 def make_shards(
-    specs: list[ShardSpec],
-    headers: dict[str, Header],
-    num_workers: int,
-    max_failure_share: float,
-    executor: str = "local",
+    settings: Settings, specs: list[ShardSpec], headers: dict[str, Header], num_workers: int
 ) -> list[ShardReport]:
-    """A report for every spec, in the plan's order. executor: local, with `num_workers` processes, or ray.
+    """One report per spec, in the plan's order. num_workers: processes of the local executor.
 
-    A clip over which a worker dies twice is left out, named, and tried again by the next run. Raises InputError
-    where more than `max_failure_share` of the clips fail.
+    A clip over which two workers died is rejected; the next run tries it again. Raises InputError where more than
+    --max-failure-share of the clips fail.
     """
     reports = {spec.name: report for spec in specs if (report := _keep_finished(spec))}
     to_make = [spec for spec in specs if spec.name not in reports]
-    to_make.sort(key=lambda spec: -_seconds(spec, headers))  # the longest first: none alone at the end
+    to_make.sort(key=lambda spec: -_duration_sec(spec, headers))  # longest first: no worker is left alone at the end
     if reports:
         print(f"{len(reports)} of {len(specs)} shards are finished already and kept", flush=True)
     try:
-        _make(to_make, reports, headers, num_workers, max_failure_share, executor)
+        _make_missing(settings, to_make, reports, headers, num_workers)
     except KeyboardInterrupt as stop:
         remove_unfinished([spec for spec in to_make if spec.name not in reports])
         stop.add_note(
@@ -53,40 +52,37 @@ def make_shards(
     return [reports[spec.name] for spec in specs]
 
 
-def _make(
+def _make_missing(
+    settings: Settings,
     to_make: list[ShardSpec],
     reports: dict[str, ShardReport],
     headers: dict[str, Header],
     num_workers: int,
-    max_failure_share: float,
-    executor: str,
 ) -> None:
     """Put a report of each shard into `reports`, as soon as it is made."""
-    with _ProgressBar(to_make, headers) as bar:
+    with _progress_bar(to_make, headers) as add_sec:
         while to_make:
             died = []
-            if executor == "ray":
-                results = run_ray(make_shard, to_make, lambda report: bar.add(_seconds_written(report)))
+            if settings.executor == "ray":
+                results = run_ray(
+                    make_shard, to_make, lambda report: add_sec(sum(row["duration_sec"] for row in report.rows))
+                )
             else:
-                results = run_local(make_shard, to_make, num_workers, bar.add)
-            with contextlib.closing(results):  # an error ends the workers now: they hold the folder's lock
+                results = run_local(make_shard, to_make, num_workers, add_sec)
+            with contextlib.closing(results):  # an error ends the workers at once: they hold the folder's lock
                 for number, result in results:
                     spec = to_make[number]
-                    if isinstance(result, WorkerDied) and (clip := clip_in_work(spec)):
+                    if isinstance(result, WorkerDied) and (clip := clip_in_progress(spec)):
                         died.append(replace(spec, culprits={**spec.culprits, clip.key: _culprit(clip, result)}))
                         continue
                     reports[spec.name] = _all_failed(spec, result) if isinstance(result, WorkerDied) else result
-                    refuse_many_failures("encoding", *_failures(reports), max_failure_share)
+                    refuse_many_failures("encoding", *_rejected(reports), settings.max_failure_share)
             to_make = died
 
 
-def _seconds(spec: ShardSpec, headers: dict[str, Header]) -> float:
-    """Seconds of audio in a shard, by the headers; of a clip no more than is used."""
+def _duration_sec(spec: ShardSpec, headers: dict[str, Header]) -> float:
+    """Seconds of audio in a shard, by the headers; each clip counts for at most the longest that screening allows."""
     return sum(min(headers[clip.key].duration_sec, spec.screening.longest_sec) for clip in spec.clips)
-
-
-def _seconds_written(report: ShardReport) -> float:
-    return sum(row["duration_sec"] for row in report.rows)
 
 
 def split_by_state(specs: list[ShardSpec]) -> tuple[list[ShardReport], list[ShardSpec]]:
@@ -100,18 +96,17 @@ def refuse_missing(specs: list[ShardSpec]) -> None:
     """Raise InputError where --finalize finds shards that no slice has finished."""
     _, missing = split_by_state(specs)
     if missing:
-        names = ", ".join(spec.name for spec in missing[:5]) + ", ..." * (len(missing) > 5)
         raise InputError(
             str(missing[0].out),
-            f"{len(missing)} of {len(specs)} shards not finished: {names}",
+            f"{len(missing)} of {len(specs)} shards not finished: {join_some((spec.name for spec in missing), 5)}",
             "all shards finished",
             "Run the slices that stopped again, or the same command with neither --slice nor --finalize: it makes "
-            "what is missing.",
+            "the missing shards.",
         )
 
 
 def _keep_finished(spec: ShardSpec) -> ShardReport | None:
-    """The report of a finished shard, unless a clip of it deserves another try."""
+    """The report of a finished shard; None where a worker died over one of its clips, which is then tried again."""
     report = read_finished(spec)
     if report and any(error.reason == _DIED for error in report.rejected.values()):
         discard_fragment(spec)
@@ -119,62 +114,43 @@ def _keep_finished(spec: ShardSpec) -> ShardReport | None:
     return report
 
 
-def _failures(reports: dict[str, ShardReport]) -> tuple[list[Rejected], int]:
+def _rejected(reports: dict[str, ShardReport]) -> tuple[list[Rejected], int]:
+    """(why clips were rejected, number of clips) of all shards made so far."""
     rejected = [error for report in reports.values() for error in report.rejected.values()]
-    failed = [error for error in rejected if error.status == "failed"]
-    return failed, len(rejected) + sum(len(report.rows) for report in reports.values())
+    return rejected, len(rejected) + sum(len(report.rows) for report in reports.values())
 
 
 def _culprit(clip: ClipPlan, died: WorkerDied) -> Rejected:
-    return Rejected(
-        "failed",
-        _DIED,
-        str(clip.recording),
-        f"{TRIES} workers that died over this clip ({died.how})",
-        "audio that can be decoded and encoded",
-        "Look at the file. Run the same command again to try it again; if memory ran out (exit code -9), with fewer "
-        "--workers.",
-    )
+    found = f"{TRIES} workers that died over this clip ({died.how})"
+    action = f"Check the file. Run the same command again to try it again; {_LITTLE_MEMORY}"
+    return Rejected("failed", _DIED, str(clip.recording), found, "audio that can be decoded and encoded", action)
 
 
 def _all_failed(spec: ShardSpec, died: WorkerDied) -> ShardReport:
-    """No fragment is written: the next run tries again."""
-    rejected = {
-        clip.key: Rejected(
-            "failed",
-            _DIED,
-            str(clip.recording),
-            f"{TRIES} workers that died before they began the first clip of {spec.name} ({died.how})",
-            "a worker that can start",
-            "Run the same command again; if memory ran out (exit code -9), with fewer --workers.",
-        )
-        for clip in spec.clips
-    }
+    """A report in which every clip has failed. It is in no fragment, so that the next run tries the shard again."""
+    found = f"{TRIES} workers that died before they began the first clip of {spec.name} ({died.how})"
+    parts = found, "a worker that can start", f"Run the same command again; {_LITTLE_MEMORY}"
+    rejected = {clip.key: Rejected("failed", _DIED, str(clip.recording), *parts) for clip in spec.clips}
     return ShardReport(spec.name, [], rejected, {}, 0, "")
 
 
-class _ProgressBar:
-    """Hours of audio done, and how many times faster than real time."""
+@contextlib.contextmanager
+def _progress_bar(specs: list[ShardSpec], headers: dict[str, Header]) -> Iterator[Callable[[float], None]]:
+    """A bar of hours of audio, and how much faster than real time they are done; gives what adds seconds to it."""
+    total_hours = sum(_duration_sec(spec, headers) for spec in specs) / 3600
+    start, done_sec = time.monotonic(), 0.0
+    with tqdm(
+        total=total_hours,
+        desc="encoding",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.3f}/{total:.3f} h [{elapsed}<{remaining}{postfix}]",
+        disable=not specs,
+    ) as bar:
 
-    def __init__(self, specs: list[ShardSpec], headers: dict[str, Header]) -> None:
-        total_hours = sum(_seconds(spec, headers) for spec in specs) / 3600
-        self.bar = tqdm(
-            total=total_hours,
-            desc="encoding",
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.3f}/{total:.3f} h [{elapsed}<{remaining}{postfix}]",
-            disable=not specs,
-        )
-        self.start, self.audio_sec = time.monotonic(), 0.0
+        def add_sec(audio_sec: float) -> None:
+            nonlocal done_sec
+            done_sec += audio_sec
+            speed = done_sec / max(time.monotonic() - start, 1e-9)
+            bar.set_postfix_str(f"{speed:.1f}x real time", refresh=False)
+            bar.update(min(audio_sec / 3600, total_hours - bar.n))  # headers may promise less audio than there is
 
-    def add(self, audio_sec: float) -> None:
-        self.audio_sec += audio_sec
-        speed = self.audio_sec / max(time.monotonic() - self.start, 1e-9)
-        self.bar.set_postfix_str(f"{speed:.1f}x real time", refresh=False)
-        # Headers may promise less than there is.
-        self.bar.update(min(audio_sec / 3600, self.bar.total - self.bar.n))
-
-    def __enter__(self) -> "_ProgressBar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
+        yield add_sec

@@ -1,20 +1,21 @@
-"""After the shards: both accounts, the validation split, index.parquet, failures.jsonl and corpus.json.
+"""After the shards: the accounts of rows and clips, the validation split, index.parquet, failures.jsonl, corpus.json.
 
-What needs more than one clip is decided here, as columns of the index, never inside a shard.
+Decisions that need more than one clip are made here and stored as columns of the index, never inside a shard.
 """
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.files import write_atomically
+from preprocess.common.json_file import JsonObject
 from preprocess.corpus.dialogue import reference_keys
 from preprocess.corpus.shards import FAILURES_FILE, write_corpus
 from preprocess.encode.make_shard import ShardReport
-from preprocess.finish.duplicates import Duplicates, clips_in_validation, find_duplicates, overlapping_pairs
+from preprocess.finish.duplicates import Duplicates, Rows, clips_in_validation, find_duplicates, overlapping_pairs
 from preprocess.finish.held_out import held_out_speakers
 from preprocess.finish.speaker_outliers import find_speaker_outliers
 from preprocess.judges.pace import speech_facts
@@ -22,36 +23,36 @@ from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable, Use
 from preprocess.plan.screening import Screening
 
-# Why a clip of a finished shard serves no row: by whether it is a target.
+# Reason for an unused clip: {is it a target: reason}.
 _LOST = {True: "reference_lost", False: "target_lost"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished corpus holds, for the summary and for corpus.json."""
+    """What a finished corpus holds, for the summary and for corpus.json. Noisy copies count in `derived` alone."""
 
-    rows: dict[str, int]  # written, merged, screened, failed
-    clips: dict[str, int]  # written, screened, failed: the recordings, without their noisy copies
-    derived: dict[str, int]  # as clips, of noisy copies
-    rejected_rows: list[tuple[int, Rejected]]
+    rows: dict[str, int]  # manifest rows that were written, merged, screened, failed
+    clips: dict[str, int]  # clips that were written, screened, failed
+    derived: dict[str, int]  # the same for noisy copies
+    rejected_rows: list[tuple[int, Rejected]]  # (line, reason)
     hours: float
-    lost_hours: dict[str, float]
+    lost_hours: dict[str, float]  # by reason
     usable_samples: dict[str, int]  # by split
     speakers: dict[str, int]  # by split
 
 
-def finish(
+def finish_corpus(
     out: Path,
     manifest: Manifest,
     table: ClipTable,
     reports: list[ShardReport],
     rejected_clips: dict[str, Rejected],
-    settings: dict,
+    settings: JsonObject,
 ) -> Outcome:
-    """Write everything but the shards; raise InputError where no clip is left.
+    """Write everything but the shards: failures.jsonl, index.parquet, corpus.json. settings: for corpus.json.
 
-    The two accounts are asserted: each manifest row is written, merged, screened or failed; each clip is in
-    exactly one shard, or screened or failed.
+    Two accounts are asserted: each manifest row is written, merged, screened or failed; each clip is in exactly one
+    shard, or screened or failed. Raises InputError where no row can be used.
     """
     rows = {row["key"]: {**row, "use": True, "reason": None} for report in reports for row in report.rows}
     lost = {**rejected_clips, **{key: error for report in reports for key, error in report.rejected.items()}}
@@ -66,17 +67,17 @@ def finish(
     leaked = clips_in_validation(originals, table.clips, table.validation or set())
     left_out |= leaked
     duplicates = find_duplicates({key: row for key, row in originals.items() if key not in leaked}, table.clips)
-    unusable, written = lost | left_out, []
+    unusable = lost | left_out
+    written: list[Use] = []
     for use in table.uses:
-        error = _why_lost(manifest, table, use, unusable, duplicates)
-        if error:
+        if error := _why_lost(manifest, table, use, unusable, duplicates):
             rejected_rows.append((use.line, error))
         else:
             written.append(use)
     lines = [use.line for use in written] + [line for line, _ in rejected_rows]
     assert len(set(lines)) == len(lines) == manifest.num_rows, "a manifest row twice, or in no account"
     _mark_usable(originals, table, written, duplicates, left_out)
-    validation = _validation_clips(originals, table, written, settings["settings"])
+    validation = validation_clips(originals, table, written, settings["settings"])
     for key, row in originals.items():
         row["split"] = "val" if key in validation else "train"
     for key in copies & rows.keys():
@@ -92,7 +93,6 @@ def finish(
             f"The first problem: {rejected_rows[0][1]} All of them: {out / FAILURES_FILE}",
         )
     outcome = _outcome(originals, copies, reports, written, rejected_rows, lost, left_out)
-    shards = [_shard_facts(report) for report in reports if report.rows]
     write_corpus(
         out,
         list(rows.values()),
@@ -107,28 +107,25 @@ def finish(
             "samples": outcome.usable_samples,
             "speech": speech_facts(originals.values()),
             "digits": _digits(originals.values()),
-            "shards": shards,
+            "shards": [_shard_facts(report) for report in reports if report.rows],
         },
     )
     return outcome
 
 
 def _why_lost(
-    manifest: Manifest,
-    table: ClipTable,
-    use: Use,
-    lost: dict[str, Rejected],
-    duplicates: Duplicates,
+    manifest: Manifest, table: ClipTable, use: Use, lost: dict[str, Rejected], duplicates: Duplicates
 ) -> Rejected | None:
-    """Why a row is not in the corpus, from the clips it needs; None if all of them are written."""
+    """Why a row is not in the corpus; None if all clips that it needs are there."""
     where = manifest.where(use.line)
     if use.position is None and use.key in duplicates:
-        _, error = duplicates[use.key]
+        error = duplicates[use.key].error
         return error.at(f"{where} ({error.where})")
     if use.key in lost:
         return lost[use.key].at(f"{where} ({lost[use.key].where})")
-    error = next((lost[key] for key in _references(table, use) if key in lost), None)
-    return error and error.at(f"{where} (reference {error.where})", f"reference_{error.reason}")
+    for error in (lost[key] for key in _references(table, use) if key in lost):
+        return error.at(f"{where} (reference {error.where})", f"reference_{error.reason}")
+    return None
 
 
 def _references(table: ClipTable, use: Use) -> list[str]:
@@ -139,9 +136,9 @@ def _references(table: ClipTable, use: Use) -> list[str]:
 
 
 def _mark_usable(
-    rows: dict[str, dict], table: ClipTable, written: list[Use], duplicates: Duplicates, left_out: dict[str, Rejected]
+    rows: Rows, table: ClipTable, written: list[Use], duplicates: Duplicates, left_out: dict[str, Rejected]
 ) -> None:
-    """Keep the dialogues that are whole; a clip that no row needs any more is not used."""
+    """Keep the dialogues of written rows, and mark each clip that none of these rows needs as unused."""
     targets = {use.key for use in table.uses}
     needed = {use.key for use in written} | {key for use in written for key in _references(table, use)}
     kept = {(use.key, use.position) for use in written}
@@ -149,16 +146,15 @@ def _mark_usable(
         row["dialogues"] = [d for d in row["dialogues"] if (key, d["position"]) in kept]
         row["draws_reference"] &= key not in duplicates
         if key not in needed:
-            row["use"] = False
-            row["reason"] = _LOST[key in targets]
+            row["use"], row["reason"] = False, _LOST[key in targets]
             if key in duplicates:
-                row["reason"] = duplicates[key][0]
+                row["reason"] = duplicates[key].reason
             elif key in left_out:
                 row["reason"] = left_out[key].reason
 
 
-def _follow_original(row: dict, original: dict | None) -> None:
-    """A noisy copy is used where its clip is, but in validation, which stays clean."""
+def _follow_original(row: JsonObject, original: JsonObject | None) -> None:
+    """Use a noisy copy where the clip that it is made of is used, except in validation, which stays clean."""
     row["split"] = original["split"] if original else "train"
     if original is None:
         row["use"], row["reason"] = False, "original_lost"
@@ -168,19 +164,22 @@ def _follow_original(row: dict, original: dict | None) -> None:
         row["use"], row["reason"] = False, "validation_stays_clean"
 
 
-def _validation_clips(rows: dict[str, dict], table: ClipTable, written: list[Use], choice: dict) -> set[str]:
-    """Keys of the validation split: the clips of --val-manifest, or all clips of the voices that are held out."""
+def validation_clips(rows: Rows, table: ClipTable, written: list[Use], settings: JsonObject) -> set[str]:
+    """Keys of the validation split: the clips of --val-manifest, or all clips of the speakers that are held out.
+
+    rows: index rows of recordings by key. settings: val_speakers and seed, as corpus.json has them.
+    """
     if table.validation is not None:
         return table.validation
     pairs = [(use.key, key) for use in written for key in _references(table, use)]
     pairs += overlapping_pairs({key: row for key, row in rows.items() if row["use"]}, table.clips)
-    voices = held_out_speakers(
+    held_out = held_out_speakers(
         [(row["speaker"], row["duration_sec"]) for row in rows.values() if row["use"]],
         [(rows[one]["speaker"], rows[other]["speaker"]) for one, other in pairs],
-        choice["val_speakers"],
-        choice["seed"],
+        settings["val_speakers"],
+        settings["seed"],
     )
-    return {key for key, row in rows.items() if row["speaker"] in voices}
+    return {key for key, row in rows.items() if row["speaker"] in held_out}
 
 
 def _write_failures(
@@ -194,7 +193,7 @@ def _write_failures(
 
 
 def _outcome(
-    rows: dict[str, dict],
+    rows: Rows,
     copies: set[str],
     reports: list[ShardReport],
     written: list[Use],
@@ -202,11 +201,8 @@ def _outcome(
     lost: dict[str, Rejected],
     left_out: dict[str, Rejected],
 ) -> Outcome:
-    """rows: those of recordings. copies: keys of the noisy ones, which count as nothing but copies."""
-    status = Counter(error.status for _, error in rejected_rows)
-    lost_status = Counter(error.status for key, error in lost.items() if key not in copies)
-    copy_status = Counter(lost[key].status for key in copies & lost.keys())
-    lost_hours = defaultdict(float)
+    """rows: index rows of recordings by key. copies: keys of noisy copies, which count in `derived` alone."""
+    lost_hours: defaultdict[str, float] = defaultdict(float)
     for report in reports:
         for key, seconds in sorted(report.lost_sec.items()):
             if key not in copies:
@@ -216,12 +212,9 @@ def _outcome(
             lost_hours[error.reason] += rows[key]["duration_sec"] / 3600
     speakers = {split: {r["speaker"] for r in rows.values() if r["split"] == split} for split in ("train", "val")}
     return Outcome(
-        rows={"written": len(written), **{name: status[name] for name in ("merged", "screened", "failed")}},
-        clips={"written": len(rows), **{name: lost_status[name] for name in ("screened", "failed")}},
-        derived={
-            "written": len(copies - lost.keys()),
-            **{name: copy_status[name] for name in ("screened", "failed")},
-        },
+        rows=_account(len(written), [error for _, error in rejected_rows], ("merged", "screened", "failed")),
+        clips=_account(len(rows), [lost[key] for key in lost.keys() - copies]),
+        derived=_account(len(copies - lost.keys()), [lost[key] for key in copies & lost.keys()]),
         rejected_rows=rejected_rows,
         hours=round(sum(rows[key]["duration_sec"] for key in sorted(rows)) / 3600, 6),
         lost_hours={reason: round(hours, 6) for reason, hours in sorted(lost_hours.items())},
@@ -230,13 +223,20 @@ def _outcome(
     )
 
 
-def _digits(rows: Iterable[dict]) -> dict[str, int]:
-    """Transcripts in use that hold digits, which a voice may read in many ways, and how many digits."""
+def _account(
+    num_written: int, errors: list[Rejected], statuses: Sequence[str] = ("screened", "failed")
+) -> dict[str, int]:
+    counts = Counter(error.status for error in errors)
+    return {"written": num_written, **{status: counts[status] for status in statuses}}
+
+
+def _digits(rows: Iterable[JsonObject]) -> dict[str, int]:
+    """How many transcripts in use hold digits, and how many digits: a digit can be read aloud in several ways."""
     counts = [row["num_digits"] for row in rows if row["use"]]
     return {"clips": sum(count > 0 for count in counts), "digits": sum(counts)}
 
 
-def _shard_facts(report: ShardReport) -> dict:
+def _shard_facts(report: ShardReport) -> JsonObject:
     return {
         "name": f"{report.name}.tar",
         "bytes": report.num_bytes,

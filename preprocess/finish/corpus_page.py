@@ -1,6 +1,6 @@
-"""report.html: a finished corpus on one page. What is in it, what was dropped and why, ten clips to hear.
+"""report.html: a finished corpus on one page: what is in it, what was dropped and why, ten clips to listen to.
 
-It is made of the corpus folder alone, says nothing of the clock, and is the same for the same corpus.
+It is made from the corpus folder alone and holds no date or time: the same corpus gives the same page.
 """
 
 import base64
@@ -14,22 +14,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.common.files import write_atomically
+from preprocess.common.json_file import JsonObject, flatten
 from preprocess.common.page import Markup, account_bar, escape, histogram, page, section, share_bar, table, tiles
 from preprocess.corpus.shards import FAILURES_FILE, Corpus
 
 REPORT_FILE = "report.html"
 _NUM_CLIPS, _NUM_SPEAKERS, _NUM_EXAMPLES = 10, 30, 3
-# Column of the index, whose thresholds are min_ and max_ of it in the screening recipe; title; unit.
+# (column of the index, title, unit); the screening recipe names the thresholds min_COLUMN and max_COLUMN.
 _PLOTS = (
     ("duration_sec", "Duration", "s"),
     ("rms_dbfs", "Loudness (RMS)", "dBFS"),
     ("bandwidth_hz", "Bandwidth", "Hz"),
     ("letters_per_sec", "Pace", "letters/s"),
-    ("code_entropy_bits", "Code entropy", "bits a codebook"),
+    ("code_entropy_bits", "Code entropy", "bits per codebook"),
     ("silence_share", "Silence", "of the clip"),
     ("speech_share", "Speech (silero-vad)", "of the clip"),
     ("speaker_similarity", "Voice, to the speaker's others", "similarity"),
 )
+_PLOTS_NOTE = "<p>Clips in use. A dashed line is a threshold of the screening; clips beyond it were dropped.</p>"
 
 
 def write_report(folder: Path) -> None:
@@ -37,23 +39,23 @@ def write_report(folder: Path) -> None:
     corpus = Corpus(folder)
     parts = [
         "<h1>Corpus report</h1>",
-        f"<p>{escape(_codec(corpus.info))}</p>",
+        f"<p>{escape(_describe_format(corpus.info))}</p>",
         section("What is in it", tiles(_tiles(corpus))),
         section("Every manifest row, every clip", *_accounts(corpus.info)),
-        section("What was dropped, and why", _dropped(corpus)),
-        section("Figures of the clips", f'<div class="plots">{"".join(_plots(corpus))}</div>', _thresholds_note()),
+        section("What was dropped, and why", _dropped_table(corpus)),
+        section("Figures of the clips", f'<div class="plots">{"".join(_plots(corpus))}</div>', _PLOTS_NOTE),
         section("Hours by language and speaker", _hours(corpus, "language"), "<p></p>", _hours(corpus, "speaker")),
-        section("Clips to hear", *_clips(corpus)),
-        section("Settings", _settings(corpus.info)),
+        section("Clips to listen to", *_clip_cards(corpus)),
+        section("Settings", _settings_table(corpus.info)),
     ]
     write_atomically(folder / REPORT_FILE, page("Corpus report", parts).encode())
 
 
-def _codec(info: dict) -> str:
+def _describe_format(info: JsonObject) -> str:
     codec = info["codec"]
     return (
-        f"{codec['num_codebooks']} codebooks of {codec['codebook_size']} codes, {codec['frame_rate_hz']:g} frames a "
-        f"second; text normaliser {info['layout']['normaliser_version']}; shard format {info['format_version']}"
+        f"{codec['num_codebooks']} codebooks of {codec['codebook_size']} codes, {codec['frame_rate_hz']:g} frames "
+        f"per second; text normaliser {info['layout']['normaliser_version']}; shard format {info['format_version']}"
     )
 
 
@@ -62,31 +64,33 @@ def _tiles(corpus: Corpus) -> list[tuple[str, str]]:
     tiles_shown = [
         (f"{info['hours']:.2f}", "hours"),
         (f"{info['clips']['written']:,}", "clips"),
-        *((f"{copies['written']:,}", "noisy copies, for reference") for copies in _copies(info)),
+        *((f"{copies['written']:,}", "noisy copies, for reference") for copies in _noisy_copies(info)),
         (f"{sum(info['samples'].values()):,}", "samples"),
         *((f"{count:,}", f"{split} speakers") for split, count in info["speakers"].items()),
         (f"{sum(info['lost_hours'].values()):.2f}", "hours dropped"),
         (f"{info['digits']['clips']:,}", f"transcripts with digits ({info['digits']['digits']:,})"),
     ]
     pace = info["speech"].get("sec_per_letter")
-    return tiles_shown + ([(f"{1000 * pace:.0f} ms", "a letter, median")] if pace else [])
+    return tiles_shown + ([(f"{1000 * pace:.0f} ms", "per letter, median")] if pace else [])
 
 
-def _accounts(info: dict) -> list[str]:
+def _accounts(info: JsonObject) -> list[str]:
     return [
         f"<p>{sum(info['rows'].values()):,} rows</p>{account_bar(info['rows'])}",
         f"<p>{sum(info['clips'].values()):,} clips</p>{account_bar(info['clips'])}",
-        *(f"<p>{sum(copies.values()):,} noisy copies</p>{account_bar(copies)}" for copies in _copies(info)),
+        *(f"<p>{sum(copies.values()):,} noisy copies</p>{account_bar(copies)}" for copies in _noisy_copies(info)),
     ]
 
 
-def _copies(info: dict) -> list[dict]:
+def _noisy_copies(info: JsonObject) -> list[dict[str, int]]:
+    """The account of noisy copies, where the corpus has any."""
     return [info["derived_clips"]] if "derived_clips" in info else []
 
 
-def _dropped(corpus: Corpus) -> str:
-    """A line a reason, rows and hours, with examples; what no row needs any more is of its row's reason."""
-    examples, counts = defaultdict(list), Counter()
+def _dropped_table(corpus: Corpus) -> str:
+    """One line per reason: rows and hours, with examples. A clip lost with its row has its reason."""
+    examples: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    counts: Counter[tuple[str, str]] = Counter()
     with open(corpus.folder / FAILURES_FILE, encoding="utf-8") as file:
         for record in map(json.loads, file):
             kind = record["status"], record["reason"]
@@ -107,36 +111,33 @@ def _dropped(corpus: Corpus) -> str:
 
 
 def _plots(corpus: Corpus) -> list[str]:
-    chosen, plots = corpus.info["settings"].get("screening", {}), []
-    used = corpus.index.filter(pc.and_(corpus.index.column("use"), _original(corpus)))
+    screening, plots = corpus.info["settings"]["screening"], []
+    used = corpus.index.filter(pc.and_(corpus.index.column("use"), _is_recording(corpus)))
     for column, title, unit in _PLOTS:
         values = used.column(column).drop_null().to_numpy().astype(np.float64)
-        limits = [chosen[f"{end}_{column}"] for end in ("min", "max") if chosen.get(f"{end}_{column}") is not None]
+        limits = [screening[name] for name in (f"min_{column}", f"max_{column}") if screening.get(name) is not None]
         if len(values):
             plots.append(histogram(title, unit, values, limits))
     return plots
 
 
-def _original(corpus: Corpus) -> pa.ChunkedArray:
-    """Whether a clip is a recording, not a noisy copy of one."""
+def _is_recording(corpus: Corpus) -> pa.ChunkedArray:
+    """Per clip, whether it is a recording and no noisy copy of one."""
     return pc.is_null(corpus.index.column("derived_from"))
 
 
-def _thresholds_note() -> str:
-    return "<p>Clips in use. A dashed line is a threshold of the screening; what lies beyond it was dropped.</p>"
-
-
 def _hours(corpus: Corpus, column: str) -> str:
-    """Hours and clips a value of the column, the largest first."""
-    seconds, clips = Counter(), Counter()
-    recordings = corpus.index.filter(_original(corpus))
+    """Hours and clips per value of the column, the most hours first."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    clips: Counter[str] = Counter()
+    recordings = corpus.index.filter(_is_recording(corpus))
     columns = (recordings.column(name).to_pylist() for name in (column, "duration_sec", "use"))
     for name, duration_sec, use in zip(*columns, strict=True):
         if use:
             seconds[name or "(not given)"] += duration_sec
             clips[name or "(not given)"] += 1
     largest = sorted(seconds, key=lambda name: (-seconds[name], name))
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, f"{seconds[name] / 3600:.3f}", f"{clips[name]:,}", share_bar(seconds[name] / seconds[largest[0]]))
         for name in largest[:_NUM_SPEAKERS]
     ]
@@ -147,7 +148,7 @@ def _hours(corpus: Corpus, column: str) -> str:
     return table((column, "hours", "clips", ""), rows, numbers=(1, 2))
 
 
-def _clips(corpus: Corpus) -> list[str]:
+def _clip_cards(corpus: Corpus) -> list[str]:
     """Clips drawn by the corpus's seed, with their waveforms inside the page."""
     index, seed = corpus.index, corpus.info["settings"]["seed"]
     columns = (index.column(name).to_pylist() for name in ("key", "use", "flac_bytes"))
@@ -155,11 +156,12 @@ def _clips(corpus: Corpus) -> list[str]:
     if not candidates:
         return ['<div class="card">The shards hold no waveforms (--waveforms none).</div>']
     candidates.sort(key=lambda item: hashlib.sha256(f"{seed}:hear:{item[0]}".encode()).digest())
-    return ['<div class="plots">', *(_clip(corpus, row) for _, row in sorted(candidates[:_NUM_CLIPS])), "</div>"]
+    return ['<div class="plots">', *(_clip_card(corpus, row) for _, row in sorted(candidates[:_NUM_CLIPS])), "</div>"]
 
 
-def _clip(corpus: Corpus, row: int) -> str:
+def _clip_card(corpus: Corpus, row: int) -> str:
     clip = corpus.clip(row, waveform=True)
+    assert clip.flac is not None
     quality = clip.meta["quality"]
     about = (
         f"{clip.meta['duration_sec']:.1f} s, {quality['rms_dbfs']:.0f} dBFS, {quality['bandwidth_hz'] / 1000:.1f} kHz"
@@ -174,14 +176,7 @@ def _clip(corpus: Corpus, row: int) -> str:
     )
 
 
-def _settings(info: dict) -> str:
+def _settings_table(info: JsonObject) -> str:
     groups = {name: info[name] for name in ("layout", "codec", "text_tokenizer", "waveforms", "settings", "pins")}
-    return table(("setting", "value"), sorted(_flat(groups)))
-
-
-def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        rows += _flat(value, f"{key}.") if isinstance(value, dict) else [(key, json.dumps(value, ensure_ascii=False))]
-    return rows
+    rows = [(name, json.dumps(value, ensure_ascii=False)) for name, value in sorted(flatten(groups).items())]
+    return table(("setting", "value"), rows)

@@ -1,70 +1,71 @@
-"""Recordings that are there twice, under two names: decided once all shards are made, by the sha256 of the source."""
+"""Recordings that are in the corpus twice, under two names: found by the sha256 of the source, after all shards."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from preprocess.common.errors import Rejected
+from preprocess.common.json_file import JsonObject
 from preprocess.corpus.text import normalise_text
 from preprocess.plan.clips import ClipPlan
 
-# By key: the reason in the index, and what the clip's rows are told.
-Duplicates = dict[str, tuple[str, Rejected]]
+
+class Duplicate(NamedTuple):
+    """Why a clip is no target: the reason in the index, and the error that failures.jsonl gives for its rows."""
+
+    reason: str
+    error: Rejected
 
 
-def find_duplicates(rows: dict[str, dict], clips: dict[str, ClipPlan]) -> Duplicates:
-    """Which clips whose reference is drawn are no targets, and why.
+Duplicates = dict[str, Duplicate]  # by key
+Rows = dict[str, JsonObject]  # rows of the index by key
 
-    Same words, speaker and own system text: all but the first are merged into it (`duplicate_of=KEY`). Where one of
-    them is another, none is used, since no one knows which is right (`two_transcripts`, `two_speakers`,
-    `two_system_texts`). Rows that name their reference stay: each is a prompt of its own.
+
+def find_duplicates(rows: Rows, clips: dict[str, ClipPlan]) -> Duplicates:
+    """Clips with a drawn reference that are no targets, because another clip has the same audio; by key, with why.
+
+    Where words, speaker and own system text are the same too, all clips but the first are merged into the first
+    (`duplicate_of=KEY`). Where they differ, no one knows which is right, and none of the clips is used
+    (`two_transcripts`, `two_speakers`, `two_system_texts`). Rows that name their reference stay.
     """
     groups = defaultdict(list)
     for key in sorted(rows):
         if rows[key]["draws_reference"]:
             recording = clips[key].recording
             groups[rows[key]["source_sha256"], recording.start_sec, recording.end_sec].append(key)
-    return {key: found for keys in groups.values() if len(keys) > 1 for key, found in _judge(keys, clips)}
+    same_audio = [[clips[key] for key in keys] for keys in groups.values() if len(keys) > 1]
+    return {key: duplicate for plans in same_audio for key, duplicate in _judge(plans).items()}
 
 
-def _judge(keys: list[str], clips: dict[str, ClipPlan]) -> list[tuple[str, tuple[str, Rejected]]]:
-    plans = [clips[key] for key in keys]
+def _judge(plans: list[ClipPlan]) -> Duplicates:
+    """Those of two or more clips of the same audio that are no targets."""
     for reason, what, values in (
         ("two_transcripts", "other words", {normalise_text(plan.text) for plan in plans}),
         ("two_speakers", "another speaker", {plan.speaker for plan in plans}),
         ("two_system_texts", "another system text", {plan.system_text for plan in plans}),
     ):
         if len(values) > 1:
-            return [(plan.key, (reason, _conflict(reason, what, plan, plans))) for plan in plans]
+            return {plan.key: Duplicate(reason, _conflict(reason, what, plan, plans)) for plan in plans}
     first, *others = plans
-    return [(plan.key, (f"duplicate_of={first.key}", _duplicate(plan, first))) for plan in others]
+    return {plan.key: Duplicate(f"duplicate_of={first.key}", _merged(plan, first)) for plan in others}
 
 
 def _conflict(reason: str, what: str, plan: ClipPlan, plans: list[ClipPlan]) -> Rejected:
     other = next(other for other in plans if other is not plan)
-    return Rejected(
-        "screened",
-        reason,
-        plan.source,
-        f"the same audio as {other.source}, and {what} among such rows",
-        "one transcript, speaker and system text for one recording",
-        "Listen, and keep the right one of the rows.",
-    )
+    found = f"the same audio as {other.source}, and {what} in one of these rows"
+    expected = "one transcript, speaker and system text per recording"
+    return Rejected("screened", reason, plan.source, found, expected, "Listen, and keep the right one of the rows.")
 
 
-def _duplicate(plan: ClipPlan, first: ClipPlan) -> Rejected:
-    return Rejected(
-        "merged",
-        "duplicate",
-        plan.source,
-        f"the same audio and text as {first.source}",
-        "each recording once",
-        f"Nothing to do: it is merged into clip {first.key}.",
-    )
+def _merged(plan: ClipPlan, first: ClipPlan) -> Rejected:
+    found = f"the same audio and text as {first.source}"
+    action = f"Nothing to do: it is merged into clip {first.key}."
+    return Rejected("merged", "duplicate", plan.source, found, "each recording once", action)
 
 
-def overlapping_pairs(rows: Mapping[str, dict], clips: dict[str, ClipPlan]) -> Iterator[tuple[str, str]]:
-    """Pairs of keys of clips that are the same sound: parts of one file that share at least half of the shorter."""
-    places = defaultdict(list)
+def overlapping_pairs(rows: Rows, clips: dict[str, ClipPlan]) -> Iterator[tuple[str, str]]:
+    """Pairs of keys of clips with the same audio: parts of one file that share at least half of the shorter part."""
+    places: defaultdict[str, list[tuple[float, float, str]]] = defaultdict(list)
     for key in sorted(rows):
         start_sec = clips[key].recording.start_sec or 0.0
         places[rows[key]["source_sha256"]].append((start_sec, start_sec + rows[key]["duration_sec"], key))
@@ -79,21 +80,15 @@ def overlapping_pairs(rows: Mapping[str, dict], clips: dict[str, ClipPlan]) -> I
                     yield key, other
 
 
-def clips_in_validation(
-    rows: Mapping[str, dict], clips: dict[str, ClipPlan], validation: set[str]
-) -> dict[str, Rejected]:
-    """Clips of training that are the same sound as one of `validation` has: training leaves them out."""
+def clips_in_validation(rows: Rows, clips: dict[str, ClipPlan], validation: set[str]) -> dict[str, Rejected]:
+    """Training clips with the same audio as a clip of `validation` (keys); training leaves them out."""
     found = {}
     for pair in overlapping_pairs(rows, clips):
         inside, outside = ([key for key in pair if (key in validation) is is_inside] for is_inside in (True, False))
         if inside and outside:
             (key,), (held_out,) = outside, inside
-            found[key] = Rejected(
-                "screened",
-                "in_validation",
-                clips[key].source,
-                f"the same audio as {clips[held_out].source} of --val-manifest",
-                "validation that training never hears",
-                "Nothing to do: training leaves it out. To train on it, remove the other row from --val-manifest.",
-            )
+            what = f"the same audio as {clips[held_out].source} of --val-manifest"
+            expected = "validation clips that training never uses"
+            action = "Nothing to do: training leaves it out. To train on it, remove its copy from --val-manifest."
+            found[key] = Rejected("screened", "in_validation", clips[key].source, what, expected, action)
     return found

@@ -1,41 +1,45 @@
-"""Which voices are held out for validation."""
+"""The choice of voices that are held out for validation."""
 
 import hashlib
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 
 def held_out_speakers(
     clips: Iterable[tuple[str, float]], pairs: Iterable[tuple[str, str]], val_speakers: str, seed: int
 ) -> set[str]:
-    """Speakers drawn by seed among voices with two clips or more and no more audio than the median voice.
+    """Speakers that are held out: drawn by seed, among voices with two or more clips and at most the median's audio.
 
-    clips: (speaker, seconds) of each clip in use. pairs: speakers that one dialogue brings together, as target and
-    reference: they count as one voice, so that no held-out voice is heard in training. val_speakers: a number of
+    Speakers that a dialogue or a recording brings together count as one voice, so that no held-out voice is in a
+    training sample. A voice has the name of one of its speakers: following `parent` leads from each of its speakers
+    to that one. Joining two voices makes one of their two names the parent of the other.
+
+    clips: (speaker, seconds) of each clip in use. pairs: two speakers that belong together. val_speakers: a number of
     voices ("3"), or a share of them with a point ("0.02": at least one where there are three or more).
     """
     clips = list(clips)
-    voice = {speaker: speaker for speaker, _ in clips}
+    parent = {speaker: speaker for speaker, _ in clips}
 
-    def find(speaker: str) -> str:
-        while voice[speaker] != speaker:
-            speaker = voice[speaker]
+    def voice_of(speaker: str) -> str:
+        while parent[speaker] != speaker:
+            speaker = parent[speaker]
         return speaker
 
-    for target, reference in pairs:
-        one, other = sorted((find(target), find(reference)))
-        voice[other] = one
+    for pair in pairs:
+        one, other = sorted(map(voice_of, pair))
+        parent[other] = one
 
-    seconds, num_clips = Counter(), Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
+    num_clips: Counter[str] = Counter()
     for speaker, duration_sec in clips:
-        seconds[find(speaker)] += duration_sec
-        num_clips[find(speaker)] += 1
+        seconds[voice_of(speaker)] += duration_sec
+        num_clips[voice_of(speaker)] += 1
     median_sec = statistics.median(seconds.values()) if seconds else 0.0
-    candidates = [name for name in seconds if num_clips[name] >= 2 and seconds[name] <= median_sec]
-    candidates.sort(key=lambda name: hashlib.sha256(f"{seed}:val:{name}".encode()).digest())
+    candidates = [voice for voice in seconds if num_clips[voice] >= 2 and seconds[voice] <= median_sec]
+    candidates.sort(key=lambda voice: hashlib.sha256(f"{seed}:val:{voice}".encode()).digest())
     held_out = set(candidates[: _number_of_voices(val_speakers, len(seconds))])
-    return {speaker for speaker in voice if find(speaker) in held_out}
+    return {speaker for speaker in parent if voice_of(speaker) in held_out}
 
 
 def _number_of_voices(val_speakers: str, num_voices: int) -> int:

@@ -1,0 +1,1 @@
+"""Measurements of a recording: level, silence, bandwidth, speech, voice and pace."""

@@ -1,9 +1,9 @@
-"""What a corpus sounds like, for generation: a reference unlike it is warned of, and a runaway is known.
+"""Levels and pace of a corpus's speech, for warnings in generation about an unusual reference or a runaway.
 
-corpus.json keeps it as `speech`, from there checkpoints and the merged folder:
+They are `speech` in corpus.json, and from there in checkpoints and the merged folder:
 
     reference_sec, rms_dbfs, leading_silence_sec, trailing_silence_sec    [1st, 99th percentile] over the clips
-    sec_per_letter    the median pace: seconds without outer silence a letter, 0 for a diacritic
+    sec_per_letter    the median pace: seconds per letter without outer silence; a diacritic is no letter
 """
 
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from preprocess.audio.decode import Audio
+from preprocess.common.json_file import JsonObject
 from preprocess.corpus.text import normalise_text, num_letters
 from preprocess.judges.figures import audio_figures
 
@@ -20,15 +21,15 @@ _RANGES = {
     "leading_silence_sec": ("seconds of silence before speech", "leading_silence_sec"),
     "trailing_silence_sec": ("seconds of silence after speech", "trailing_silence_sec"),
 }
-# A range is of many clips: a reference is unlike them only where it lies outside by more than this.
+# How far a reference may lie outside a range before there is a warning.
 _MARGIN = {"reference_sec": 0.1, "rms_dbfs": 3.0, "leading_silence_sec": 0.1, "trailing_silence_sec": 0.1}
 _RUNAWAY_FACTOR, _CUT_SHORT_FACTOR, _PAUSE_SEC = 2.5, 0.4, 1.0
 
 
-def speech_facts(rows: Iterable[dict]) -> dict:
-    """The facts of index rows, those in use. A figure that no row has is left out."""
+def speech_facts(rows: Iterable[JsonObject]) -> JsonObject:
+    """The facts above over the index rows in use, without those for which no row has a figure."""
     rows = [row for row in rows if row["use"]]
-    facts = {}
+    facts: JsonObject = {}
     for name, (_, column) in _RANGES.items():
         values = [row[column] for row in rows if row[column] is not None]
         if values:
@@ -39,8 +40,8 @@ def speech_facts(rows: Iterable[dict]) -> dict:
     return facts
 
 
-def reference_warnings(facts: dict, reference: Audio) -> list[str]:
-    """What about a reference recording lies outside of what the model has heard."""
+def reference_warnings(facts: JsonObject, reference: Audio) -> list[str]:
+    """A warning for each figure of a reference that lies outside the corpus's range."""
     figures = {"duration_sec": reference.duration_sec, **audio_figures(reference)}
     warnings = []
     for name, (unit, column) in _RANGES.items():
@@ -50,8 +51,8 @@ def reference_warnings(facts: dict, reference: Audio) -> list[str]:
     return warnings
 
 
-def length_warning(facts: dict, text: str, speech_sec: float) -> str | None:
-    """Whether speech is far longer (a runaway) or shorter than the corpus's pace makes `text`; None if it fits."""
+def length_warning(facts: JsonObject, text: str, speech_sec: float) -> str | None:
+    """A warning where speech is far longer (a runaway) or shorter than `text` at the corpus's pace, else None."""
     if "sec_per_letter" not in facts:
         return None
     expected_sec = num_letters(normalise_text(text)) * facts["sec_per_letter"]
@@ -61,4 +62,4 @@ def length_warning(facts: dict, text: str, speech_sec: float) -> str | None:
         what = "words may be missing"
     else:
         return None
-    return f"{speech_sec:.1f} s of speech where the corpus's pace makes {expected_sec:.1f} s of the text: {what}"
+    return f"{speech_sec:.1f} s of speech, but the text takes {expected_sec:.1f} s at the corpus's pace: {what}"

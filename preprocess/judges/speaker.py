@@ -1,8 +1,8 @@
-"""Whose voice a clip is in, as Resemblyzer hears it: clips that sound unlike the others of their speaker are dropped.
+"""Voice embeddings by Resemblyzer, to drop clips that sound unlike the other clips of their speaker.
 
-A clip's voice is measured as it is encoded; which clips are someone else's is decided once all shards are made.
-Resemblyzer's weights are in its wheel: nothing is downloaded. bench/human_speech.py measures what the constants are
-worth.
+A clip's voice is measured as it is encoded; preprocess.finish.speaker_outliers decides once all shards are made.
+Resemblyzer's weights are in its wheel: nothing is downloaded. bench/human_speech.py measures how well the constants
+do.
 """
 
 import base64
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from resemblyzer import VoiceEncoder
 
 _RATE_HZ = 16000
-# Resemblyzer listens through windows of 1.6 s: of what is shorter than this, a voice's own clips scatter too far.
+# Resemblyzer's windows last 1.6 s: below this length the clips of one voice scatter too far.
 _SHORTEST_SEC = 2.0
 
 
 @functools.cache
 def load_encoder() -> "VoiceEncoder":
-    """Resemblyzer's network; loaded once a process, so a forked worker finds its parent's.
+    """Resemblyzer's network, loaded once per process; a forked worker inherits it.
 
-    The BLAS gets one thread, as torch has: it multiplies librosa's mel filters, and for so little a thread a core in
-    each of as many workers would spin for nothing. Workers that are forked from here keep that.
+    BLAS is limited to one thread, as torch is, here and in workers forked from here: it only multiplies librosa's mel
+    filters, and with one worker per core further threads would spin for nothing.
     """
     import threadpoolctl
     from resemblyzer import VoiceEncoder, audio
@@ -37,10 +37,10 @@ def load_encoder() -> "VoiceEncoder":
 
 
 def embed_voice(audio: Audio) -> str | None:
-    """A clip's voice: Resemblyzer's embedding [256], none of it negative, as base64 of 8 bits a value.
+    """Resemblyzer's embedding [256] of a clip, in base64; None for less than 2 s of speech.
 
-    None where less than 2 s are left once its own detector (WebRTC's) has cut out silence. 8 bits move a similarity
-    by less than 0.001. The same samples give the same voice.
+    The values, none of them negative, are stored in 8 bits each, which changes a similarity by less than 0.001.
+    Speech is what Resemblyzer's own detector (WebRTC's) leaves. The same samples give the same embedding.
     """
     from resemblyzer import preprocess_wav
 

@@ -1,15 +1,16 @@
 """The ChatML dialect: `messages` in the voice-cloning shape, or already in the canonical one.
 
-With --layout as-written a conversation of any shape: its turns are kept, and trained as Boson trains them.
+--layout as-written takes conversations of any shape: their turns are kept, and trained as Boson trains them.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import Rejected
-from preprocess.manifest.columns import Part, Row, Turn, malformed, plain_name
+from preprocess.common.json_file import JsonObject
+from preprocess.manifest.columns import Row, Turn, malformed_row, plain_name
 
 _SHAPE = (
     "user: reference text, reference audio, instruction / assistant: text, audio; "
@@ -19,8 +20,8 @@ _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What the prompt is made with, as far as rows depend on it."""
+class PromptSettings:
+    """Settings of the prompt on which rows depend: the flags of preprocess.shard and the model's special tokens."""
 
     special_tokens: tuple[str, ...]
     system_text: str
@@ -28,173 +29,177 @@ class Prompt:
     as_written: bool = False
 
 
-def from_chatml(line: int, where: str, record: dict, prompt: Prompt) -> Row:
-    """The Row that a conversation is, with what its system turn says. Raises Rejected where it is none."""
+def row_from_chatml(line: int, where: str, record: JsonObject, prompt: PromptSettings) -> Row:
+    """The Row of a conversation, with the text of its system turn. Raises Rejected where it can't be one."""
     turns = _read_turns(where, record)
-    misc = record.get("misc") if isinstance(record.get("misc"), dict) else {}
-    about = {name: record.get(name) or misc.get(name) for name in ("speaker", "language", "id")}
-    about = {name: None if value is None else plain_name(str(value)) for name, value in about.items()}
-    system = turns[0][1] if turns and turns[0][0] == "system" else ()
-    about["system_text"] = " ".join(text for kind, text in system if kind == "text") or None
     if prompt.as_written:
-        return _as_written(line, where, turns, record.get("start_index"), prompt, about)
-    if turns and turns[0][0] == "system":
-        turns = turns[1:]
-        if prompt.keep_system:
-            _refuse_parts(where, system)
-    recordings = _voice_cloning(turns)
-    if not recordings:
-        action = "Rewrite the row in one of these shapes, or remove it."
-        raise Rejected("failed", "not_voice_cloning", where, _shape(turns), _SHAPE, action)
-    *references, (audio, text) = recordings
-    return Row(line, audio, text, references=tuple(references), **about)
-
-
-def _read_turns(where: str, record: dict) -> tuple[Turn, ...]:
-    messages = record["messages"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise malformed(where, f"messages = {json.dumps(messages, ensure_ascii=False)[:60]}", "a list of turns")
-    if any(message.get("recipient") for message in messages):
-        raise Rejected(
-            "failed",
-            "recipient",
-            where,
-            "a turn with a recipient",
-            "turns that speak to the listener: this layout has no recipient",
-            "Remove the row, or the recipient if the turn is plain speech.",
-        )
-    audios = record.get("audios") or []
-    if not isinstance(audios, list):
-        raise malformed(where, f"audios = {json.dumps(audios, ensure_ascii=False)[:60]}", "a list of paths")
-    attached = iter(audios)
-    return tuple(
-        (message.get("role"), tuple(_parts(where, message.get("content"), attached))) for message in messages
+        row = _row_as_written(line, where, turns, record.get("start_index"), prompt)
+    else:
+        row = _voice_cloning_row(line, where, turns, prompt.keep_system)
+    system_text = " ".join(turns[0].texts) if turns[0].role == "system" else ""
+    return replace(
+        row,
+        speaker=_read_name(record, "speaker"),
+        language=_read_name(record, "language"),
+        id=_read_name(record, "id"),
+        system_text=system_text or None,
     )
 
 
-def _shape(turns: tuple[Turn, ...]) -> str:
-    kinds = [(role, ", ".join(kind for kind, _ in parts) or "nothing") for role, parts in turns]
-    return " / ".join(f"{role}: {parts}" for role, parts in kinds) or "no turns"
+def _read_name(record: JsonObject, name: str) -> str | None:
+    """A value of the row itself, else of its `misc`."""
+    misc = record.get("misc")
+    value = record.get(name) or (misc.get(name) if isinstance(misc, dict) else None)
+    return None if value is None else plain_name(str(value))
 
 
-def _voice_cloning(turns: tuple[Turn, ...]) -> list[tuple[Recording, str]]:
-    """(recording, what is said in it) of each audio, the target's last; [] for turns of another shape."""
-    shape = [(role, [kind for kind, _ in parts]) for role, parts in turns]
-    if shape == [("user", ["text", "audio", "text"]), ("assistant", ["text", "audio"])]:
-        (_, ((_, reference_text), (_, reference), _)), (_, ((_, text), (_, audio))) = turns
-        return [(reference, reference_text), (audio, text)]
-    if shape == [("user", ["text"]), ("assistant", ["audio"])] * (len(shape) // 2):
-        contents = [parts[0][1] for _, parts in turns]
-        return list(zip(contents[1::2], contents[0::2], strict=True))
-    return []
+def _read_turns(where: str, record: JsonObject) -> tuple[Turn, ...]:
+    messages = record["messages"]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise malformed_row(where, f"messages = {json.dumps(messages, ensure_ascii=False)[:60]}", "a list of turns")
+    if any(message.get("recipient") for message in messages):
+        expected = "turns that speak to the listener: this layout has no recipient"
+        action = "Remove the row, or the recipient if the turn is plain speech."
+        raise Rejected("failed", "recipient", where, "a turn with a recipient", expected, action)
+    audios = record.get("audios") or []
+    if not isinstance(audios, list):
+        raise malformed_row(where, f"audios = {json.dumps(audios, ensure_ascii=False)[:60]}", "a list of paths")
+    attached = iter(audios)
+    parts = [tuple(_read_parts(where, message.get("content"), attached)) for message in messages]
+    return tuple(Turn(str(message.get("role")), own) for message, own in zip(messages, parts, strict=True))
 
 
-def _as_written(
-    line: int, where: str, turns: tuple[Turn, ...], start_index: object, prompt: Prompt, about: dict
+def _describe_shape(turns: tuple[Turn, ...]) -> str:
+    return " / ".join(f"{turn.role}: {_describe_parts(turn)}" for turn in turns) or "no turns"
+
+
+def _describe_parts(turn: Turn) -> str:
+    return ", ".join(turn.kinds) or "nothing"
+
+
+def _voice_cloning_row(line: int, where: str, turns: tuple[Turn, ...], keep_system: bool) -> Row:
+    if turns and turns[0].role == "system":
+        if keep_system and turns[0].kinds != ["text"]:
+            found = f"a system turn of {_describe_parts(turns[0])}"
+            expected = "one text, since --keep-system keeps it"
+            action = "Write it as one text, or leave out --keep-system."
+            raise Rejected("failed", "system_turn", where, found, expected, action)
+        turns = turns[1:]
+    recordings = _voice_cloning_recordings(turns)
+    if not recordings:
+        action = "Rewrite the row in one of these shapes, or remove it."
+        raise Rejected("failed", "not_voice_cloning", where, _describe_shape(turns), _SHAPE, action)
+    *references, (audio, text) = recordings
+    return Row(line, audio, text, references=tuple(references))
+
+
+def _voice_cloning_recordings(turns: tuple[Turn, ...]) -> list[tuple[Recording, str]]:
+    """(recording, transcript) of each audio, the target's last; [] for turns of another shape."""
+    match turns:
+        case (
+            Turn("user", (str(reference_text), Recording() as reference, str())),
+            Turn("assistant", (str(text), Recording() as audio)),
+        ):
+            return [(reference, reference_text), (audio, text)]
+    recordings = []
+    for first in range(0, len(turns), 2):
+        match turns[first : first + 2]:
+            case (Turn("user", (str(text),)), Turn("assistant", (Recording() as audio,))):
+                recordings.append((audio, text))
+            case _:
+                return []
+    return recordings
+
+
+def _row_as_written(
+    line: int, where: str, turns: tuple[Turn, ...], start_index: object, prompt: PromptSettings
 ) -> Row:
-    """The Row of a conversation that is kept: the last audio that Boson trains is its target.
+    """The Row of a conversation that is kept: its target is the last audio that Boson trains.
 
-    Boson trains the turns of the assistant from `start_index` on; a row without one trains the last of them.
+    Boson trains the assistant's turns from `start_index` on; without one, only the last of them.
     """
-    strangers = [str(role) for role, _ in turns if role not in _ROLES]
+    strangers = [turn.role for turn in turns if turn.role not in _ROLES]
     if strangers:
         found = f"a turn of the role {', '.join(strangers)}"
         raise Rejected("failed", "unknown_role", where, found, ", ".join(_ROLES), "Remove the row, or the turn.")
-    has_text = turns and turns[0][0] == "system" and all(kind == "text" for kind, _ in turns[0][1])
-    recordings = _voice_cloning(turns[1:] if has_text else turns) or _spoken_words(turns)
     if start_index is None:
-        start_index = max((turn for turn, (role, _) in enumerate(turns) if role == "assistant"), default=0)
+        start_index = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=0)
     if type(start_index) is not int or not 0 <= start_index < max(len(turns), 1):
-        raise malformed(where, f"start_index {start_index!r}", f"a number of a turn, 0 to {len(turns) - 1}")
-    places = [(turn, role) for turn, (role, parts) in enumerate(turns) for kind, _ in parts if kind == "audio"]
-    trained = [n for n, (turn, role) in enumerate(places) if role == "assistant" and turn >= start_index]
+        raise malformed_row(where, f"start_index {start_index!r}", f"the number of a turn, 0 to {len(turns) - 1}")
+    turn_of_audio = [n for n, turn in enumerate(turns) for kind in turn.kinds if kind == "audio"]
+    trained = [audio for audio, n in enumerate(turn_of_audio) if turns[n].role == "assistant" and n >= start_index]
     if not trained:
         raise Rejected(
             "failed",
             "no_target",
             where,
-            f"{_shape(turns)}, trained from turn {start_index} on",
+            f"{_describe_shape(turns)}, trained from turn {start_index} on",
             "audio in a turn of the assistant that is trained: the last one, or those from start_index on",
             "Correct start_index or the turns, or remove the row.",
         )
-    kept = _with_system(where, turns, prompt)
-    start_index += len(kept) - len(turns)
+    kept = _with_system_turn(where, turns, prompt)
+    has_system_text = turns[0].role == "system" and "audio" not in turns[0].kinds
+    others = turns[1:] if has_system_text else turns
+    recordings = _voice_cloning_recordings(others) or _recordings_with_text(turns)
     audio, text = recordings.pop(trained[-1])
-    return Row(line, audio, text or "", references=tuple(recordings), turns=kept, start_index=start_index, **about)
+    start_index += len(kept) - len(turns)
+    return Row(line, audio, text or "", references=tuple(recordings), turns=kept, start_index=start_index)
 
 
-def _with_system(where: str, turns: tuple[Turn, ...], prompt: Prompt) -> tuple[Turn, ...]:
-    """The turns with the system text of the corpus before them, or with their own where that is to be kept."""
-    has_own = turns[0][0] == "system"
-    own = turns[0][1] if has_own else ()
-    if prompt.keep_system and any(content for _, content in own):
+def _with_system_turn(where: str, turns: tuple[Turn, ...], prompt: PromptSettings) -> tuple[Turn, ...]:
+    """The turns after the corpus's system text, or after their own where --keep-system keeps it."""
+    own, others = (turns[0], turns[1:]) if turns[0].role == "system" else (Turn("system", ()), turns)
+    if prompt.keep_system and any(own.parts):
         return turns
-    if any(kind == "audio" for kind, _ in own):
-        raise Rejected(
-            "failed",
-            "system_turn",
-            where,
-            "a system turn with audio",
-            "one text, since --system-text replaces it",
-            "Add --keep-system, which keeps the turn as it is.",
-        )
-    return (("system", (("text", prompt.system_text),)), *turns[has_own:])
+    if "audio" in own.kinds:
+        found, expected = "a system turn with audio", "one text, since --system-text replaces it"
+        action = "Add --keep-system, which keeps the turn as it is."
+        raise Rejected("failed", "system_turn", where, found, expected, action)
+    return (Turn("system", (prompt.system_text,)), *others)
 
 
-def _spoken_words(turns: tuple[Turn, ...]) -> list[tuple[Recording, str | None]]:
-    """(recording, what is said in it) of each audio: the text before it in a turn of the assistant, else None."""
-    found = []
-    for role, parts in turns:
-        for (before, words), (kind, content) in zip((("none", None), *parts), parts, strict=False):
-            if kind == "audio":
-                found.append((content, words if role == "assistant" and before == "text" else None))
+def _recordings_with_text(turns: tuple[Turn, ...]) -> list[tuple[Recording, str | None]]:
+    """(recording, transcript) of each audio: the text just before it in a turn of the assistant, else None."""
+    found: list[tuple[Recording, str | None]] = []
+    for turn in turns:
+        transcript = None
+        for part in turn.parts:
+            if isinstance(part, Recording):
+                found.append((part, transcript))
+            transcript = part if isinstance(part, str) and turn.role == "assistant" else None
     return found
 
 
-def _refuse_parts(where: str, system: tuple[Part, ...]) -> None:
-    """Raise Rejected for a system turn that is more than one text."""
-    if [kind for kind, _ in system] != ["text"]:
-        raise Rejected(
-            "failed",
-            "system_turn",
-            where,
-            f"a system turn of {', '.join(kind for kind, _ in system) or 'nothing'}",
-            "one text, since --keep-system keeps it",
-            "Write it as one text, or leave out --keep-system.",
-        )
-
-
-def _parts(where: str, content: object, attached: Iterator[object]) -> Iterator[Part]:
-    """("text", words) and ("audio", recording) of a turn; `<audio>` in a string takes the next attached file."""
+def _read_parts(where: str, content: object, attached: Iterator[object]) -> Iterator[str | Recording]:
+    """The parts of a turn; each `<audio>` in a string stands for the next attached file."""
     for part in content if isinstance(content, list) else [content]:
         if isinstance(part, str):
             part = {"type": "text", "text": part}
         if not isinstance(part, dict):
-            raise malformed(where, f"content {json.dumps(part)[:60]}", "text, or parts of text and audio")
+            raise malformed_row(where, f"content {json.dumps(part)[:60]}", "text, or parts of text and audio")
         if part.get("type") == "text" and isinstance(part.get("text"), str):
             for number, text in enumerate(part["text"].split("<audio>")):
                 if number:
-                    yield "audio", Recording(_path(where, next(attached, None)))
+                    yield Recording(_read_path(where, next(attached, None)))
                 if text or "<audio>" not in part["text"]:
-                    yield "text", text
+                    yield text
         elif part.get("type") == "audio":
-            yield "audio", _part_of(where, part)
+            yield _read_recording(where, part)
         else:
-            raise malformed(where, f"a part of type {part.get('type')!r}", "parts of type text or audio")
+            raise malformed_row(where, f"a part of type {part.get('type')!r}", "parts of type text or audio")
 
 
-def _part_of(where: str, part: dict) -> Recording:
+def _read_recording(where: str, part: JsonObject) -> Recording:
     """An audio part. `offset` and `duration` cut it from a longer file; `duration` alone only describes the file."""
     path, offset, duration = part.get("audio_url") or part.get("audio"), part.get("offset"), part.get("duration")
     if not offset:
-        return Recording(_path(where, path))
-    numbers = [isinstance(value, int | float) and value > 0 for value in (offset, duration) if value is not None]
-    if not all(numbers):
-        raise malformed(where, f"offset {offset!r}, duration {duration!r}", "both in seconds, above 0")
-    return Recording(_path(where, path), offset, None if duration is None else offset + duration)
+        return Recording(_read_path(where, path))
+    if not all(isinstance(value, int | float) and value > 0 for value in (offset, duration) if value is not None):
+        raise malformed_row(where, f"offset {offset!r}, duration {duration!r}", "both in seconds, above 0")
+    return Recording(_read_path(where, path), offset, None if duration is None else offset + duration)
 
 
-def _path(where: str, value: object) -> str:
+def _read_path(where: str, value: object) -> str:
     if not isinstance(value, str) or value in ("", "placeholder"):
-        raise malformed(where, "audio without a path", "audio_url, or as many `audios` as <audio> marks")
+        raise malformed_row(where, "audio without a path", "audio_url, or as many `audios` as <audio> marks")
     return value

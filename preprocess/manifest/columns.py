@@ -1,18 +1,20 @@
-"""The dialect of columns: which column is what, and one record of named values -> one Row.
+"""The columns dialect: which column holds which field, and how a record of named values becomes a Row.
 
-`audio` and `text` are what the product calls them; a corpus that has other names says so with --columns, and a few
-names that well-known corpora use (Common Voice, Hugging Face, VCTK) are taken for what they are there.
+The fields are called `audio`, `text` and so on. --columns names the columns of a corpus that calls them otherwise;
+names that well-known corpora use (Common Voice, Hugging Face, VCTK) need no flag.
 """
 
 import functools
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from preprocess.audio.recording import Recording
-from preprocess.common.errors import InputError, Rejected
+from preprocess.common.errors import InputError, Rejected, join_some
+from preprocess.common.json_file import JsonObject
 
 FIELDS = ("audio", "text", "speaker", "language", "reference_audio", "reference_text", "id", "start", "end")
 OTHER_NAMES = {
@@ -23,17 +25,29 @@ OTHER_NAMES = {
 }
 
 
-Part = tuple[str, str | Recording]  # ("text", words) or ("audio", recording)
-Turn = tuple[str, tuple[Part, ...]]  # of a role
+class Turn(NamedTuple):
+    """One turn of a ChatML conversation. A part is text or a recording."""
+
+    role: str
+    parts: tuple[str | Recording, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """Its parts that are text."""
+        return [part for part in self.parts if isinstance(part, str)]
+
+    @property
+    def kinds(self) -> list[str]:
+        """ "text" or "audio" for each part."""
+        return ["text" if isinstance(part, str) else "audio" for part in self.parts]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One utterance. `references` are (audio, transcript or None); with none of them, one is drawn in training.
+    """One utterance. `references` are (audio, transcript or None); a row without any gets one drawn in training.
 
-    turns: the conversation, where it is kept as written, with its system turn first; `references` are its other
-    audios then, and `text` is "" where the row does not say which words are spoken. start_index: the first turn that
-    is trained.
+    turns: the conversation, system turn first, where it is kept as written. `references` are then its other audios,
+    and `text` is "" where the row does not say which words are spoken. start_index: the first turn that is trained.
     """
 
     line: int
@@ -43,18 +57,23 @@ class Row:
     language: str | None = None
     id: str | None = None
     references: tuple[tuple[Recording, str | None], ...] = ()
-    system_text: str | None = None  # of its own, where that counts
+    system_text: str | None = None  # the row's own, where it replaces --system-text
     turns: tuple[Turn, ...] = ()
     start_index: int = 0
 
     @property
+    def draws_reference(self) -> bool:
+        """Whether its reference is drawn in training."""
+        return not (self.references or self.turns)
+
+    @property
     def has_audio_outside_assistant(self) -> bool:
-        """Whether a turn that is not the assistant's has audio: a base without an audio tower hears none of it."""
-        return any(kind == "audio" for role, parts in self.turns if role != "assistant" for kind, _ in parts)
+        """Whether a turn of the user or the system has audio, which only a model with an audio tower receives."""
+        return any("audio" in turn.kinds for turn in self.turns if turn.role != "assistant")
 
     @property
     def recordings(self) -> list[tuple[Recording, str | None]]:
-        """(audio, what is said in it) of all it names, the target first."""
+        """(audio, its transcript or None) of the target, then of the references."""
         return [(self.audio, self.text), *self.references]
 
 
@@ -74,9 +93,10 @@ def parse_columns(text: str) -> dict[str, str]:
 
 @functools.cache
 def map_columns(names: tuple[str, ...], chosen: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
-    """{field: column} for a record with the columns `names`: those chosen, else of that name, else a known one.
+    """{field: column} for a record with the columns `names`.
 
-    Raises InputError where two columns could be the field and neither bears its name.
+    A field's column is the chosen one, else the one with the field's name, else the one of OTHER_NAMES that is there.
+    Raises InputError where two of OTHER_NAMES are there.
     """
     columns = dict(chosen)
     for field in FIELDS:
@@ -87,65 +107,74 @@ def map_columns(names: tuple[str, ...], chosen: tuple[tuple[str, str], ...]) -> 
             columns[field] = others[0]
         else:
             raise InputError(
-                f"columns {join_some(map(str, names))}",
+                f"columns {join_some(names)}",
                 f"{len(others)} that may be the {field}: {', '.join(others)}",
                 f"one that is the {field}",
-                f"Say which, for example --columns {field}={others[0]}",
+                f"Choose, for example --columns {field}={others[0]}",
             )
     return columns
 
 
-def from_columns(line: int, where: str, record: dict, columns: Mapping[str, str]) -> Row:
-    """The Row that a record of named values is. Raises Rejected where it is none."""
-    if None in record:
-        raise malformed(where, f"{len(record[None])} more values than there are columns", "one value a column")
-    values = {field: _text_of(where, record, field, columns[field]) for field in FIELDS[:7]}
-    if not values["audio"] or values["text"] is None:
-        missing = [field for field in ("audio", "text") if not values[field]]
-        empty = [columns[field] for field in missing if columns[field] in record]
-        if len(empty) == len(missing):
-            found = f"nothing in the column {' and '.join(empty)}"
-            expected = "a path in the column of audio, words in that of text"
-            raise Rejected("failed", "missing_value", where, found, expected, "Fill in the row, or remove it.")
-        raise Rejected(
-            "failed",
-            "missing_column",
-            where,
-            f"no {' and '.join(missing)} among the columns {join_some(map(str, record)) or '(none)'}",
-            f"the columns audio and text (all known ones: {', '.join(FIELDS)})",
-            "Say which columns they are (--columns audio=...,text=...), or fill in the row.",
-        )
-    if values["reference_text"] and not values["reference_audio"]:
-        raise malformed(where, "reference_text without reference_audio", "both, or neither")
-    start_sec, end_sec = (_seconds_of(where, record, field, columns[field]) for field in ("start", "end"))
+def row_from_columns(line: int, where: str, record: JsonObject, columns: Mapping[str, str]) -> Row:
+    """The Row of a record of named values. Raises Rejected where the record can't be one."""
+    audio = _read_recording(where, record, columns["audio"])
+    text = _read_text(where, record, columns["text"])
+    speaker = _read_name(where, record, columns["speaker"])
+    language = plain_name(_read_text(where, record, columns["language"]))
+    reference = _read_recording(where, record, columns["reference_audio"])
+    reference_text = _read_text(where, record, columns["reference_text"]) or None
+    id_ = _read_name(where, record, columns["id"])
+    if audio is None or text is None:
+        missing = [field for field, value in (("audio", audio), ("text", text)) if not value]
+        raise _missing_fields(where, record, columns, missing)
+    if reference_text and not reference:
+        raise malformed_row(where, "reference_text without reference_audio", "both, or neither")
+    start_sec, end_sec = (_read_seconds(where, record, field, columns[field]) for field in ("start", "end"))
     if (start_sec is not None or end_sec is not None) and not (start_sec or 0.0) < (end_sec or math.inf):
-        raise malformed(where, f"start {start_sec} s, end {end_sec} s", "an end after the start")
-    audio = values.pop("audio")._replace(start_sec=start_sec, end_sec=end_sec)
-    reference = values.pop("reference_audio"), values.pop("reference_text")
-    return Row(line, audio, references=(reference,) if reference[0] else (), **values)
+        raise malformed_row(where, f"start {start_sec} s, end {end_sec} s", "an end after the start")
+    audio = audio._replace(start_sec=start_sec, end_sec=end_sec)
+    return Row(line, audio, text, speaker, language, id_, ((reference, reference_text),) if reference else ())
 
 
-def _text_of(where: str, record: dict, field: str, column: str) -> str | Recording | None:
+def _missing_fields(where: str, record: JsonObject, columns: Mapping[str, str], missing: list[str]) -> Rejected:
+    empty = [columns[field] for field in missing if columns[field] in record]
+    if len(empty) == len(missing):
+        found = f"nothing in the column {' and '.join(empty)}"
+        expected = "a path in the audio column, words in the text column"
+        return Rejected("failed", "missing_value", where, found, expected, "Fill in the row, or remove it.")
+    found = f"no {' and '.join(missing)} among the columns {join_some(record) or '(none)'}"
+    expected = f"the columns audio and text (all known ones: {', '.join(FIELDS)})"
+    action = "Name these columns (--columns audio=...,text=...), or fill in the row."
+    return Rejected("failed", "missing_column", where, found, expected, action)
+
+
+def _read_recording(where: str, record: JsonObject, column: str) -> Recording | None:
     value = record.get(column)
-    if isinstance(value, int | float) and field in ("speaker", "id"):
-        value = str(value)
-    if isinstance(value, Recording):
+    if isinstance(value, Recording):  # embedded in a Parquet file
         return value
-    if value is not None and not isinstance(value, str):
-        raise malformed(where, f"{column} = {json.dumps(value, default=str)[:60]}", f"{column} as a string")
-    if field in ("audio", "reference_audio"):
-        return Recording(value) if value else None
-    if field in ("text", "reference_text"):
-        return value if field == "text" else value or None
-    return plain_name(value)
+    path = _read_text(where, record, column)
+    return Recording(path) if path else None
+
+
+def _read_name(where: str, record: JsonObject, column: str) -> str | None:
+    """A speaker's name or an id, which may be written as a number."""
+    value = record.get(column)
+    return plain_name(str(value) if isinstance(value, int | float) else _read_text(where, record, column))
+
+
+def _read_text(where: str, record: JsonObject, column: str) -> str | None:
+    value = record.get(column)
+    if value is None or isinstance(value, str):
+        return value
+    raise malformed_row(where, f"{column} = {json.dumps(value, default=str)[:60]}", f"{column} as a string")
 
 
 def plain_name(value: str | None) -> str | None:
-    """A speaker's or language's name, or an id, in one spelling: "Salma " is "Salma". None for no name."""
+    """A name or an id in NFC with single spaces ("Salma " becomes "Salma"); None for an empty one."""
     return " ".join(unicodedata.normalize("NFC", value or "").split()) or None
 
 
-def _seconds_of(where: str, record: dict, field: str, column: str) -> float | None:
+def _read_seconds(where: str, record: JsonObject, field: str, column: str) -> float | None:
     value = record.get(column)
     if value is None or value == "":
         return None
@@ -154,16 +183,10 @@ def _seconds_of(where: str, record: dict, field: str, column: str) -> float | No
     except (TypeError, ValueError, OverflowError):
         seconds = -1.0
     if not 0 <= seconds < math.inf:
-        raise malformed(where, f"{column} = {value!r}", f"{field} in seconds, 0 or more")
+        raise malformed_row(where, f"{column} = {value!r}", f"{field} in seconds, 0 or more")
     return seconds
 
 
-def join_some(names: Iterable[str], most: int = 40) -> str:
-    """Names in a row; of very many the first ones and how many more: a message is to be read."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def malformed(where: str, found: str, expected: str = "one JSON object a row") -> Rejected:
-    """A row that says what no row can say."""
+def malformed_row(where: str, found: str, expected: str = "one JSON object per row") -> Rejected:
+    """The Rejected for a row whose values make no sense."""
     return Rejected("failed", "malformed_row", where, found, expected, "Correct the row, or remove it.")

@@ -1,4 +1,4 @@
-"""Files of records: JSONL, JSON, CSV, TSV and Parquet as (line, record) pairs, whatever the records say."""
+"""Files of records: JSONL, JSON, CSV, TSV and Parquet as (line, record) pairs, whatever the dialect."""
 
 import codecs
 import csv
@@ -13,13 +13,18 @@ import pyarrow.parquet as pq
 
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError, Rejected
-from preprocess.manifest.columns import malformed
+from preprocess.common.json_file import JsonObject
+from preprocess.manifest.columns import malformed_row
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def read_records(path: Path) -> Iterator[tuple[int, object]]:
-    """(line or row number from 1, record or why it can't be read) of each row."""
+    """(line or row number from 1, record) per row; a row that can't be read has a Rejected as its record.
+
+    The record of a table is {column: value}, that of JSON any value. Raises InputError where the file as a whole, or
+    all that follows, can't be read.
+    """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _parquet_records(path)
@@ -34,15 +39,15 @@ def read_records(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _read_utf8(path: Path) -> bytes:
-    """The bytes of a text file. Raises InputError for UTF-16; other bytes that are no UTF-8 cost their rows."""
+    """The bytes of a text file. Raises InputError for UTF-16; other invalid bytes cost only their rows."""
     data = path.read_bytes()
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise InputError(str(path), "text in UTF-16", "UTF-8", f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
     return data
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[int, dict]]:
-    """Rows of a Parquet file. Raises InputError where it, or what is in it beside audio, can't be read."""
+def _parquet_records(path: Path) -> Iterator[tuple[int, JsonObject]]:
+    """Rows of a Parquet file. Raises InputError where the file, or a column other than audio, can't be read."""
     try:
         yield from _parquet_rows(path)
     except (pa.ArrowException, OSError) as error:
@@ -50,25 +55,24 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, dict]]:
         raise InputError(str(path), f"a file that can't be read ({error})", "a whole Parquet file", action) from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[int, JsonObject]]:
     """Rows; a column of Hugging Face's Audio, a struct of `bytes` and `path`, becomes a Recording or a path.
 
-    The bytes are not read: that a row has them is known from the row group's statistics, where they are there.
+    The audio's bytes are not read: the row groups' statistics mostly say which rows have some.
     """
     file = pq.ParquetFile(path)
-    embedded = [field.name for field in file.schema_arrow if _is_audio(field.type)]
-    names = [name for field in file.schema_arrow for name in _leaves(field, field.name in embedded)]
+    embedded = {field.name for field in file.schema_arrow if _is_audio(field.type)}
+    names = [f"{field.name}.path" if field.name in embedded else field.name for field in file.schema_arrow]
     row = 0
     for group in range(file.num_row_groups):
-        has_bytes = {name: _has_bytes(file, group, name) for name in embedded}
-        start = row
+        has_bytes = {name: iter(_rows_with_bytes(file, group, name)) for name in embedded}
         for batch in file.iter_batches(row_groups=[group], columns=names):
             for record in batch.to_pylist():
                 row += 1
                 for name in embedded:
-                    inside = has_bytes[name] is True or (has_bytes[name] and has_bytes[name][row - 1 - start])
-                    given = (record.get(name) or {}).get("path")
-                    record[name] = Recording(str(path), row=row, column=name) if inside else given
+                    file_name = (record.get(name) or {}).get("path")
+                    has = next(has_bytes[name])
+                    record[name] = Recording(str(path), row=row, column=name) if has else file_name
                 yield row, record
 
 
@@ -76,25 +80,20 @@ def _is_audio(type_: pa.DataType) -> bool:
     return pa.types.is_struct(type_) and {"bytes", "path"} <= {field.name for field in type_}
 
 
-def _leaves(field: pa.Field, is_audio: bool) -> list[str]:
-    return [f"{field.name}.path"] if is_audio else [field.name]
-
-
-def _has_bytes(file: pq.ParquetFile, group: int, name: str) -> bool | list[bool]:
-    """Whether all rows of a row group have bytes, or none (False), or for each row."""
+def _rows_with_bytes(file: pq.ParquetFile, group: int, name: str) -> list[bool]:
+    """Whether each row of a row group has bytes in the audio column `name`."""
     facts = file.metadata.row_group(group)
-    column = next(
-        facts.column(n) for n in range(facts.num_columns) if facts.column(n).path_in_schema == f"{name}.bytes"
-    )
-    statistics = column.statistics
+    columns = [facts.column(number) for number in range(facts.num_columns)]
+    statistics = next(column.statistics for column in columns if column.path_in_schema == f"{name}.bytes")
     if statistics is not None and statistics.has_null_count and statistics.null_count in (0, facts.num_rows):
-        return statistics.null_count == 0
+        return [statistics.null_count == 0] * facts.num_rows
     values = file.read_row_group(group, columns=[f"{name}.bytes"]).column(name).combine_chunks()
-    return pc.struct_field(values, "bytes").is_valid().to_pylist()
+    rows: list[bool] = pc.struct_field(values, "bytes").is_valid().to_pylist()
+    return rows
 
 
-def separator(path: Path) -> str:
-    """What separates the columns: a tab in .tsv; a comma in .csv, or ; or a tab where its first line has no comma."""
+def find_separator(path: Path) -> str:
+    """The sign between columns: a tab in .tsv; in .csv a comma, or ; or a tab where the first line has no comma."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     with open(path, encoding="utf-8-sig", errors="replace") as file:
@@ -102,32 +101,34 @@ def separator(path: Path) -> str:
     return next((sign for sign in ",;\t" if sign in first), ",")
 
 
-def _csv_records(path: Path, suffix: str) -> Iterator[tuple[int, dict]]:
+def _csv_records(path: Path, suffix: str) -> Iterator[tuple[int, JsonObject | Rejected]]:
     # Quotes mean nothing in TSV: a stray one must not swallow the lines after it.
     quoting = {"quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {"strict": True}
     text = _read_utf8(path).decode("utf-8-sig", errors="replace")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator(path), **quoting)
-    columns, line = None, 1
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=find_separator(path), **quoting)
+    columns: list[str] = []
+    line = 1
     try:
         for values in reader:
             first_line, line = line, reader.line_num + 1
-            if values and columns is None:
+            if values and not columns:
                 columns = _check_columns(f"{path} line {first_line}", [name.strip() for name in values])
+            elif len(values) > len(columns):
+                found = f"{len(values) - len(columns)} more values than there are columns"
+                yield first_line, malformed_row("", found, "one value per column")
             elif values:
-                record = dict(zip(columns, values, strict=False))
-                extra = {None: values[len(columns) :]} if len(values) > len(columns) else {}
-                yield first_line, {**dict.fromkeys(columns), **record, **extra}
+                yield first_line, dict.fromkeys(columns) | dict(zip(columns, values, strict=False))
     except csv.Error as error:
-        yield line, malformed("", f"broken CSV, from here to the end ({error})", "quoted fields that end")
+        yield line, malformed_row("", f"broken CSV, from here to the end ({error})", "quoted fields that end")
 
 
 def _check_columns(where: str, names: list[str]) -> list[str]:
-    """Column names. Raises InputError for a single one, and for two of one name; nameless ones may be many."""
+    """The names. Raises InputError for a single column and for a repeated name; several may have no name."""
     if len(names) == 1:
         raise InputError(
             where,
             f"a single column, {names[0]!r:.80}",
-            "the names of the columns, separated by , or ; or tabs in .csv and by tabs in .tsv",
+            "column names, separated by , or ; or tabs in .csv and by tabs in .tsv",
             "Write audio,text,speaker into the first line, or correct the file's extension.",
         )
     twice = sorted({name for name in names if name and names.count(name) > 1})
@@ -138,28 +139,20 @@ def _check_columns(where: str, names: list[str]) -> list[str]:
 
 def _json_lines(data: bytes) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            yield number, _parse(line)
-
-
-def _parse(line: bytes) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        shown = line[:60].decode(errors="replace")
-        return Rejected(
-            "failed",
-            "malformed_json",
-            "",
-            f"{shown!r}, which is not JSON ({error})",
-            "one JSON object a line",
-            "Correct the line, or remove it.",
-        )
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            found = f"{line[:60].decode(errors='replace')!r}, which is not JSON ({error})"
+            expected, action = "one JSON object per line", "Correct the line, or remove it."
+            yield number, Rejected("failed", "malformed_json", "", found, expected, action)
 
 
 def _json_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    """Elements of a JSON array with the line each starts on. After a broken one nothing can be told apart."""
-    decoder, position, line = json.JSONDecoder(), text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
+    """(line where it starts, element) per element of a JSON array. Raises InputError for a broken element."""
+    decoder, position = json.JSONDecoder(), text.index("[") + 1
+    line = 1 + text.count("\n", 0, position)
     while True:
         start = position
         while position < len(text) and text[position] in " \t\r\n,":

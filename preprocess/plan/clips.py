@@ -1,8 +1,8 @@
 """Rows become clips and dialogues: a clip is encoded once, however many rows use its audio.
 
 A row without a reference makes its clip a target whose reference is drawn in training. A row that names its
-reference, or whose conversation is kept as written, makes a dialogue of the target clip; the texts stand in the
-dialogue, because other rows may give the same audio other words.
+reference, or whose conversation is kept as written, adds a dialogue to the target clip. A dialogue holds its own
+texts, because other rows may give the same audio another transcript.
 """
 
 import hashlib
@@ -12,10 +12,12 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from preprocess.audio.noise import Augmentation
 from preprocess.audio.recording import Recording
-from preprocess.common.errors import InputError, Rejected
+from preprocess.common.errors import InputError, Rejected, join_some
+from preprocess.common.json_file import JsonObject
 from preprocess.corpus.dialogue import audios_of, canonical_dialogue, read_dialogue, reference_keys, written_dialogue
 from preprocess.corpus.shards import KEY_PATTERN
 from preprocess.corpus.text import normalise_text
@@ -25,14 +27,14 @@ from preprocess.manifest.read import Manifest
 
 @dataclass
 class ClipPlan:
-    """A clip before it is encoded. `dialogues` are in the form that read_dialogue takes, normalised.
+    """A clip before it is encoded. `dialogues` are as read_dialogue takes them, with normalised texts.
 
-    system_text: what the row with the drawn reference has in place of --system-text, "" where it has none.
-    derived_from: the key of the clip that this one is a copy of, made noisy as `augmentation` says.
+    system_text: that of the row with the drawn reference, "" for --system-text.
+    derived_from: the key of the clip of which this one is a noisy copy, made as `augmentation` says.
     """
 
     key: str
-    source: str  # the audio's name under the audio root, and which part of it
+    source: str  # the audio's path relative to --audio-root, and which part of it
     path: str
     text: str = ""
     speaker: str = ""
@@ -40,16 +42,17 @@ class ClipPlan:
     id: str | None = None
     draws_reference: bool = False
     system_text: str = ""
-    dialogues: list[dict] = field(default_factory=list)
-    part: tuple = ()  # the fields of its Recording after the path
+    dialogues: list[JsonObject] = field(default_factory=list)
+    part: tuple[Any, ...] = ()  # the fields of its Recording after the path
     derived_from: str | None = None
     augmentation: Augmentation | None = None
 
     @property
     def recording(self) -> Recording:
+        """The audio to decode."""
         return Recording(self.path, *self.part)
 
-    def prompt_meta(self) -> dict:
+    def prompt_meta(self) -> JsonObject:
         """The part of the clip's meta that `preprocess.corpus.dialogue.dialogue_of` reads."""
         own = {"system_text": self.system_text} if self.system_text else {}
         return {"text_normalised": normalise_text(self.text), "dialogues": self.dialogues, **own}
@@ -57,7 +60,10 @@ class ClipPlan:
 
 @dataclass(frozen=True)
 class Use:
-    """What a row is in the corpus: clip `key` as a target, with a drawn reference or by its dialogue's position."""
+    """What a row became: a sample whose target is clip `key`.
+
+    position: where its dialogue is in the clip's `dialogues`; None where the reference is drawn.
+    """
 
     line: int
     key: str
@@ -66,9 +72,10 @@ class Use:
 
 @dataclass
 class ClipTable:
-    """All clips by key, what each usable row became, the other rows, and how many rows came without a speaker.
+    """All clips by key, what each usable row became, and the rejected rows as (line, why).
 
-    validation: keys of the clips of --val-manifest, None without one.
+    rows_without_speaker: how many rows name a reference and no speaker. validation: keys of the clips of
+    --val-manifest, None without one.
     """
 
     clips: dict[str, ClipPlan]
@@ -79,7 +86,7 @@ class ClipTable:
 
 
 def clip_key(source: str) -> str:
-    """A clip's key, from its audio's name under the root alone: readable, and told apart by a hash."""
+    """A clip's key: the readable part of its `source`, and a hash that makes it unique."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).stem)[:60]
     key = f"{stem}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     assert KEY_PATTERN.fullmatch(key), key
@@ -87,7 +94,7 @@ def clip_key(source: str) -> str:
 
 
 def build_clips(manifest: Manifest, audio_root: Path, val_audio_root: Path | None = None) -> ClipTable:
-    """Merge the manifest's rows into clips. The first row that says something of a clip is right.
+    """The manifest's rows merged into clips. Each fact about a clip comes from the first row that has it.
 
     Audio paths are relative to `audio_root`, those of validation rows to `val_audio_root`. Raises InputError for
     clips that are in training and in validation.
@@ -102,28 +109,30 @@ class _Builder:
         self.uses: list[Use] = []
         self.rejected: list[tuple[int, Rejected]] = []
         self.first_drawn: dict[str, Row] = {}
-        self.first_dialogue: dict[tuple, Row] = {}
+        self.first_dialogue: dict[tuple[str, str], Row] = {}
         self.named_by: dict[bool, dict[str, int]] = {False: {}, True: {}}  # key -> first row, of each split
 
     def build(self) -> ClipTable:
-        named = [row for row in self.manifest.rows if row.references or row.turns]
-        drawn = [row for row in self.manifest.rows if not (row.references or row.turns)]
-        # A row that is about a clip itself knows its words and speaker better than one that names it as reference.
-        for add, rows in ((self._add_drawn, drawn), (self._add_named, named)):
-            for row in rows:
-                try:
-                    add(row)
-                except Rejected as rejected:
-                    self.rejected.append((row.line, rejected))
-        without_speaker = sum(row.speaker is None for row in named)
+        # A clip's own row knows its transcript and speaker better than a row that names the clip as a reference.
+        rows = sorted(self.manifest.rows, key=lambda row: not row.draws_reference)
+        for row in rows:
+            try:
+                if row.draws_reference:
+                    self._add_drawn(row)
+                else:
+                    self._add_dialogue(row)
+            except Rejected as rejected:
+                self.rejected.append((row.line, rejected))
+        without_speaker = sum(row.speaker is None and not row.draws_reference for row in rows)
         used = {use.key for use in self.uses}
         used |= {k for clip in self.clips.values() for d in clip.dialogues for k in reference_keys(d, clip.key)}
         self._check_splits()
         clips = {key: self.clips[key] for key in sorted(used)}
         for key, clip in clips.items():
             clip.speaker = clip.speaker or f"unnamed-{key}"
-        has_validation = any(file.validation for file in self.manifest.files)
-        validation = used & self.named_by[True].keys() if has_validation else None
+        validation = None
+        if any(file.validation for file in self.manifest.files):
+            validation = used & self.named_by[True].keys()
         return ClipTable(clips, self.uses, self.rejected, without_speaker, validation)
 
     def _check_splits(self) -> None:
@@ -131,15 +140,13 @@ class _Builder:
         both = sorted(training.keys() & validation.keys(), key=validation.__getitem__)
         if both:
             where = self.manifest.where
-            shown = [f"{self.clips[k].source} ({where(training[k])}, {where(validation[k])})" for k in both[:5]]
-            raise InputError(
-                "--val-manifest",
-                f"{len(both)} clips that are in training too: {', '.join(shown)}{', ...' * (len(both) > 5)}",
-                "clips that training never hears",
-                "Remove their rows from one of the two manifests.",
-            )
+            shown = [f"{self.clips[k].source} ({where(training[k])}, {where(validation[k])})" for k in both]
+            found = f"{len(both)} clips that are in training too: {join_some(shown, 5)}"
+            action = "Remove their rows from one of the two manifests."
+            raise InputError("--val-manifest", found, "clips that are not trained on", action)
 
     def _clip(self, audio: Recording, row: Row) -> ClipPlan:
+        """The clip of an audio that a row names, made by the first row that does."""
         validation = self.manifest.is_validation(row.line)
         path = os.path.normpath((self.val_audio_root if validation else self.audio_root) / audio.path)
         root = os.path.normpath(self.audio_root)
@@ -150,7 +157,8 @@ class _Builder:
         self.named_by[validation].setdefault(clip.key, row.line)
         return clip
 
-    def _describe(self, clip: ClipPlan, text: str, speaker: str, row: Row | None = None) -> None:
+    def _fill_in(self, clip: ClipPlan, text: str, speaker: str, row: Row | None = None) -> None:
+        """Give the clip what it does not have yet; `row` is one whose target it is."""
         clip.text, clip.speaker = clip.text or text, clip.speaker or speaker
         if row:
             clip.language, clip.id = clip.language or row.language, clip.id or row.id
@@ -158,64 +166,42 @@ class _Builder:
     def _add_drawn(self, row: Row) -> None:
         where = self.manifest.where(row.line)
         if row.speaker is None:
-            raise Rejected(
-                "failed",
-                "no_speaker",
-                where,
-                "neither speaker nor reference_audio",
-                "one of them: whose voice is it, or which recording shows it",
-                "Fill in one of the two columns.",
-            )
+            found = "neither speaker nor reference_audio"
+            expected = "one of them: the name of the voice, or another recording of it"
+            raise Rejected("failed", "no_speaker", where, found, expected, "Fill in one of the two columns.")
         clip = self._clip(row.audio, row)
         first = self.first_drawn.setdefault(clip.key, row)
         if first is not row:
-            raise self._again(where, clip, row, first)
-        self._describe(clip, row.text, row.speaker, row)
+            raise self._why_repeated(where, clip, row, first)
+        self._fill_in(clip, row.text, row.speaker, row)
         clip.draws_reference, clip.system_text = True, row.system_text or ""
         self.uses.append(Use(row.line, clip.key))
 
-    def _again(self, where: str, clip: ClipPlan, row: Row, first: Row) -> Rejected:
+    def _why_repeated(self, where: str, clip: ClipPlan, row: Row, first: Row) -> Rejected:
+        """The Rejected for a row whose clip is a target with a drawn reference already, because of row `first`."""
         earlier = self.manifest.where(first.line)
         if normalise_text(row.text) != normalise_text(first.text):
-            return Rejected(
-                "screened",
-                "other_transcript",
-                where,
-                f"{row.audio} with other words than in {earlier}",
-                "one transcript for one recording",
-                "Listen, and keep the right one of the two rows.",
-            )
-        if row.speaker != first.speaker:
-            return Rejected(
-                "screened",
-                "other_speaker",
-                where,
-                f"{row.audio} with speaker {row.speaker}, but {first.speaker} in {earlier}",
-                "one speaker for one recording",
-                "Keep the right one of the two rows.",
-            )
-        if row.system_text != first.system_text:
-            return Rejected(
-                "screened",
-                "other_system_text",
-                where,
-                f"{row.audio} with another system text than in {earlier}",
-                "one system text for a recording whose reference is drawn",
-                "Keep one of the two rows, or name a reference in each.",
-            )
-        return self._merged(where, clip, earlier)
+            reason, expected = "other_transcript", "one transcript per recording"
+            found = f"{row.audio} with other words than in {earlier}"
+            action = "Listen, and keep the right one of the two rows."
+        elif row.speaker != first.speaker:
+            reason, expected = "other_speaker", "one speaker per recording"
+            found = f"{row.audio} with speaker {row.speaker}, but {first.speaker} in {earlier}"
+            action = "Keep the right one of the two rows."
+        elif row.system_text != first.system_text:
+            reason, expected = "other_system_text", "one system text per recording whose reference is drawn"
+            found = f"{row.audio} with another system text than in {earlier}"
+            action = "Keep one of the two rows, or name a reference in each."
+        else:
+            return self._merged(where, clip, earlier)
+        return Rejected("screened", reason, where, found, expected, action)
 
     def _merged(self, where: str, clip: ClipPlan, earlier: str) -> Rejected:
-        return Rejected(
-            "merged",
-            "same_row",
-            where,
-            f"the same audio, text and references as {earlier}",
-            "each row once",
-            f"Nothing to do: it is merged into clip {clip.key}.",
-        )
+        found = f"the same audio, text and references as {earlier}"
+        action = f"Nothing to do: it is merged into clip {clip.key}."
+        return Rejected("merged", "same_row", where, found, "each row once", action)
 
-    def _add_named(self, row: Row) -> None:
+    def _add_dialogue(self, row: Row) -> None:
         where = self.manifest.where(row.line)
         target = self._clip(row.audio, row)
         references = [(self._clip(audio, row), text) for audio, text in row.references]
@@ -225,53 +211,47 @@ class _Builder:
         first = self.first_dialogue.setdefault(identity, row)
         if first is not row:
             raise self._merged(where, target, self.manifest.where(first.line))
-        if row.turns:  # who else speaks there the row does not say
+        if row.turns:  # the row does not say whose voice its other audios are
             voice, others_voice = row.speaker or "", ""
         else:
             # Rows that share a reference share its voice, even where no row names the speaker.
-            shown = references[0][0]
-            voice = others_voice = row.speaker or shown.speaker or target.speaker or f"unnamed-{shown.key}"
-        self._describe(target, row.text, voice, row)
+            reference = references[0][0]
+            voice = others_voice = row.speaker or reference.speaker or target.speaker or f"unnamed-{reference.key}"
+        self._fill_in(target, row.text, voice, row)
         for clip, text in references:
-            self._describe(clip, text or clip.text, others_voice)
+            self._fill_in(clip, text or clip.text, others_voice)
         self.uses.append(Use(row.line, target.key, len(target.dialogues)))
         target.dialogues.append(dialogue)
 
-    def _refuse_repeated(self, where: str, dialogue: dict, target: ClipPlan) -> None:
-        """Raise Rejected for an audio that is trained and stands in the dialogue once more: it would be copied."""
+    def _refuse_repeated(self, where: str, dialogue: JsonObject, target: ClipPlan) -> None:
+        """Raise Rejected for a trained audio that is in the dialogue twice: the model would learn to copy it."""
         audios = audios_of(read_dialogue(dialogue, target.key, ""))
         times = Counter(audio.key for audio in audios)
         repeated = next((audio.key for audio in audios if audio.trained and times[audio.key] > 1), None)
         if repeated:
-            raise Rejected(
-                "failed",
-                "reference_is_target",
-                where,
-                f"{self.clips[repeated].source} as reference and as target",
-                "a reference that is another recording: else the answer stands in the prompt",
-                "Name another recording of the same voice.",
-            )
+            found = f"{self.clips[repeated].source} as reference and as target"
+            expected = "a reference that is another recording: else the prompt holds the answer"
+            action = "Name another recording of the same voice."
+            raise Rejected("failed", "reference_is_target", where, found, expected, action)
 
-    def _canonical(self, where: str, row: Row, references: list[tuple[ClipPlan, str | None]]) -> dict:
+    def _canonical(self, where: str, row: Row, references: list[tuple[ClipPlan, str | None]]) -> JsonObject:
         unknown = next((clip for clip, text in references if not (text or clip.text)), None)
         if unknown:
-            raise Rejected(
-                "failed",
-                "no_reference_text",
-                where,
-                f"no transcript of the reference {unknown.source}",
-                "reference_text, or a row of its own for the reference",
-                "Fill in reference_text.",
-            )
+            found = f"no transcript of the reference {unknown.source}"
+            expected = "reference_text, or a row of its own for the reference"
+            raise Rejected("failed", "no_reference_text", where, found, expected, "Fill in reference_text.")
         transcripts = [(clip.key, normalise_text(text or clip.text)) for clip, text in references]
         return canonical_dialogue(normalise_text(row.text), transcripts, row.system_text)
 
-    def _written(self, row: Row) -> dict:
-        """The row's turns; the system text stays as it is, as --system-text does."""
-        system, *turns = row.turns
-        read = [(role, [(k, normalise_text(c) if k == "text" else c) for k, c in parts]) for role, parts in turns]
-        keyed = [
-            (role, [(kind, self._clip(part, row).key if kind == "audio" else part) for kind, part in parts])
-            for role, parts in (system, *read)
-        ]
-        return written_dialogue(keyed, row.start_index)
+    def _written(self, row: Row) -> JsonObject:
+        """The row's conversation as a dialogue. Its system text is not normalised, as --system-text is not."""
+        turns = []
+        for number, turn in enumerate(row.turns):
+            parts = []
+            for kind, part in zip(turn.kinds, turn.parts, strict=True):
+                if isinstance(part, Recording):
+                    parts.append((kind, self._clip(part, row).key))
+                else:
+                    parts.append((kind, normalise_text(part) if number else part))
+            turns.append((turn.role, parts))
+        return written_dialogue(turns, row.start_index)

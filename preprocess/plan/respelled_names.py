@@ -1,4 +1,4 @@
-"""Audio that is not under the name of its row: found where the Unicode form alone differs, else a near name is told.
+"""Audio paths that do not exist: the file is found if only its Unicode form differs, else a similar name is reported.
 
 macOS writes an é or a Vietnamese or Arabic letter with a mark as two characters (NFD), a manifest made elsewhere as
 one (NFC). They look the same, and to Linux they are different names.
@@ -16,9 +16,9 @@ from preprocess.plan.clips import ClipPlan
 
 
 def find_respelled(missing: Iterable[ClipPlan], rejected: dict[str, Rejected]) -> list[ClipPlan]:
-    """The clips whose file is there in another Unicode form; their `path` is now the one on disk.
+    """The clips whose file exists in another Unicode form; their `path` becomes the one on disk.
 
-    What is near to the name of the others, or which folder is not there, is put into their `rejected`.
+    The others' entry in `rejected` gets the reason: a similar name, a missing folder, a broken link.
     """
     found = []
     for clip in missing:
@@ -29,21 +29,21 @@ def find_respelled(missing: Iterable[ClipPlan], rejected: dict[str, Rejected]) -
         else:
             rejected[clip.key] = _explain(rejected[clip.key], Path(clip.path), "\\" in clip.source)
     _find_folder.cache_clear()
-    _list.cache_clear()
+    _list_names.cache_clear()
     return found
 
 
 def find_on_disk(path: Path) -> Path | None:
-    """The file of this name, its folders and itself in whichever Unicode form they are spelled; None without one."""
-    folder = _find_folder(path.parent)
-    name = _list(folder)[0].get(_nfc(path.name))
-    return folder / name if name and (folder / name).is_file() else None
+    """The file of this path, whose parts may have another Unicode form on disk; None if there is none."""
+    found = _respell(path)
+    return found if found and found.is_file() else None
 
 
 def _explain(error: Rejected, path: Path, has_backslash: bool) -> Rejected:
+    """`error` with what is there instead of the file."""
     folder, action = _find_folder(path.parent), error.action
-    near = _list(folder)[1].get(_loose(path.name))
-    found = f"{NO_SUCH_FILE}; its folder has {near!r}" if near else NO_SUCH_FILE
+    similar = _list_names(folder)[1].get(_simplify(path.name)) if folder else None
+    found = f"{NO_SUCH_FILE}; its folder has {similar!r}" if similar else NO_SUCH_FILE
     if path.is_symlink():
         found = f"a link to {os.readlink(path)}, which is not there"
     elif path.is_dir():
@@ -58,27 +58,32 @@ def _explain(error: Rejected, path: Path, has_backslash: bool) -> Rejected:
 
 @functools.cache
 def _find_folder(folder: Path) -> Path | None:
-    """The folder of this name in whichever Unicode form, or None."""
+    """As find_on_disk, for a folder."""
     if folder.is_dir() or folder == folder.parent:
         return folder
-    parent = _find_folder(folder.parent)
-    name = _list(parent)[0].get(_nfc(folder.name))
-    return parent / name if name and (parent / name).is_dir() else None
+    found = _respell(folder)
+    return found if found and found.is_dir() else None
+
+
+def _respell(path: Path) -> Path | None:
+    folder = _find_folder(path.parent)
+    name = _list_names(folder)[0].get(_nfc(path.name)) if folder else None
+    return folder / name if folder and name else None
 
 
 @functools.lru_cache(maxsize=4)
-def _list(folder: Path | None) -> tuple[dict[str, str], dict[str, str]]:
-    """The names in a folder by their NFC form, and by what is left of it without extension, case and outer spaces."""
+def _list_names(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The names in a folder by their NFC form, and by that form without extension, case and outer spaces."""
     try:
-        names = sorted(os.listdir(folder)) if folder else []
-    except OSError:  # it may be entered, not listed
+        names = sorted(os.listdir(folder))
+    except OSError:  # no right to list the folder
         names = []
-    return {_nfc(name): name for name in names}, {_loose(name): name for name in names}
+    return {_nfc(name): name for name in names}, {_simplify(name): name for name in names}
 
 
 def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _loose(name: str) -> str:
+def _simplify(name: str) -> str:
     return _nfc(Path(name.strip()).stem).casefold()

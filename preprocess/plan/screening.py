@@ -1,6 +1,6 @@
-"""Filters on clips, with thresholds from a recipe: each says by a word, and with the measured value, what it drops.
+"""Filters on clips, with thresholds from a recipe: each drops a clip with a reason and the measured value.
 
-The figures are those of preprocess.judges. What needs more than one clip is decided in preprocess.finish.
+The figures are those of preprocess.judges. Filters that compare clips with each other are in preprocess.finish.
 """
 
 import math
@@ -21,42 +21,44 @@ Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class Screening:
-    """Thresholds; null switches a filter off. The defaults drop what is never good, and nothing else."""
+    """Thresholds; null switches a filter off. The defaults drop only what is never good."""
 
-    min_duration_sec: Amount | None = Field(0.5, description="length of the clip")
-    max_duration_sec: Amount | None = Field(30.0, description="length of the clip")
-    min_rms_dbfs: StrictFloat | None = Field(-70.0, description="level; below is silence, or stereo that cancels out")
-    max_rms_dbfs: StrictFloat | None = Field(None, description="level")
+    min_duration_sec: Amount | None = Field(default=0.5, description="length of the clip")
+    max_duration_sec: Amount | None = Field(default=30.0, description="length of the clip")
+    min_rms_dbfs: StrictFloat | None = Field(
+        default=-70.0, description="level; below is silence, or stereo that cancels out"
+    )
+    max_rms_dbfs: StrictFloat | None = Field(default=None, description="level")
     max_peak: Amount | None = Field(
-        2.0,
+        default=2.0,
         description="largest sample; above is a float file of another scale than -1 to 1; lossy formats overshoot",
     )
-    max_clipped_share: Share | None = Field(0.25, description="share of the samples at full scale")
-    max_silence_share: Share | None = Field(None, description="share of the clip that is silence")
-    max_leading_silence_sec: Amount | None = Field(None, description="silence before speech")
-    max_trailing_silence_sec: Amount | None = Field(None, description="silence after speech")
-    min_bandwidth_hz: Amount | None = Field(None, description="frequency above which there is nothing")
-    min_letters_per_sec: Amount | None = Field(None, description="letters of the transcript; a diacritic is none")
-    max_letters_per_sec: Amount | None = Field(None, description="letters of the transcript; a diacritic is none")
+    max_clipped_share: Share | None = Field(default=0.25, description="share of the samples at full scale")
+    max_silence_share: Share | None = Field(default=None, description="share of the clip that is silence")
+    max_leading_silence_sec: Amount | None = Field(default=None, description="silence before speech")
+    max_trailing_silence_sec: Amount | None = Field(default=None, description="silence after speech")
+    min_bandwidth_hz: Amount | None = Field(default=None, description="frequency above which there is nothing")
+    min_letters_per_sec: Amount | None = Field(default=None, description="letters of the transcript, no diacritics")
+    max_letters_per_sec: Amount | None = Field(default=None, description="letters of the transcript, no diacritics")
     min_arabic_share: Share | None = Field(
-        None, description="share of the transcript's letters, where the row's language is Arabic (ar...)"
+        default=None, description="share of the transcript's letters, where the row's language is Arabic (ar...)"
     )
-    all_arabic: StrictBool = Field(False, description="rows without a language are Arabic too")
+    all_arabic: StrictBool = Field(default=False, description="rows without a language are Arabic too")
     min_speech_share: Share | None = Field(
-        None, description="share of the clip that is speech, by silero-vad: some 2 % more time"
+        default=None, description="share of the clip that is speech, by silero-vad: some 2 % more time"
     )
-    min_code_entropy_bits: Amount | None = Field(None, description="entropy of the codes, mean over codebooks")
+    min_code_entropy_bits: Amount | None = Field(default=None, description="entropy of the codes, mean of codebooks")
     min_speaker_similarity: Share | None = Field(
-        None,
+        default=None,
         description="similarity to the speaker's other clips, by Resemblyzer, of clips with 2 s of speech and "
         "speakers with 5 of them: some 1 % more time; 0 drops none",
     )
-    warn_share: Share = Field(0.2, description="a warning where more than this share of the rows is screened")
+    warn_share: Share = Field(default=0.2, description="a warning where more than this share of the rows is screened")
 
     @field_validator("max_duration_sec", "max_rms_dbfs", "max_letters_per_sec")
     @classmethod
-    def _is_above_its_minimum(cls, high: float | None, info: ValidationInfo) -> float | None:
-        name = f"min_{info.field_name.removeprefix('max_')}"
+    def _check_above_minimum(cls, high: float | None, info: ValidationInfo) -> float | None:
+        name = f"{info.field_name}".replace("max_", "min_")
         low = info.data.get(name)
         if low is not None and high is not None and high <= low:
             raise wrong_value(f"above {name}={low:g}")
@@ -64,20 +66,21 @@ class Screening:
 
     @field_validator("all_arabic")
     @classmethod
-    def _has_its_share(cls, all_arabic: bool, info: ValidationInfo) -> bool:
+    def _check_has_share(cls, all_arabic: bool, info: ValidationInfo) -> bool:
         if all_arabic and info.data.get("min_arabic_share", True) in (None, 0):
             raise wrong_value("false without min_arabic_share")
         return all_arabic
 
     @property
     def longest_sec(self) -> float:
+        """The longest clip that passes, in seconds."""
         return math.inf if self.max_duration_sec is None else self.max_duration_sec
 
 
 # Arabic in ISO 639, and the codes of its spoken varieties.
 _ARABIC = {"ar", "ara", "arabic", "arb", "arz", "ary", "arq", "ars", "apc", "acm", "aeb", "afb", "ajp", "ayl"}
 
-# In the order in which they are tried: reason, what was measured, what to do.
+# In the order in which they are applied: the reason, the measured value, and what to do.
 _FILTERS = {
     "min_duration_sec": ("too_short", "{:.3f} s of audio", "Nothing to do."),
     "max_duration_sec": (
@@ -101,19 +104,23 @@ _FILTERS = {
     "max_silence_share": ("mostly_silence", "silence in {:.2f} of the recording", "Cut the silence out."),
     "max_leading_silence_sec": ("leading_silence", "{:.2f} s of silence before speech", "Cut the silence off."),
     "max_trailing_silence_sec": ("trailing_silence", "{:.2f} s of silence after speech", "Cut the silence off."),
-    "min_bandwidth_hz": ("narrow_band", "nothing above {:.0f} Hz", "Find the recording before it was a telephone's."),
+    "min_bandwidth_hz": (
+        "narrow_band",
+        "nothing above {:.0f} Hz",
+        "Find the original: this one is of telephone quality.",
+    ),
     "min_letters_per_sec": (
         "slow_transcript",
-        "{:.1f} letters a second",
-        "Listen: the transcript lacks words, or the recording holds more than them.",
+        "{:.1f} letters per second",
+        "Listen: the transcript lacks words, or the recording has more than speech.",
     ),
     "max_letters_per_sec": (
         "fast_transcript",
-        "{:.1f} letters a second",
+        "{:.1f} letters per second",
         "Listen: the recording lacks words of the transcript.",
     ),
     "min_speech_share": ("little_speech", "speech in {:.2f} of the recording", "Listen: is it speech?"),
-    "min_code_entropy_bits": ("monotonous_codes", "{:.2f} bits a codebook", "Listen: silence, hum or noise?"),
+    "min_code_entropy_bits": ("monotonous_codes", "{:.2f} bits per codebook", "Listen: is it silence, hum or noise?"),
     "min_speaker_similarity": (
         "other_voice",
         "a voice whose similarity to the speaker's other clips is {:.2f}",
@@ -123,39 +130,39 @@ _FILTERS = {
 
 
 def load_screening(path: Path | None) -> Screening:
-    """The recipe in a YAML file; the defaults without one. Raises InputError for what is wrong in it, all at once."""
+    """The recipe in a YAML file; the defaults without one. Raises one InputError for all that is wrong in it."""
     if path is None:
         return Screening()
     return load_yaml(path, Screening, "preprocess/plan/screening.py", example="launch/recipes/screening_*.yaml")
 
 
-def screen(screening: Screening, figures: dict[str, float], where: str) -> None:
-    """Raise Rejected for the first filter that a figure does not pass. Filters without their figure are not tried."""
+def screen_figures(screening: Screening, figures: dict[str, float], where: str) -> None:
+    """Raise Rejected for the first filter that a figure does not pass. Filters of other figures are skipped."""
     for name, (reason, found, action) in _FILTERS.items():
-        threshold, end, figure = getattr(screening, name), name[:3], name[4:]
-        value = figures.get(figure)
+        threshold, is_minimum = getattr(screening, name), name.startswith("min_")
+        value = figures.get(name[4:])
         if threshold is None or value is None:
             continue
-        if value < threshold if end == "min" else value > threshold:
-            expected = f"at {'least' if end == 'min' else 'most'} {threshold:g} ({name})"
+        if value < threshold if is_minimum else value > threshold:
+            expected = f"at {'least' if is_minimum else 'most'} {threshold:g} ({name})"
             raise Rejected("screened", reason, where, found.format(value), expected, action)
 
 
 def claims_arabic(screening: Screening, language: str | None) -> bool:
-    """Whether a row's transcript is to be in Arabic script: by its language, a code or "ar-EG", "ar_SA"."""
+    """Whether a row's transcript must be in Arabic script, by its language: a code, "ar-EG" or "ar_SA"."""
     if not language:
         return screening.all_arabic
     return re.split("[-_]", language.lower())[0] in _ARABIC
 
 
-def thresholds(screening: Screening) -> str:
-    """The filters that are on, for the command's own output."""
+def describe_thresholds(screening: Screening) -> str:
+    """The filters that are on with their thresholds, for the command's output."""
     on = {name: value for name, value in asdict(screening).items() if name in _FILTERS and value is not None}
     return ", ".join(f"{name}={value:g}" for name, value in on.items())
 
 
-def dominating_reason(screening: Screening, reasons: dict[str, int], num_rows: int) -> str | None:
-    """A warning where more than `warn_share` of the rows is screened: how many, and by which filter most."""
+def screening_warning(screening: Screening, reasons: dict[str, int], num_rows: int) -> str | None:
+    """A warning, with the most frequent reason, where more than `warn_share` of the rows is screened; else None."""
     total = sum(reasons.values())
     if total <= screening.warn_share * num_rows:
         return None
@@ -164,3 +171,12 @@ def dominating_reason(screening: Screening, reasons: dict[str, int], num_rows: i
         f"warning: {total} of {num_rows} rows ({total / num_rows:.0%}) are screened, {reasons[reason]} of them as "
         f"{reason}: listen to some of them, and change the threshold in the --screening recipe if they are good"
     )
+
+
+def length_verdict(screening: Screening, duration_sec: float) -> str:
+    """The reason for which a clip of this length is dropped, or "fits"."""
+    try:
+        screen_figures(screening, {"duration_sec": duration_sec}, "")
+    except Rejected as rejected:
+        return rejected.reason
+    return "fits"

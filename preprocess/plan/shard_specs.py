@@ -1,6 +1,6 @@
-"""Planning: read headers, deal clips into shards. It sees the whole manifest and no audio.
+"""Planning: read the headers of all clips and divide the clips into shards, without decoding audio.
 
-The plan depends on manifest, files and settings alone: not on workers, working directory or hash seed.
+The plan depends only on manifest, files and settings: not on workers, working directory or hash seed.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from preprocess.audio.decode import NO_SUCH_FILE, Header
 from preprocess.codec.precision import EncodeMode
 from preprocess.common.errors import Rejected
+from preprocess.common.json_file import JsonObject
 from preprocess.plan.clips import ClipPlan, ClipTable
 from preprocess.plan.respelled_names import find_respelled
 from preprocess.plan.screening import Screening
@@ -24,10 +25,11 @@ GPU_READERS = 4
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """One shard's work. `identity` names all that its bytes depend on but folders: a finished shard keeps it.
+    """The work of making one shard.
 
-    culprits: clips, by key, that are left out because a worker died over each of them in this run.
-    num_readers: threads of the worker that decode and resample ahead of the encoder.
+    identity: a hash of all that the shard's bytes depend on, except folders; a finished shard records it.
+    culprits: {key: why} of clips that are left out because a worker died on them in this run.
+    num_readers: threads in the worker that decode and resample ahead of the encoder.
     """
 
     name: str
@@ -49,9 +51,9 @@ class ShardSpec:
 
 
 def probe_clips(clips: Iterable[ClipPlan], num_threads: int) -> tuple[dict[str, Header], dict[str, Rejected]]:
-    """Headers of the clips that have one, and why the others have none, by key.
+    """{key: header} of the clips that have one, and {key: why not} of the others.
 
-    Where a file is there in another Unicode form, its clip's path becomes that one.
+    Where a file exists in another Unicode form, its clip's path becomes that one.
     """
     clips = sorted(clips, key=lambda clip: clip.recording.order)
     headers, rejected = _probe(clips, num_threads)
@@ -72,13 +74,13 @@ def _probe(clips: list[ClipPlan], num_threads: int) -> tuple[dict[str, Header], 
         except Rejected as rejected:
             return rejected
 
-    # Threads would each read their own row groups of a Parquet file: one reads them in order.
-    alone = any(clip.recording.row for clip in clips)
-    pool = ThreadPoolExecutor(1 if alone else num_threads)
+    # Only one row group of a Parquet file is cached: several threads would replace each other's.
+    in_parquet = any(clip.recording.row for clip in clips)
+    pool = ThreadPoolExecutor(1 if in_parquet else num_threads)
     try:
         found = list(tqdm(pool.map(probe, clips), total=len(clips), desc="headers", unit="file", leave=False))
     finally:
-        pool.shutdown(cancel_futures=True)  # a stop waits for files that are being looked at, not for all
+        pool.shutdown(cancel_futures=True)  # a signal waits only for the files being read now
     by_key = {clip.key: result for clip, result in zip(clips, found, strict=True)}
     headers = {key: result for key, result in by_key.items() if isinstance(result, Header)}
     return headers, {key: result for key, result in by_key.items() if isinstance(result, Rejected)}
@@ -91,29 +93,32 @@ def deal_clips(
     seed: int,
     longest_sec: float = float("inf"),
 ) -> Iterator[tuple[str, list[ClipPlan]]]:
-    """(shard name, clips sorted by key) of each shard: speakers in seeded order, cut where the hours are full.
+    """(name, clips sorted by key) per shard.
 
-    longest_sec: what a clip counts for at most.
+    The clips are put in a seeded order of speakers, and a new shard begins once the last one has its hours. A clip
+    counts for at most `longest_sec`.
     """
 
-    def seeded(clip: ClipPlan) -> tuple[bytes, str, str]:
+    def seeded_order(clip: ClipPlan) -> tuple[bytes, str, str]:
         return hashlib.sha256(f"{seed}:{clip.speaker}".encode()).digest(), clip.speaker, clip.key
 
     shards: list[list[ClipPlan]] = []
     filled_sec = float("inf")
-    for clip in sorted(clips, key=seeded):
+    for clip in sorted(clips, key=seeded_order):
         if filled_sec >= hours_per_shard * 3600:
             shards.append([])
             filled_sec = 0.0
         shards[-1].append(clip)
-        # What a longer clip's header says may be a guess, and the clip will be dropped.
+        # A longer clip will be dropped, and its header's duration may be a guess.
         filled_sec += min(headers[clip.key].duration_sec, longest_sec)
     for number, shard in enumerate(shards):
         yield f"shard-{number:06d}", sorted(shard, key=lambda clip: clip.key)
 
 
-def plan_shards(settings: Settings, table: ClipTable, headers: dict[str, Header], recorded: dict) -> list[ShardSpec]:
-    """Specs of all shards; clips without a header are in none. recorded: the settings as corpus.json has them."""
+def plan_shards(
+    settings: Settings, table: ClipTable, headers: dict[str, Header], recorded: JsonObject
+) -> list[ShardSpec]:
+    """The specs of all shards; clips without a header are left out. recorded: the settings as in corpus.json."""
     assert settings.out
     assert settings.audio_tokenizer
     assert settings.hubert
@@ -142,16 +147,16 @@ def plan_shards(settings: Settings, table: ClipTable, headers: dict[str, Header]
 
 
 def _num_readers(settings: Settings, clips: list[ClipPlan]) -> int:
-    """Threads to feed a GPU; one where clips lie in Parquet, whose row groups are read in order, one at a time."""
-    if settings.device == "cpu" or settings.reuse:  # most of what is reused is not decoded
+    """Threads to feed a GPU; one for clips in Parquet, whose row groups are read in order, one at a time."""
+    if settings.device == "cpu" or settings.reuse:  # most reused clips are not decoded
         return 0
     return 1 if any(clip.recording.row for clip in clips) else GPU_READERS
 
 
-def _identity(name: str, clips: list[ClipPlan], headers: dict[str, Header], recorded: dict) -> str:
-    """sha256 over settings and clips, with each file's size, so that a replaced recording is encoded again."""
+def _identity(name: str, clips: list[ClipPlan], headers: dict[str, Header], recorded: JsonObject) -> str:
+    """sha256 of settings and clips, with each file's size, so that a replaced recording is encoded again."""
     parts = [name, repr(sorted(recorded.items()))]
     for clip in clips:
-        about = {name: value for name, value in asdict(clip).items() if name != "path"}
-        parts.append(repr((about, headers[clip.key].num_bytes)))
+        fields = {field: value for field, value in asdict(clip).items() if field != "path"}
+        parts.append(repr((fields, headers[clip.key].num_bytes)))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,25 +1,28 @@
-"""One corpus made by several runs of the command, on as many machines as share a file system.
+"""One corpus made by several runs of the command, on machines that share a file system.
 
     python -m preprocess.shard ... --slice 0/8      ...      python -m preprocess.shard ... --slice 7/8
 
-Every slice plans the whole corpus, which is a pure function, and makes its own share of the shards. The slice that
-finds all of them finished writes index and corpus.json; `--finalize` does so where the last slice died before.
+Every slice computes the same plan of the whole corpus and makes its own share of the shards. The slice that finds
+all of them finished writes index and corpus.json; `--finalize` writes them if the last slice died before it could.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from preprocess.common.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Number `number` of `count`, from 0."""
+    """One of `count` slices; `number` counts from 0."""
 
     number: int
     count: int
 
-    def select(self, specs: list) -> list:
-        """Every count-th shard, so that all slices have shards of all speakers and lengths."""
+    def select(self, specs: list[T]) -> list[T]:
+        """Every count-th shard, so that each slice has shards from the whole corpus."""
         return specs[self.number :: self.count]
 
     def __str__(self) -> str:
@@ -27,7 +30,7 @@ class Slice:
 
 
 def parse_slice(text: str | None) -> Slice | None:
-    """`i/n` with i from 0 to n - 1; None without one. Raises InputError."""
+    """The slice that `i/n` names, i from 0 to n - 1; None for None. Raises InputError for other text."""
     if text is None:
         return None
     number, _, count = text.partition("/")

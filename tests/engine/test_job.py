@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from engine.job import prepare
+from engine.job import prepare_job
 from launch.demo.small_model import build_model
 from preprocess.common.errors import InputError
 from tests.fixtures.steps import ROOT, ZERO2
@@ -13,7 +13,7 @@ from tests.fixtures.steps import ROOT, ZERO2
 
 def refused(model, data, overrides=(), recipe="demo.yaml", world_size=1):
     with pytest.raises(InputError) as caught:
-        prepare(
+        prepare_job(
             deepspeed=str(ZERO2),
             recipe=str(ROOT / "launch" / "recipes" / recipe),
             overrides=list(overrides),
@@ -85,7 +85,7 @@ def test_a_model_whose_first_layer_has_no_audio_ffn(tmp_path, random_corpus):
 def test_a_batch_that_misses_its_stated_range(model_folder, random_corpus):
     error = refused(model_folder, random_corpus.folder, ["batch.expected_samples_per_step=[100, 200]"])
     assert "expected_samples_per_step" in error.where
-    assert "samples a step on average" in error.found
+    assert "samples per step on average" in error.found
     assert error.expected == "100 to 200"
     assert "batch.max_tokens" in error.action
 
@@ -94,7 +94,7 @@ def test_codebook_weights_of_another_number(model_folder, random_corpus):
     error = refused(model_folder, random_corpus.folder, ["loss.codebook_weights=[1.0]"])
     assert error.where == "recipe: loss.codebook_weights"
     assert error.found == "1 weights"
-    assert error.expected.startswith("8, one a codebook")
+    assert error.expected.startswith("8, one per codebook")
     assert "Correct" in error.action
 
 
@@ -114,4 +114,4 @@ def test_a_split_with_fewer_samples_than_packs(model_folder, random_corpus):
     assert "train" in error.where
     assert "18 samples" in error.found
     assert "packs_per_step=64" in error.expected
-    assert "smaller packs_per_step" in error.action
+    assert "smaller batch.packs_per_step" in error.action

@@ -3,19 +3,16 @@
 import json
 import os
 import shutil
-from unittest import mock
 
 import pytest
 import torch
 
-from engine import loop
 from engine.batch.loader import PackReader, load_packs
-from engine.model import forward
 from engine.plan.corpora import Corpora
 from engine.plan.plan import Pack, Sample
 from preprocess.common.errors import InputError
-from preprocess.corpus.shards import Corpus
 from tests.fixtures import gate
+from tests.fixtures.hooks import after_each_pack
 from tests.fixtures.ranks import RankError
 
 OVERRIDES = ["run.precision=fp32", "run.max_steps=4", "run.log_every=1", "run.save_every=2", "run.evaluate_every=2"]
@@ -23,15 +20,16 @@ OVERRIDES = ["run.precision=fp32", "run.max_steps=4", "run.log_every=1", "run.sa
 
 def train_with_a_broken_pack(model, data, out):
     """The real loop, in which the loss of pack 1 of global step 2 (from 0) is not a number."""
-    original, calls = loop.weighted_loss, [0]
+    calls = [0]
 
-    def weighted_loss(sums, *arguments):
-        loss = original(sums, *arguments)
+    def break_one(is_training, sums):
+        if not is_training:
+            return None
         number, calls[0] = calls[0], calls[0] + 1
         broken = number == 2 and os.environ["RANK"] == "1"  # two ranks, two packs a step: a pack a call
-        return loss * float("nan") if broken else loss
+        return sums._replace(audio=sums.audio * float("nan")) if broken else None
 
-    with mock.patch.object(loop, "weighted_loss", weighted_loss):
+    with after_each_pack(break_one):
         gate.train(model, data, out, OVERRIDES)
 
 
@@ -98,29 +96,9 @@ def test_the_run_folder_says_what_ran_and_how_fast(tmp_path, one_rank, model_fol
     assert line["loss"] == pytest.approx(line["loss_text"] + line["loss_audio"], rel=1e-6)
 
 
-def count_codebook_weights(model, data, out):
-    """How often a run of four steps makes the weights of its audio losses, log lines aside."""
-    with mock.patch.object(forward, "codebook_weights", wraps=forward.codebook_weights) as made:
-        gate.train(model, data, out, OVERRIDES)
-    return made.call_count
-
-
-def test_the_weights_of_the_losses_go_to_the_device_once_a_run(tmp_path, one_rank, model_folder, random_corpus):
-    assert one_rank.run(count_codebook_weights, model_folder, random_corpus.folder, tmp_path) == [1]
-
-
 def test_old_checkpoints_go_the_newest_and_the_best_stay(tmp_path, one_rank, model_folder, random_corpus):
     overrides = [*OVERRIDES, "run.save_every=1", "run.keep_checkpoints=1", "run.evaluate_every=1"]
     one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, overrides)
     root = tmp_path / "checkpoints"
     best = json.loads((root / "latest" / "state.json").read_text())["best_step"]
     assert {path.name for path in root.glob("*step-*")} == {"step-000004", f"step-{best:06d}"}
-
-
-def test_many_shards_need_few_open_files(tmp_path, random_corpus):
-    corpus = Corpus(shutil.copytree(random_corpus.folder, tmp_path / "corpus"))
-    for number in range(200):
-        os.link(corpus.folder / "shard-000000.tar", corpus.folder / f"copy-{number}.tar")
-        corpus._open(f"copy-{number}.tar")
-    assert corpus.clip(0).key == random_corpus.clip(0).key
-    assert len(corpus._files) <= 64

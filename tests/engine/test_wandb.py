@@ -13,7 +13,7 @@ SCRIPT = """
 from pathlib import Path
 import torch.distributed as dist
 import deepspeed
-from engine.metrics import RunLog
+from engine.monitor.metrics import RunLog
 
 dist.init_process_group("gloo", init_method=f"file://{Path.cwd()}/meeting", rank=0, world_size=1)
 deepspeed.init_distributed("gloo", dist_init_required=False)

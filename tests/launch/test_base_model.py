@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from engine.job import prepare
+from engine.job import prepare_job
 from engine.model.weights import load_base
 from engine.speak.generate import load_engine
 from launch import generate, merge, show
@@ -54,7 +54,7 @@ def commands(tmp_path, random_corpus, codec_folder, hubert_folder):
             "--model",
             lambda base: shard.main(["--manifest", "none.jsonl", "--model", base, "--validate-only"]),
         ),
-        "train": ("--model", lambda base: prepare(str(ZERO2), recipe, [], base, [data], "/nonexistent", 1)),
+        "train": ("--model", lambda base: prepare_job(str(ZERO2), recipe, [], base, [data], "/nonexistent", 1)),
         "merge": ("--base", lambda base: merge.main([*merged, "--base", base])),
         "generate": ("--model", lambda base: generate.main(["--model", base, *codec, *spoken])),
         "show": ("--model", lambda base: show.main([data, random_corpus.clip(0).key, "--model", base])),

@@ -14,9 +14,9 @@ import torch
 
 from engine.base.recipe import Lora
 from engine.base.trainable_base import read_trainable_base
-from engine.batch.sample import build_sample, collate
-from engine.merge.folder import merge
-from engine.speak.generate import LEARNT_TEXT, choose_layout, clone, default_max_new_tokens, load_engine
+from engine.batch.sample import build_sample, make_padded_batch
+from engine.merge.folder import merge_checkpoint
+from engine.speak.generate import LEARNT_TEXT, choose_layout, clone_voice, default_max_new_tokens, load_engine
 from engine.speak.voice_training import read_facts
 from launch.generate import main
 from preprocess.codec.load import load_codec
@@ -64,12 +64,12 @@ def speaker(tmp_path_factory, model_folder, codec_folders):
     base = read_trainable_base(model_folder)
     dialogue = canonical_dialogue(TARGET_TEXT, [(reference.key, REFERENCE_TEXT)])
     sample = build_sample(base.tokenizer, base.config, SYSTEM_TEXT, dialogue, target, [reference])
-    batch = collate([sample], base.config)
+    batch = make_padded_batch([sample], base.config)
     lora = Lora(mode="full", rank=4, alpha=8, train_whole=["audio_head", "text_head"])
     model = random_lora(model_folder, lora)
     teach_heads(model, batch)
     checkpoint = save_checkpoint(folder / "checkpoints", model_folder, model, SYSTEM_TEXT)
-    merge(checkpoint, None, folder / "merged", verify=False)
+    merge_checkpoint(checkpoint, None, folder / "merged", verify=False)
     start = batch.audio_out_ids_start[-1]
     return Speaker(
         folder=folder / "merged",
@@ -87,7 +87,9 @@ def speaking_engine(speaker, codec_folders):
 
 
 def test_merged_model_says_the_learnt_target_code_for_code(speaker, speaking_engine):
-    response = clone(speaking_engine, speaker.layout, [(REFERENCE_TEXT, speaker.reference)], TARGET_TEXT, greedy=True)
+    response = clone_voice(
+        speaking_engine, speaker.layout, [(REFERENCE_TEXT, speaker.reference)], TARGET_TEXT, greedy=True
+    )
     assert response.generated_text == LEARNT_TEXT
     np.testing.assert_array_equal(response.generated_audio_tokens, speaker.columns)
     samples_per_frame = speaking_engine.samples_per_token
@@ -101,7 +103,7 @@ def test_prompt_is_the_one_of_training(speaker, speaking_engine, monkeypatch):
     )
     decomposed = f"  {unicodedata.normalize('NFD', TARGET_TEXT)}\n"
     assert speaker.layout["system_text"] == SYSTEM_TEXT
-    clone(speaking_engine, speaker.layout, [(f"{REFERENCE_TEXT} ", speaker.reference)], decomposed)
+    clone_voice(speaking_engine, speaker.layout, [(f"{REFERENCE_TEXT} ", speaker.reference)], decomposed)
     ((dialogue,), settings) = calls[0]
     assert settings["force_audio_gen"] is False
     inputs = speaking_engine._prepare_inputs(dialogue, force_audio_gen=False)
@@ -112,7 +114,7 @@ def test_prompt_is_the_one_of_training(speaker, speaking_engine, monkeypatch):
 def test_an_unknown_normaliser_is_refused(speaker, speaking_engine):
     pairs = [(REFERENCE_TEXT, speaker.reference)]
     with pytest.raises(InputError, match="text normaliser: found version 3"):
-        clone(speaking_engine, {**speaker.layout, "normaliser_version": 3}, pairs, TARGET_TEXT)
+        clone_voice(speaking_engine, {**speaker.layout, "normaliser_version": 3}, pairs, TARGET_TEXT)
 
 
 def test_command_writes_a_wav_and_says_that_start_and_stop_were_spoken(speaker, codec_folders, tmp_path, capsys):
@@ -125,7 +127,8 @@ def test_command_writes_a_wav_and_says_that_start_and_stop_were_spoken(speaker, 
     assert "s of the text: words may be missing\n" in printed
     assert len(samples) == NUM_FRAMES * rate_hz // 25
     assert "the model started and stopped by itself, as it learnt" in printed
-    assert "warning: trained on codes of another codec" in printed  # the checkpoint's codec is called "codec"
+    # The checkpoint says that its codec is called "codec".
+    assert "warning: the model was trained on codes of another codec" in printed
 
 
 def command(speaker, codec_folders, tmp_path, **changed):
@@ -146,7 +149,7 @@ def test_seed_decides_what_sampling_says(speaker, speaking_engine):
     def speak(seed):
         pairs = [(REFERENCE_TEXT, speaker.reference)]
         settings = {"seed": seed, "temperature": 0.3, "top_k": 2, "top_p": 1.0}
-        return clone(speaking_engine, speaker.layout, pairs, TARGET_TEXT, **settings).generated_audio_tokens
+        return clone_voice(speaking_engine, speaker.layout, pairs, TARGET_TEXT, **settings).generated_audio_tokens
 
     np.testing.assert_array_equal(speak(3), speak(3))
     assert not np.array_equal(speak(3), speak(4))
@@ -155,7 +158,7 @@ def test_seed_decides_what_sampling_says(speaker, speaking_engine):
 def test_audio_cut_short_is_a_failed_generation(speaker, speaking_engine):
     pairs = [(REFERENCE_TEXT, speaker.reference)]
     with pytest.raises(InputError) as caught:
-        clone(speaking_engine, speaker.layout, pairs, TARGET_TEXT, greedy=True, max_new_tokens=4)
+        clone_voice(speaking_engine, speaker.layout, pairs, TARGET_TEXT, greedy=True, max_new_tokens=4)
     assert caught.value.where == f"generation of {TARGET_TEXT!r}"
     assert caught.value.found.startswith("an audio that is cut short after 4 tokens (")
     assert caught.value.expected == LEARNT_TEXT
@@ -167,7 +170,7 @@ def test_no_audio_is_a_failed_generation(speaker, model_folder, codec_folders):
     with torch.no_grad():
         engine.model.audio_decoder_proj.text_lm_head.weight.zero_()  # only ever token 0
     with pytest.raises(InputError) as caught:
-        clone(engine, speaker.layout, [(REFERENCE_TEXT, speaker.reference)], TARGET_TEXT, greedy=True)
+        clone_voice(engine, speaker.layout, [(REFERENCE_TEXT, speaker.reference)], TARGET_TEXT, greedy=True)
     assert caught.value.found == "no audio"
     assert caught.value.expected == LEARNT_TEXT
     assert caught.value.action.startswith("The model has not learnt to start")
@@ -176,7 +179,7 @@ def test_no_audio_is_a_failed_generation(speaker, model_folder, codec_folders):
 def test_texts_and_recordings_that_cannot_be_used_are_refused(speaker, speaking_engine, tmp_path):
     def refusal(reference_text, reference, text):
         with pytest.raises(InputError) as caught:
-            clone(speaking_engine, speaker.layout, [(reference_text, reference)], text)
+            clone_voice(speaking_engine, speaker.layout, [(reference_text, reference)], text)
         return caught.value
 
     error = refusal(REFERENCE_TEXT, speaker.reference, "say <|AUDIO_OUT|> twice")
@@ -184,7 +187,7 @@ def test_texts_and_recordings_that_cannot_be_used_are_refused(speaker, speaking_
         "text 'say <|AUDIO_OUT|> twice'",
         "the special token <|AUDIO_OUT|> in the text",
     )
-    assert error.expected == "words alone: a special token would change the prompt's structure"
+    assert error.expected == "only words: a special token would change the prompt's structure"
     assert error.action == "Remove it from the text."
     assert refusal(" ", speaker.reference, TARGET_TEXT).found == "nothing to say"
     missing = refusal(REFERENCE_TEXT, tmp_path / "none.wav", TARGET_TEXT)
@@ -227,7 +230,7 @@ def test_special_tokens_that_the_tokenizer_gives_no_role_are_refused_too(speaker
     with pytest.raises(InputError, match=r"--system-text: found the special token <\|AUDIO_OUT\|>"):
         choose_layout(engine, speaker.layout, "Whisper.<|AUDIO_OUT|>")
     with pytest.raises(InputError, match=r"found the special token <\|AUDIO_OUT\|>"):
-        clone(engine, speaker.layout, [(REFERENCE_TEXT, speaker.reference)], "say <|AUDIO_OUT|> twice")
+        clone_voice(engine, speaker.layout, [(REFERENCE_TEXT, speaker.reference)], "say <|AUDIO_OUT|> twice")
 
 
 def test_the_command_speaks_with_the_system_text_that_it_is_given(speaker, codec_folders, tmp_path, monkeypatch):
@@ -237,7 +240,7 @@ def test_the_command_speaks_with_the_system_text_that_it_is_given(speaker, codec
     def clone_reached(engine, layout, *pairs_and_text, **settings):
         raise Reached(layout["system_text"])
 
-    monkeypatch.setattr("engine.speak.generate.clone", clone_reached)
+    monkeypatch.setattr("engine.speak.generate.clone_voice", clone_reached)
     with pytest.raises(Reached, match="Whisper"):
         main(command(speaker, codec_folders, tmp_path, **{"--system-text": "Whisper."}))
 

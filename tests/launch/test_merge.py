@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import engine.merge.weights
 from engine.base.recipe import Lora
 from engine.merge.check import random_prompt
-from engine.merge.folder import merge
+from engine.merge.folder import merge_checkpoint
 from engine.model.weights import load_base
 from launch.demo.small_model import build_model
 from launch.merge import main
@@ -53,7 +53,7 @@ def read_weights(folder):
 def refusal(*arguments, **keywords):
     """The InputError of a merge that must not write anything."""
     with pytest.raises(InputError) as caught:
-        merge(*arguments, **keywords)
+        merge_checkpoint(*arguments, **keywords)
     out = arguments[2]
     assert not out.exists()
     assert not out.with_name(f".{out.name}.partial").exists()
@@ -67,10 +67,10 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path, full_checkpoint):
         error = refusal(full_checkpoint, None, tmp_path / "merged", verify=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert_parts(error, str(tmp_path), "file too large", "can be written, with room", "another --out")
+    assert_parts(error, str(tmp_path), "file too large", "can be written, with free space", "another --out")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError) as caught:
-        merge(full_checkpoint, None, tmp_path / "file" / "merged", verify=False)
+        merge_checkpoint(full_checkpoint, None, tmp_path / "file" / "merged", verify=False)
     assert_parts(caught.value, str(tmp_path / "file"), "file", "can be written", "another --out")
 
 
@@ -78,7 +78,7 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path, full_checkpoint):
 def test_merged_model_equals_peft_with_and_without_its_own_merge(name, tmp_path, model_folder):
     model = random_lora(model_folder, ADAPTERS[name])
     folder = save_checkpoint(tmp_path / "checkpoints", model_folder, model)
-    merge(folder, None, tmp_path / "merged", verify=False)
+    merge_checkpoint(folder, None, tmp_path / "merged", verify=False)
 
     prompt = random_prompt(model_folder)
     live = PeftModel.from_pretrained(load_base(model_folder, torch.float32), folder).eval()
@@ -109,14 +109,14 @@ def test_the_projector_of_an_audio_tower_is_merged_and_verified_and_the_serve_en
 
 def test_another_shape_of_model_merges_too(tmp_path, other_model_folder):
     folder = save_checkpoint(tmp_path, other_model_folder, random_lora(other_model_folder, ADAPTERS["audio"]))
-    merge(folder, None, tmp_path / "merged")
+    merge_checkpoint(folder, None, tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
 def test_bf16_base_is_computed_in_fp32_and_rounded_once(tmp_path):
     base = build_model(tmp_path / "base", dtype=torch.bfloat16)
     folder = save_checkpoint(tmp_path, base, random_lora(base, ADAPTERS["dora"]))
-    merge(folder, None, tmp_path / "merged")
+    merge_checkpoint(folder, None, tmp_path / "merged")
 
     live = PeftModel.from_pretrained(load_base(base, torch.float32), folder)
     adapted = {name.replace(".base_layer", "") for name in live.get_base_model().state_dict() if "base_layer" in name}
@@ -132,10 +132,10 @@ def test_bf16_base_is_computed_in_fp32_and_rounded_once(tmp_path):
 def test_fp32_merge_of_a_bf16_base_keeps_changes_that_bf16_rounds_away(tmp_path, capsys):
     base = build_model(tmp_path / "base", dtype=torch.bfloat16)
     folder = save_checkpoint(tmp_path, base, random_lora(base, ADAPTERS["full"], scale=0.003))
-    merge(folder, None, tmp_path / "bf16")
+    merge_checkpoint(folder, None, tmp_path / "bf16")
     assert "warning: rounding loses much of so small a change; --dtype fp32 keeps it" in capsys.readouterr().out
 
-    merge(folder, None, tmp_path / "fp32", dtype=torch.float32)
+    merge_checkpoint(folder, None, tmp_path / "fp32", dtype=torch.float32)
     printed = capsys.readouterr().out
     assert "keep 100.0% of the adapter" in printed
     assert "warning" not in printed
@@ -149,7 +149,7 @@ def test_sharded_base_keeps_its_shards_names_order_and_metadata(tmp_path, model_
     HiggsAudioModel.from_pretrained(model_folder).save_pretrained(base, max_shard_size="4MB")
     assert len(list(base.glob("*.safetensors"))) >= 3
     folder = save_checkpoint(tmp_path, base, random_lora(base, ADAPTERS["attention"]))
-    merge(folder, None, tmp_path / "merged")
+    merge_checkpoint(folder, None, tmp_path / "merged")
 
     changed = 0
     for shard in base.glob("*.safetensors"):
@@ -165,7 +165,7 @@ def test_sharded_base_keeps_its_shards_names_order_and_metadata(tmp_path, model_
     _, loading = HiggsAudioModel.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(loading.values())
 
-    merge(folder, None, tmp_path / "bf16", verify=False, dtype=torch.bfloat16)
+    merge_checkpoint(folder, None, tmp_path / "bf16", verify=False, dtype=torch.bfloat16)
     index = json.loads((tmp_path / "bf16" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(
         tensor.nbytes for tensor in read_weights(tmp_path / "bf16").values()
@@ -173,7 +173,7 @@ def test_sharded_base_keeps_its_shards_names_order_and_metadata(tmp_path, model_
 
 
 def test_merged_folder_says_its_layout_and_where_it_comes_from(tmp_path, model_folder, full_checkpoint):
-    merge(full_checkpoint, None, tmp_path / "merged", verify=False)
+    merge_checkpoint(full_checkpoint, None, tmp_path / "merged", verify=False)
     state = json.loads((full_checkpoint / "state.json").read_text())
     assert state["layout"]["system_text"] == "Speak like this."
     assert json.loads((tmp_path / "merged" / "voice_training.json").read_text()) == {
@@ -194,8 +194,8 @@ def test_plain_peft_adapter_merges_when_its_base_is_named(tmp_path, model_folder
     assert error.found == "no state.json"
     assert error.action == "Name the base model with --base, or give RUN/checkpoints/best."
 
-    merge(tmp_path / "adapter", model_folder, tmp_path / "merged", verify=False)
-    merge(full_checkpoint, None, tmp_path / "other", verify=False)
+    merge_checkpoint(tmp_path / "adapter", model_folder, tmp_path / "merged", verify=False)
+    merge_checkpoint(full_checkpoint, None, tmp_path / "other", verify=False)
     other = read_weights(tmp_path / "other")
     assert all(torch.equal(tensor, other[name]) for name, tensor in read_weights(tmp_path / "merged").items())
 
@@ -213,7 +213,7 @@ def test_verification_refuses_a_wrong_merge_and_leaves_nothing(
 
     monkeypatch.setattr(engine.merge.weights, "merge_tensor", wrong)
     with pytest.raises(RuntimeError, match="merged logits differ from PEFT's own merge"):
-        merge(full_checkpoint, None, tmp_path / "merged")
+        merge_checkpoint(full_checkpoint, None, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,7 +235,7 @@ def test_a_base_that_moved_is_asked_for(tmp_path, model_folder):
     assert (error.where, error.found) == (str(base), "no such folder")
     assert error.expected == "config.json of a Higgs Audio v2 model folder"
     assert error.action.startswith("Name the model's folder with --base. Download the model where it is missing")
-    merge(folder, tmp_path / "moved", tmp_path / "merged", verify=False)
+    merge_checkpoint(folder, tmp_path / "moved", tmp_path / "merged", verify=False)
 
 
 def test_adapter_tensors_that_the_base_has_no_place_for_are_named(tmp_path, other_model_folder, full_checkpoint):
@@ -286,7 +286,7 @@ def test_a_flipped_byte_in_the_checkpoint_is_refused(tmp_path, full_checkpoint):
     (broken / "adapter_model.safetensors").write_bytes(data)
     error = refusal(broken, None, tmp_path / "merged")
     assert error.where == str(broken)
-    assert error.found == "adapter_model.safetensors has another sha256 than state.json says"
+    assert error.found == "adapter_model.safetensors has another sha256 than state.json records"
     assert error.expected == "files with the sha256 of state.json"
     assert error.action == "Restore the checkpoint from a copy, or merge another step-N beside it."
 
@@ -295,7 +295,7 @@ def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path, full_checkpo
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="found something there already; expected a folder that is new or empty"):
-        merge(full_checkpoint, None, tmp_path / "merged")
+        merge_checkpoint(full_checkpoint, None, tmp_path / "merged")
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["mine.txt"]
 
 

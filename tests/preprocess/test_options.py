@@ -10,7 +10,7 @@ import pytest
 
 from preprocess import options, verify
 from preprocess.common.errors import InputError
-from preprocess.options import parse
+from preprocess.options import parse_settings
 from preprocess.plan.screening import Screening
 from preprocess.plan.settings import Settings
 from preprocess.plan.slices import Slice
@@ -18,12 +18,12 @@ from tests.preprocess.helpers import assert_parts, flags
 
 
 def parsed(**given):
-    return parse(flags(manifest="m.jsonl", model="m", dry_run=True, **given))
+    return parse_settings(flags(manifest="m.jsonl", model="m", dry_run=True, **given))
 
 
 def actions() -> dict:
     """{name: action} of every flag, --help left out."""
-    return {action.dest: action for action in options.flags()._actions if action.dest != "help"}
+    return {action.dest: action for action in options.make_parser()._actions if action.dest != "help"}
 
 
 def test_every_flag_is_a_field_of_settings_and_every_field_a_flag():
@@ -36,7 +36,7 @@ def test_every_flag_is_a_field_of_settings_and_every_field_a_flag():
 def test_the_settings_without_flags_are_the_defaults_that_help_names(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     needed = {name: tmp_path / name for name in ("manifest", "model", "audio_tokenizer", "hubert", "out")}
-    assert parse(flags(**{name: name for name in needed})) == Settings(
+    assert parse_settings(flags(**{name: name for name in needed})) == Settings(
         **needed,
         audio_root=None,
         columns={},
@@ -88,7 +88,10 @@ def test_each_flag_sets_its_field_to_a_value_of_its_type_and_no_other_field(name
     text, value = special.get(name) or plain.get(hint, ("folder", tmp_path / "folder"))
     required = {"manifest": "m", "model": "m", "audio_tokenizer": "c", "hubert": "h", "out": "o"}
     more = {"noisy_references": "0.5"} if name in ("noise", "room_responses") else {}
-    before, after = parse(flags(**required, **more)), parse(flags(**{**required, **more, name: text}))
+    before, after = (
+        parse_settings(flags(**required, **more)),
+        parse_settings(flags(**{**required, **more, name: text})),
+    )
     assert getattr(after, name) == value
     expected = {name: value} | ({"val_speakers": "0"} if name == "val_manifest" else {})
     assert after == dataclasses.replace(before, **expected)
@@ -109,7 +112,7 @@ def test_all_paths_are_absolute(monkeypatch, tmp_path):
     names = [name for name, action in actions().items() if action.type is Path and name != "screening"]
     assert len(names) == 10
     given = dict.fromkeys(names, "some/where")
-    settings = parse(flags(**given, noisy_references="0.5"))
+    settings = parse_settings(flags(**given, noisy_references="0.5"))
     assert {getattr(settings, name) for name in names} == {tmp_path / "some/where"}
 
 
@@ -138,14 +141,14 @@ def test_all_wrong_values_are_named_at_once(tmp_path):
 @pytest.mark.parametrize("name", ["slice", "val_speakers"])
 def test_an_empty_value_is_no_value_left_out(name):
     with pytest.raises(InputError) as caught:
-        parse([*flags(manifest="m", model="m", dry_run=True), f"--{name.replace('_', '-')}", ""])
+        parse_settings([*flags(manifest="m", model="m", dry_run=True), f"--{name.replace('_', '-')}", ""])
     assert caught.value.found == "''"
 
 
 @pytest.mark.parametrize("argument", ["--hours=1", "--noisy=0.1", "--validate", "--val-man=m", "--workrs=1"])
 def test_an_unknown_or_shortened_flag_is_refused(argument, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse([*flags(manifest="m", model="m", dry_run=True), argument])
+        parse_settings([*flags(manifest="m", model="m", dry_run=True), argument])
     assert stopped.value.code == 2
     assert f"unrecognized arguments: {argument}" in capsys.readouterr().err
 
@@ -166,10 +169,10 @@ def test_reading_the_flags_imports_nothing_heavy():
     code = (
         "import sys\n"
         "from preprocess import options, shard, verify\n"
-        "options.flags().format_help()\n"
+        "options.make_parser().format_help()\n"
         "heavy = {'torch', 'numpy', 'pyarrow', 'transformers', 'omegaconf', 'soundfile'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
-        "options.parse(['--manifest', 'm', '--model', 'm', '--dry-run'])\n"
+        "options.parse_settings(['--manifest', 'm', '--model', 'm', '--dry-run'])\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -192,7 +195,7 @@ def test_a_number_is_taken_up_to_its_border(name, good, bad):
         parsed(**{name: value})
     for value in bad:
         with pytest.raises(InputError) as caught:
-            parse([*flags(manifest="m", model="m", dry_run=True), f"{flag}={value}"])
+            parse_settings([*flags(manifest="m", model="m", dry_run=True), f"{flag}={value}"])
         assert caught.value.where == flag, value
         assert value in caught.value.found or float(value) == float(caught.value.found)
 
@@ -219,11 +222,11 @@ def test_flags_that_contradict_each_other_are_refused_and_each_alone_is_not(give
 
 
 def test_what_is_needed_depends_on_what_is_done():
-    parse(["--manifest", "m", "--model", "m", "--validate-only"])
+    parse_settings(["--manifest", "m", "--model", "m", "--validate-only"])
     with pytest.raises(InputError, match="found no --audio-tokenizer, --hubert, --out"):
-        parse(["--manifest", "m", "--model", "m"])
+        parse_settings(["--manifest", "m", "--model", "m"])
     with pytest.raises(InputError, match="found no --manifest, --model; expected --manifest, --model. Add"):
-        parse(["--dry-run"])
+        parse_settings(["--dry-run"])
 
 
 def test_a_validation_manifest_holds_out_no_voices_and_has_its_own_folder(tmp_path):

@@ -111,7 +111,7 @@ def test_a_byte_between_members_or_after_the_last_is_named(corpus):
     spoil(corpus, flip(place(corpus, 2, "json") - 513))
     assert problems(corpus) == []
     spoil(corpus, flip(-1 + (corpus / SHARD).stat().st_size))
-    assert_parts(problems(corpus)[0], "at byte", "to the end", "zeros alone", "again")
+    assert_parts(problems(corpus)[0], "at byte", "to the end", "only zeros", "again")
 
 
 def rewrite(change):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from engine.base.recipe import Recipe, load_recipe, recipe_dict, save_recipe
 from engine.base.zero import resolve_config
-from engine.plan.plan import LayoutCost, Plan
+from engine.plan.plan import Plan
+from engine.plan.samples import LayoutCost
 from preprocess.common.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -135,7 +136,7 @@ def test_a_saved_recipe_loads_as_the_same_one(tmp_path):
             ["batch.max_token=4096", "lora.rank=0", "forward=fast", "optimizer=5"],
             "demo.yaml",
             "unknown key batch.max_token (nearest: batch.max_tokens); lora.rank=0; optimizer=5; forward='fast'",
-            "keys of engine/base/recipe.py alone; lora.rank greater than or equal to 1; optimizer keys and values",
+            "only keys of engine/base/recipe.py; lora.rank greater than or equal to 1; optimizer keys and values",
         ),
     ],
 )
@@ -187,11 +188,11 @@ NUMBER, WHOLE, YES_NO = "a valid number", "a valid integer", "a valid boolean"
         ("lora=full", "keys and values"),
         ("lora=", "keys and values"),
         ("lora=[rank, 8]", "keys and values"),
-        ("lora={1: 2}", "keys of engine/base/recipe.py alone"),
-        ("lora={null: 2}", "keys of engine/base/recipe.py alone"),
+        ("lora={1: 2}", "only keys of engine/base/recipe.py"),
+        ("lora={null: 2}", "only keys of engine/base/recipe.py"),
         ("lora={[1]: 2}", "YAML"),
         ("lora={rank: 8, rank: 9}", "YAML"),
-        ("lora..rank=8", "keys of engine/base/recipe.py alone"),
+        ("lora..rank=8", "only keys of engine/base/recipe.py"),
         ("lora.rank.=8", WHOLE),
         ("batch.expected_samples_per_step=[{}, 8]", WHOLE),
         ("batch.expected_samples_per_step=[8]", "[] or [low, high]"),
@@ -408,8 +409,8 @@ def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path):
     [
         ({"wall_clock_breakdown": "auto"}, "zero2.json: wall_clock_breakdown", '"auto"', "Write a value"),
         ({"gradient_clipping": 0.5}, "zero2.json: gradient_clipping", "0.5", 'Write "auto"'),
-        ({"zero_optimization": {"stage": 3}}, "zero2.json: zero_optimization.stage", "3", "Set it so"),
-        ({"data_types": {}}, "zero2.json: data_types.grad_accum_dtype", "null", "Set it so"),
+        ({"zero_optimization": {"stage": 3}}, "zero2.json: zero_optimization.stage", "3", "Set it to that value"),
+        ({"data_types": {}}, "zero2.json: data_types.grad_accum_dtype", "null", "Set it to that value"),
     ],
 )
 def test_a_json_that_would_train_something_else_is_refused(tmp_path, change, where, found, action):

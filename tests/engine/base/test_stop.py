@@ -1,5 +1,6 @@
 """A signal to one rank stops all of them at the same step, saved; what follows is the run that was never stopped."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,12 +10,15 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
-from engine import loop, validation
+from engine import loop
+from engine.base import zero
+from engine.base.launcher import Launcher
 from engine.batch.loader import PackReader
 from engine.checkpoint import checkpoint
-from engine.monitor import evaluation
+from engine.run import train_job
 from tests.fixtures import gate
 from tests.fixtures.corpus import write_random_corpus
+from tests.fixtures.hooks import after_each_pack
 from tests.fixtures.ranks import RankError, Ranks
 from tests.fixtures.steps import make_job
 
@@ -78,25 +82,22 @@ def train_with_a_signal_during(model, data, out, moment):
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGUSR1)
 
-    def then(original):
-        return lambda *arguments, **keywords: (ask(), original(*arguments, **keywords))[1]
-
-    def make_asking_job(*arguments):
-        job = make_job(*arguments)
-        if dist.get_rank() == dist.get_world_size() - 1:
-            job.reader.__class__ = AskingReader
-            job.reader.rank_pid = os.getpid()
-        return job
-
-    place, name, replace = {
-        "the first step": (loop, "weighted_loss", then),
-        "evaluation": (validation, "evaluate", then),
-        "saving": (loop.zero, "gather_moments", then),
-        "waiting for data": (gate, "make_job", lambda original: make_asking_job),
-    }[moment]
     overrides = ["run.precision=fp32", "run.max_steps=6", "run.save_every=2", "run.evaluate_every=2"]
-    with mock.patch.object(place, name, replace(getattr(place, name))):
-        gate.train(model, data, out, [*overrides, "run.log_every=1", "batch.loader_workers=1"])
+    overrides += ["run.log_every=1", "batch.loader_workers=1"]
+    overrides += ["batch.max_tokens=300"]  # short packs: each rank has some to evaluate
+    job = make_job(model, data, out, overrides)
+    if moment == "waiting for data" and dist.get_rank() == dist.get_world_size() - 1:
+        job.reader.__class__ = AskingReader
+        job.reader.rank_pid = os.getpid()
+    gather_moments = zero.gather_moments
+    during = {
+        "the first step": after_each_pack(lambda is_training, sums: ask() if is_training else None),
+        "evaluation": after_each_pack(lambda is_training, sums: None if is_training else ask()),
+        "saving": mock.patch.object(zero, "gather_moments", lambda engine: (ask(), gather_moments(engine))[1]),
+        "waiting for data": contextlib.nullcontext(),
+    }[moment]
+    with during:
+        train_job(job, "auto", [], None, Launcher())
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -130,26 +131,20 @@ def train_with_a_signal_in_evaluation(model, data, out, at_pack=None):
 
     Back come the packs that this rank evaluated: how many in all, and how many one pass over the split has.
     """
-    original, evaluated, passes = evaluation.to_device, [0], []
+    evaluated = [0]
 
-    def to_device(batch, device):
+    def count(is_training, sums):
+        if is_training:
+            return
         if evaluated[0] == at_pack and dist.get_rank() == dist.get_world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         evaluated[0] += 1
-        return original(batch, device)
 
-    def make_job_and_count(*arguments):
-        job = make_job(*arguments)
-        assert len(job.swapped_validation) == len(job.validation)
-        passes.append(len(job.validation[dist.get_rank() :: dist.get_world_size()]))
-        return job
-
-    with (
-        mock.patch.object(evaluation, "to_device", to_device),
-        mock.patch.object(gate, "make_job", make_job_and_count),
-    ):
-        gate.train(model, data, out, EVALUATED)
-    return evaluated[0], passes[0]
+    job = make_job(model, data, out, EVALUATED)
+    assert len(job.swapped_validation) == len(job.validation)
+    with after_each_pack(count):
+        train_job(job, "auto", [], None, Launcher())
+    return evaluated[0], len(job.validation[dist.get_rank() :: dist.get_world_size()])
 
 
 @pytest.fixture(scope="module")

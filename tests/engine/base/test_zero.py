@@ -16,7 +16,7 @@ from engine.base.zero import trainable_parameters
 from engine.checkpoint.progress import Progress
 from engine.loop import learning_rate
 from engine.model.weights import load_base
-from engine.run import announce, build_engine
+from engine.run import announce_run, build_engine
 from tests.fixtures.steps import make_job
 
 
@@ -48,7 +48,7 @@ def bucket_sizes(model_folder, data, out):
     job = make_job(model_folder, data, out, [])
     given = dict(job.deepspeed_config["zero_optimization"])
     engine = build_engine(job)
-    announce(job, Progress(), engine.config)
+    announce_run(job, Progress(), engine.config)
     num_trainable = sum(parameter.numel() for _, parameter in trainable_parameters(engine.module))
     used = engine.config["zero_optimization"]
     engine.destroy()
@@ -101,7 +101,7 @@ def restored_step_against_adamw(model_folder, data):
         "exp_avg": {name: torch.randn(shape, generator=generator) * 1e-2 for name, shape in shapes.items()},
         "exp_avg_sq": {name: torch.rand(shape, generator=generator) * 1e-3 for name, shape in shapes.items()},
     }
-    zero.restore(engine, masters, moments, num_steps=7)
+    zero.restore_state(engine, masters, moments, num_steps=7)
     zero.set_lr(engine, 1e-3)
     parameters = dict(trainable_parameters(engine.module))
     live = {name: torch.equal(parameter.detach(), masters[name]) for name, parameter in parameters.items()}

@@ -15,7 +15,7 @@ from engine.base.launcher import Launcher
 from engine.base.stop import StopRequest
 from engine.batch.loader import PackReader, WaitClock
 from engine.batch.sample import layout_cost, make_collator
-from engine.job import prepare
+from engine.job import prepare_job
 from engine.loop import train_step
 from engine.monitor.evaluation import evaluate
 from engine.monitor.metrics import step_metrics, sum_over_ranks
@@ -83,14 +83,14 @@ def assert_same(found, expected):
 
 def planned_samples(reader):
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
-    plan = Plan(reader.corpus.index, split="train", cost=cost, packs_per_step=1, max_tokens=10_000, seed=0)
+    plan = Plan(reader.corpora.index, split="train", cost=cost, packs_per_step=1, max_tokens=10_000, seed=0)
     epoch = plan.epoch(0)
     return [s for n in range(epoch.num_steps) for pack in epoch.step(n).packs for s in pack.samples]
 
 
 def assert_planned_as_built(reader, sample):
     """Tokens and labels of a sample by the plan are those of the stream and of Boson's batch."""
-    stream = PackReader(reader.corpus, reader.model_folder, "packed")[Pack((sample,))].batch
+    stream = PackReader(reader.corpora, reader.model_folder, "packed")[Pack((sample,))].batch
     assert sample.num_tokens == len(stream.position_ids)
     assert sample.text_labels == len(stream.text_labels)
     assert {sample.audio_labels} == set((stream.audio_labels != -100).sum(0).tolist())
@@ -134,7 +134,7 @@ def own_system(tmp_path_factory, tools):
 
 def test_a_row_keeps_its_own_system_text_and_others_have_that_of_the_corpus(own_system, model_folder):
     reader = PackReader(Corpora([own_system]), model_folder, "boson")
-    clips = clips_by_name(reader.corpus)
+    clips = clips_by_name(reader.corpora)
     source = {clip.key: name for name, clip in clips.items()}
 
     def canonical(system, said, reference, target_text, target):
@@ -307,7 +307,7 @@ def expected_samples(rows):
 
 def test_training_feeds_what_boson_makes_of_the_row_itself(as_written, model_folder):
     reader = PackReader(Corpora([as_written]), model_folder, "boson")
-    clips = clips_by_name(reader.corpus)
+    clips = clips_by_name(reader.corpora)
     source = {clip.key: name for name, clip in clips.items()}
     expected = expected_samples(written_rows())
     samples = planned_samples(reader)
@@ -319,7 +319,7 @@ def test_training_feeds_what_boson_makes_of_the_row_itself(as_written, model_fol
         boson = bosons_batch(reader, clips, expected.pop((source[loaded.keys[0]], sample.dialogue)))
         assert_same(loaded.batch, boson)
         assert_planned_as_built(reader, sample)
-        stream = PackReader(reader.corpus, model_folder, "packed")[pack].batch
+        stream = PackReader(reader.corpora, model_folder, "packed")[pack].batch
         placeholders = torch.tensor([reader.config.audio_in_token_idx, reader.config.audio_out_token_idx])
         assert torch.equal(stream.text_tokens, boson.input_ids[~torch.isin(boson.input_ids, placeholders)])
         assert torch.equal(stream.text_labels, boson.label_ids[boson.label_ids != -100])
@@ -348,7 +348,7 @@ def test_losses_are_those_of_bosons_forward_that_passes_over_what_it_does_not_he
 
 
 def audios_of_index(reader, sample):
-    dialogues = reader.corpus.index.column("dialogues")[sample.target].as_py()
+    dialogues = reader.corpora.index.column("dialogues")[sample.target].as_py()
     return next(d["audios"] for d in dialogues if d["position"] == sample.dialogue)
 
 
@@ -390,7 +390,7 @@ def train_a_step(model, data, out):
 def test_what_a_written_conversation_does_not_say_is_refused(as_written, model_folder, tmp_path, override, found):
     model = build_model(tmp_path / "tower", audio_tower=True) if override != "loss.consistency_weight=0.1" else None
     with pytest.raises(InputError) as caught:
-        prepare(
+        prepare_job(
             str(ZERO2),
             str(ROOT / "launch" / "recipes" / "demo.yaml"),
             [override] if override else [],
@@ -421,7 +421,7 @@ def test_a_conversation_is_verified_shown_and_reused(as_written, tools, model_fo
     capsys.readouterr()
     assert show([str(as_written), names[CLIPS[1]].key, "--model", str(model_folder)]) == 0
     said = capsys.readouterr().out
-    assert f"audio that the base does not hear: {names[CLIPS[0]].key}" in said
+    assert f"audio that the model does not receive: {names[CLIPS[0]].key}" in said
     assert f"audio columns: target {names[CLIPS[1]].key}" in said
 
     again = {name: value for name, value in tools.items() if name != "val_speakers"}

@@ -1,6 +1,7 @@
 """What a step costs, counted: the dtype of each matmul, waits for the device, peak memory."""
 
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from bench.counting import ATTENTION, MATMULS, PeakBytes
 from engine.base import zero
 from engine.base.recipe import Lora, Loss
 from engine.base.trainable_base import read_trainable_base
+from engine.batch.loader import WaitClock
+from engine.loop import train_step
 from engine.model.forward import LossModel
 from engine.model.lora import add_lora
 from engine.model.losses import codebook_weights, weighted_loss
@@ -21,6 +25,8 @@ from engine.plan.plan import Pack, Sample
 from engine.run import build_engine
 from tests.fixtures.steps import make_job, open_reader
 
+MATMULS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "matmul")
+ATTENTION = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward")
 SAMPLES = tuple(
     Sample(target=target, dialogue=-1, references=references, num_tokens=0)
     for target, references in [(1, (0,)), (4, ()), (2, (3, 0))]
@@ -113,6 +119,40 @@ def waits(model, batch):
     return calls.seen, operators.seen
 
 
+class Uploads(TorchDispatchMode):
+    """How many tensors are made of Python numbers: each would be a copy to the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += func.overloadpacket.__name__ == "lift_fresh"
+        return func(*args, **(kwargs or {}))
+
+
+def uploads_of_steps(model_folder, data):
+    """Those of each of three global steps, and of one tensor."""
+    job = make_job(model_folder, data, Path("/nonexistent"), ["run.precision=fp32", "batch.packs_per_step=1"])
+    engine, found = build_engine(job), []
+    for number in range(3):
+        step = job.plan.step(number)
+        clock = WaitClock(iter([job.reader[pack] for pack in step.packs]))
+        with Uploads() as uploads:
+            train_step(engine, clock, step, number, 1e-4, job.recipe)
+        found.append(uploads.seen)
+    engine.destroy()
+    with Uploads() as uploads:
+        torch.tensor([1.0])
+    return found, uploads.seen
+
+
+def test_the_weights_of_the_losses_go_to_the_device_once_a_run(one_rank, model_folder, random_corpus):
+    (first, *others), one = one_rank.run(uploads_of_steps, model_folder, random_corpus.folder)[0]
+    assert one == 1, "uploads go unseen"
+    assert others == [first - 1, first - 1], "the weights, beside what DeepSpeed copies in every step"
+
+
 @pytest.mark.parametrize("num_checkpointed_layers", [0, 2])
 def test_nothing_waits_for_the_device_between_batch_and_loss(num_checkpointed_layers, model_folder, random_corpus):
     """Attention's tolist is the CPU path's alone: CUDA reads the segments in its kernel."""
@@ -123,6 +163,29 @@ def test_nothing_waits_for_the_device_between_batch_and_loss(num_checkpointed_la
     calls, operators = waits(model, open_reader(random_corpus.folder, model_folder, "boson")[Pack(SAMPLES)].batch)
     assert calls, "Boson's forward waits, so the test would see it"
     assert operators
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside hold at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak = self.live = 0
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {id(value.untyped_storage()) for value in tree_leaves((args, kwargs)) if torch.is_tensor(value)}
+        result = func(*args, **(kwargs or {}))
+        for storage in (value.untyped_storage() for value in tree_leaves(result) if torch.is_tensor(value)):
+            if id(storage) not in given and storage not in self.known:
+                self.known[storage] = True
+                weakref.finalize(storage, self.free, storage.nbytes())
+                self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def free(self, num_bytes):
+        self.live -= num_bytes
 
 
 def peak_bytes(model_folder, corpus_folder, forward, vocabulary):

@@ -33,7 +33,7 @@ def test_only_the_last_turn_is_trained_start_columns_and_both_stops(reader):
     assert batch.label_ids[0][labelled].tolist() == batch.input_ids[0][labelled].tolist()
 
     reference_columns, end = int(batch.audio_out_ids_start[1]), batch.audio_out_ids.shape[1]
-    target = reader.corpus.clip(1).codes.astype(int)
+    target = reader.corpora.clip(1).codes.astype(int)
     num_codebooks, num_frames = target.shape
     assert end - reference_columns == num_frames + 2 + num_codebooks - 1
     assert (batch.label_audio_ids[:, :reference_columns] == -100).all(), "nothing in the reference is trained"
@@ -58,17 +58,17 @@ def columns_of(batch):
 @pytest.mark.parametrize("forward", ["packed", "boson"])
 def test_a_code_is_seen_only_by_later_predictions(forward, reader):
     reader, model = reader
-    reader = open_reader(reader.corpus.folders[0], reader.model_folder, forward)
+    reader = open_reader(reader.corpora.folders[0], reader.model_folder, forward)
     batch = reader[one_sample()].batch
-    start = reader.corpus.clip(0).codes.shape[1] + reader.config.audio_num_codebooks + 1
-    num_codebooks, num_frames = reader.corpus.clip(1).codes.shape
+    start = reader.corpora.clip(0).codes.shape[1] + reader.config.audio_num_codebooks + 1
+    num_codebooks, num_frames = reader.corpora.clip(1).codes.shape
     with torch.no_grad():
         before = predictions(model, batch)
         for codebook, frame in [(0, 0), (num_codebooks - 1, 0), (1, num_frames // 2), (0, num_frames - 1)]:
             changed = reader[one_sample()].batch
             column = start + frame + codebook + 1
             old = columns_of(changed)[codebook, column].item()
-            assert old == reader.corpus.clip(1).codes[codebook, frame], "this is not the code that is meant"
+            assert old == reader.corpora.clip(1).codes[codebook, frame], "this is not the code that is meant"
             columns_of(changed)[codebook, column] = (old + 1) % reader.config.audio_codebook_size
             after = predictions(model, changed)
             # Row c of the labelled logits predicts column c + 1 of the target: codes (k', t') with t' + k' = c.
@@ -82,7 +82,7 @@ def test_a_code_is_seen_only_by_later_predictions(forward, reader):
 @pytest.mark.parametrize("forward", ["packed", "boson"])
 def test_no_sample_of_a_pack_sees_another(forward, reader):
     reader, model = reader
-    reader = open_reader(reader.corpus.folders[0], reader.model_folder, forward)
+    reader = open_reader(reader.corpora.folders[0], reader.model_folder, forward)
 
     def logits(*targets):
         pack = Pack(tuple(Sample(target=row, dialogue=-1, references=(row - 1,), num_tokens=0) for row in targets))
@@ -90,7 +90,7 @@ def test_no_sample_of_a_pack_sees_another(forward, reader):
             return predictions(model, reader[pack].batch)
 
     first, second = logits(1, 3), logits(1, 5)
-    num_columns = reader.corpus.clip(1).codes.shape[1] + reader.config.audio_num_codebooks
+    num_columns = reader.corpora.clip(1).codes.shape[1] + reader.config.audio_num_codebooks
     # Another length changes the shape of the matmuls, and so their last digits.
     torch.testing.assert_close(first.text_logits[:3], second.text_logits[:3], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(

@@ -13,8 +13,8 @@ from engine.base import zero
 from engine.base.ranks import packs_of_rank
 from engine.base.trainable_base import read_trainable_base
 from engine.batch.loader import WaitClock
-from engine.batch.sample import build_sample, collate, make_collator
-from engine.batch.stream import lay_out
+from engine.batch.sample import build_sample, make_collator, make_padded_batch
+from engine.batch.stream import make_stream
 from engine.loop import train_step
 from engine.model.forward import LossModel
 from engine.model.lora import find_targets
@@ -66,8 +66,8 @@ def samples(folder, conditioning, references=REFERENCES):
 @pytest.mark.parametrize("conditioning", ["whisper", "both"])
 def test_packed_equals_bosons_collator_and_forward(tower_folder, conditioning):
     model, config = adapted_model(tower_folder, "both"), read_trainable_base(tower_folder).config
-    theirs = loss_and_gradients(model, collate(samples(tower_folder, conditioning), config), 3)
-    ours = loss_and_gradients(model, lay_out(samples(tower_folder, conditioning), config), 3)
+    theirs = loss_and_gradients(model, make_padded_batch(samples(tower_folder, conditioning), config), 3)
+    ours = loss_and_gradients(model, make_stream(samples(tower_folder, conditioning), config), 3)
     for found, expected in zip(ours[0], theirs[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for name, gradient in theirs[1].items():
@@ -79,7 +79,7 @@ def test_features_in_the_towers_dtype_change_no_bit(tower_folder):
     config = read_trainable_base(tower_folder).config
     model = LossModel(load_base(tower_folder, torch.bfloat16))
     streams = [
-        lay_out(samples(tower_folder, "both"), config, None, dtype) for dtype in (torch.float32, torch.bfloat16)
+        make_stream(samples(tower_folder, "both"), config, None, dtype) for dtype in (torch.float32, torch.bfloat16)
     ]
     assert [stream.tower.features.dtype for stream in streams] == [torch.float32, torch.bfloat16]
     assert not torch.equal(streams[0].tower.features, streams[1].tower.features.float()), "nothing was rounded"
@@ -103,8 +103,8 @@ def test_without_a_waveform_in_the_pack_the_projector_has_gradients_of_zero(towe
     model, config = adapted_model(tower_folder, "both"), read_trainable_base(tower_folder).config
     unheard = [[], []]
     with torch.no_grad():
-        theirs = model(collate(samples(tower_folder, "both", unheard), config))
-    sums, gradients = loss_and_gradients(model, lay_out(samples(tower_folder, "both", unheard), config), 3)
+        theirs = model(make_padded_batch(samples(tower_folder, "both", unheard), config))
+    sums, gradients = loss_and_gradients(model, make_stream(samples(tower_folder, "both", unheard), config), 3)
     torch.testing.assert_close(sums.audio, theirs.audio, rtol=1e-5, atol=1e-5)
     projector = [gradient for name, gradient in gradients.items() if "audio_encoder_proj" in name]
     assert len(projector) == 2
@@ -116,7 +116,7 @@ def test_the_target_is_predicted_from_what_is_heard(tower_folder):
     other = Clip("short", {}, SHORT.codes, clip("other", 0.93, 5).flac)
     with torch.no_grad():
         losses = [
-            float(model(lay_out(samples(tower_folder, "whisper", [[("one two", c)]]), config)).audio.sum())
+            float(model(make_stream(samples(tower_folder, "whisper", [[("one two", c)]]), config)).audio.sum())
             for c in (SHORT, other)
         ]
     assert losses[0] != losses[1]
@@ -133,7 +133,7 @@ def test_a_waveform_longer_than_the_tower_is_chunked_as_bosons_collator_chunks_i
     whole.audio_ids_concat, whole.audio_ids_start = sample.audio_ids_concat, sample.audio_ids_start
     theirs = make_collator(config)([whole])
     assert theirs.input_ids[0].tolist() == sample.input_ids.tolist()
-    ours = lay_out([sample], config)
+    ours = make_stream([sample], config)
     assert torch.equal(ours.tower.features, theirs.audio_features)
     assert torch.equal(ours.tower.feature_mask, theirs.audio_feature_attention_mask)
 

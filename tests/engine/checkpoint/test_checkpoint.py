@@ -92,7 +92,10 @@ def _edit_state(path, **changes):
         (lambda path: (path / "state.json").unlink(), "state.json can't be read (FileNotFoundError"),
         (lambda path: (path / "state.json").write_text('{"step": 4'), "state.json can't be read (JSONDecodeError"),
         (lambda path: (path / "state.json").write_text("[]"), "state.json can't be read (TypeError"),
-        (lambda path: _edit_state(path / "state.json", step=5), "state.json has another sha256 than it says itself"),
+        (
+            lambda path: _edit_state(path / "state.json", step=5),
+            "state.json has another sha256 than it records",
+        ),
     ],
 )
 def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(damage, reason, run_copy):
@@ -126,7 +129,7 @@ def test_damaged_checkpoints_do_not_push_whole_ones_out(run_copy):
     shutil.copytree(root / "step-000004", root / "step-000003")
     _flip(root / "step-000004" / "optimizer.safetensors")
     (root / "best").unlink()  # it would keep a folder of its own
-    checkpoint.prune(root, 1, root / "step-000003")
+    checkpoint.prune_checkpoints(root, 1, root / "step-000003")
     assert [folder.name for folder in checkpoint.list_checkpoints(root)] == ["step-000003", "step-000004"]
     assert checkpoint.find_newest(root, lambda line: None) == root / "step-000003"
 

@@ -27,12 +27,12 @@ CLOCK += ("tflops_per_sec", "mfu")
 
 
 def train(model, data, out, stop_after=None, number=None):
-    """The real run on this rank, what it trained on as [(step, pack, keys)].
+    """The real run on this rank, what it trained on as [(step, seed of the pack's dropout, keys)].
 
     stop_after: steps at which signal `number` comes: to the last rank alone, or, SIGKILL, to each rank itself.
     """
-    seen, step_now = [], [0]
-    original_step, original_next, original_seed = loop.train_step, WaitClock.next, loop._seed_pack
+    seen, read, step_now = [], [], [0]
+    original_step, original_next, original_seed = loop.train_step, WaitClock.next, torch.manual_seed
 
     def train_step(engine, clock, step, step_number, lr, recipe):
         step_now[0] = step_number
@@ -43,21 +43,24 @@ def train(model, data, out, stop_after=None, number=None):
             os.kill(os.getpid(), number)
         return result
 
-    def seed_pack(seed, step, pack):
-        seen[-1] = (step, pack, seen[-1])
-        original_seed(seed, step, pack)
+    def manual_seed(seed):
+        if read:
+            seen.append((step_now[0], seed, read.pop()))
+        return original_seed(seed)
 
     def wait(clock):
         loaded = original_next(clock)
-        seen.append(tuple(loaded.keys))
+        read.append(tuple(loaded.keys))
         return loaded
 
     with (
         mock.patch.object(loop, "train_step", train_step),
-        mock.patch.object(loop, "_seed_pack", seed_pack),
+        mock.patch.object(torch, "manual_seed", manual_seed),
         mock.patch.object(WaitClock, "next", wait),
     ):
         gate.train(model, data, out, [*OVERRIDES, *(["run.save_every=1"] if number == signal.SIGKILL else [])])
+    assert not read, "a pack without a seed"
+    assert len({seed for _, seed, _ in seen}) == len(seen) > 0
     return seen
 
 

@@ -1,6 +1,7 @@
 """A run goes on where it stopped, as if it had not; what does not fit is refused before any model is loaded."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 from unittest import mock
 
 import pytest
+from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.checkpoint import checkpoint, resume
@@ -46,13 +48,12 @@ def validation(out):
 
 def printed_without_a_model(model, data, out, overrides, **arguments):
     """What rank 0 says of a run that ends before it builds anything: loading a model would fail here."""
-    said = []
     with (
-        mock.patch("engine.run.load_base", side_effect=AssertionError("a model was loaded")),
-        mock.patch("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words)))),
+        mock.patch.object(HiggsAudioModel, "from_pretrained", side_effect=AssertionError("a model was loaded")),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
     ):
         gate.train(model, data, out, overrides, **arguments)
-    return "\n".join(said)
+    return printed.getvalue()
 
 
 def refusal(ranks, model, data, out, overrides=(), **arguments):
@@ -264,26 +265,30 @@ def test_a_folder_without_adapter_is_refused(tmp_path, one_rank, model_folder, r
 
 
 def test_a_run_folder_is_free_once_its_holder_is_killed_though_loader_workers_outlive_it(tmp_path):
-    ready, tell = os.pipe()
+    ready, report = os.pipe()
     holder = os.fork()
     if not holder:
-        with resume._open_lock(tmp_path) as file:
-            resume._lock(file, tmp_path)
-            worker = os.fork()
-            if worker:
-                os.write(tell, worker.to_bytes(4, "little"))
-            while True:
-                signal.pause()
+        try:
+            with resume.lock_run_folder(tmp_path):
+                worker = os.fork()
+                if worker:
+                    os.write(report, worker.to_bytes(4, "little"))
+                while True:
+                    signal.pause()
+        finally:
+            os._exit(1)
+    os.close(report)
     worker = int.from_bytes(os.read(ready, 4), "little")
+    assert worker, "the holder ended before it had the folder"
     try:
-        with resume._open_lock(tmp_path) as file:
-            with pytest.raises(InputError) as caught:
-                resume._lock(file, tmp_path)
-            assert "another run that is writing here" in caught.value.found
-            os.kill(holder, signal.SIGKILL)
-            os.waitpid(holder, 0)
-            os.kill(worker, 0)
-            resume._lock(file, tmp_path)
+        with pytest.raises(InputError) as caught, resume.lock_run_folder(tmp_path):
+            pass
+        assert "another run that is writing here" in caught.value.found
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        os.kill(worker, 0)
+        with resume.lock_run_folder(tmp_path):
+            pass
     finally:
         for pid in (holder, worker):
             with contextlib.suppress(ProcessLookupError):

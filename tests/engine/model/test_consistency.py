@@ -147,8 +147,8 @@ def test_the_gradient_is_a_mean_over_the_contrasted_samples_of_the_whole_step(on
 def test_the_plan_counts_the_samples_that_are_contrasted(model_folder, random_corpus):
     reader = open_reader(random_corpus.folder, model_folder, "packed")
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
-    plan = Plan(reader.corpus.index, split="train", cost=cost, packs_per_step=2, max_tokens=400, seed=0)
-    names = reader.corpus.index.column("speaker").to_pylist()
+    plan = Plan(reader.corpora.index, split="train", cost=cost, packs_per_step=2, max_tokens=400, seed=0)
+    names = reader.corpora.index.column("speaker").to_pylist()
     counts = []
     for step in (plan.step(number) for number in range(plan.num_steps(0))):
         counted = 0

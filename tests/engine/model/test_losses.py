@@ -160,7 +160,7 @@ def test_label_counts_of_the_plan_are_those_of_the_batches(shape):
     model_folder, corpus_folder = shape
     reader = open_reader(corpus_folder, model_folder)
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
-    plan = Plan(reader.corpus.index, split="train", cost=cost, packs_per_step=2, max_tokens=600, seed=0)
+    plan = Plan(reader.corpora.index, split="train", cost=cost, packs_per_step=2, max_tokens=600, seed=0)
     for number in range(plan.epoch(0).num_steps):
         step = plan.step(number)
         batches = [reader[pack].batch for pack in step.packs]

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from engine.monitor.balance import describe, describe_untrained, ffn_update_ratios
+from engine.monitor.balance import describe_balance, describe_untrained, ffn_update_ratios
 from tests.fixtures import gate
 
 OVERRIDES = ["run.precision=fp32", "run.max_steps=2", "run.save_every=1", "run.evaluate_every=9", "run.log_every=9"]
@@ -48,10 +48,10 @@ def test_a_branch_that_stands_still_is_a_warning_and_one_that_is_not_trained_is_
     moved = lora(3, "audio_mlp", 1.1, 1)
     ratios = ffn_update_ratios(text | audio, text | moved)
     assert ratios == {3: 0.0}
-    assert "warning: one branch hardly moves in layer 3: 0" in describe(ratios)
+    assert "warning: one branch hardly moves in layer 3: 0" in describe_balance(ratios)
     ratios = ffn_update_ratios(text | audio, lora(3, "mlp", 1.1, 0) | audio)
-    assert "warning: one branch hardly moves in layer 3: 1e+06" in describe(ratios)
-    assert "warning" not in describe({0: 1.0, 1: 9.0})
+    assert "warning: one branch hardly moves in layer 3: 1e+06" in describe_balance(ratios)
+    assert "warning" not in describe_balance({0: 1.0, 1: 9.0})
     assert ffn_update_ratios(audio, moved) == {}
 
 

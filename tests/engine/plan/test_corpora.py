@@ -5,7 +5,6 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,14 +12,13 @@ from hypothesis import strategies as st
 
 from engine.base.ranks import packs_of_rank
 from engine.batch.loader import PackReader, load_packs
-from engine.job import prepare
+from engine.job import prepare_job
 from engine.loop import _seed_pack
 from engine.plan.corpora import Corpora
-from engine.plan.plan import describe
+from engine.plan.plan import describe_plan
 from preprocess.common.errors import InputError
-from preprocess.corpus.shards import INDEX_FILE, INDEX_SCHEMA, Corpus
 from tests.fixtures import gate
-from tests.fixtures.corpus import rewrite_index, write_random_corpus
+from tests.fixtures.corpus import write_random_corpus
 from tests.fixtures.index import (
     all_samples,
     dialogue_at,
@@ -30,7 +28,6 @@ from tests.fixtures.index import (
     random_rows,
     recording_of,
     row,
-    table,
     tables,
 )
 from tests.fixtures.ranks import RankError
@@ -188,7 +185,7 @@ def test_a_long_sample_of_several_corpora_is_named_with_its_corpus():
     corpora = [[row(f"clip{n}") for n in range(9)] + [row("long", speaker="b")], [row("long", frames=9000)]]
     plan = make_plan(tables(corpora), repeat=[1.0, 2.0])
     assert plan.epoch(0).dropped == (("long of corpus 2", 9042), ("long of corpus 2", 9042))
-    text = describe(json.loads(json.dumps(plan.summary())))
+    text = describe_plan(json.loads(json.dumps(plan.summary())))
     assert "10 from corpus 1 (1 times each, 100.0% of the tokens), 0 from corpus 2 (2 times each, 0.0%" in text
 
 
@@ -279,7 +276,7 @@ def test_packs_and_steps_have_dropout_of_their_own():
 
 def refused(model, data, overrides=()):
     with pytest.raises(InputError) as caught:
-        prepare(
+        prepare_job(
             deepspeed=str(ZERO2),
             recipe=str(ROOT / "launch" / "recipes" / "demo.yaml"),
             overrides=list(overrides),
@@ -315,7 +312,7 @@ def test_corpora_that_disagree_are_refused_with_all_that_differs(tmp_path, model
 def test_a_corpus_given_twice_is_refused(model_folder, random_corpus, twin_corpus):
     error = refused(model_folder, [random_corpus.folder, twin_corpus.folder, random_corpus.folder])
     assert error.where == f"--data {random_corpus.folder}"
-    assert error.found == f"the very clips of --data {random_corpus.folder}"
+    assert error.found == f"the same clips as in --data {random_corpus.folder}"
     assert error.expected == "each corpus once"
     assert "data.repeat" in error.action
 
@@ -324,7 +321,7 @@ def test_another_number_of_repeats_than_corpora_is_refused(model_folder, random_
     error = refused(model_folder, [random_corpus.folder, twin_corpus.folder], ["data.repeat=[1, 2, 3]"])
     assert error.where == "recipe: data.repeat"
     assert error.found == "3 numbers"
-    assert error.expected.startswith("2, one a --data in the same order")
+    assert error.expected.startswith("2, one per --data in the same order")
     assert error.action == "Correct the list."
 
 
@@ -344,15 +341,3 @@ def test_a_run_records_its_corpora_and_resumes_with_the_same_alone(
         one_rank.run(gate.train, model_folder, data, tmp_path, [*overrides, "data.repeat=[1,1]"])
     assert isinstance(caught.value.original, InputError)
     assert "data" in caught.value.original.where
-
-
-def test_an_index_written_before_derived_from_reads_as_having_no_copies(tmp_path, random_corpus):
-    for path in random_corpus.folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    old = pq.read_table(tmp_path / INDEX_FILE).drop_columns("derived_from")
-    rewrite_index(tmp_path, old)
-    corpus = Corpus(tmp_path)
-    assert corpus.index.schema.names == INDEX_SCHEMA.names
-    assert corpus.index.column("derived_from").null_count == corpus.index.num_rows
-    assert all_samples(make_plan(corpus.index), 0) == all_samples(make_plan(random_corpus.index), 0)
-    assert table([row("a")]).schema == INDEX_SCHEMA

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from engine.base.ranks import packs_of_rank
 from engine.plan.packing import complete_last_step, pack_samples
-from engine.plan.plan import describe, describe_start, locate
+from engine.plan.plan import describe_epoch_start, describe_plan, locate_step
 from preprocess.common.errors import InputError
 from tests.fixtures.index import (
     all_samples,
@@ -103,7 +103,7 @@ def test_a_long_reference_drops_its_sample_for_that_epoch_alone():
     assert all(tokens == 23 + 10 + 50 + 9 + 11 + 10 + 700 + 9 for names in dropped for tokens in names.values())
     epoch = next(epoch for epoch in range(1, 10) if dropped[epoch])
     key = next(iter(dropped[epoch]))
-    text = describe_start(epoch, plan.epoch(epoch))
+    text = describe_epoch_start(epoch, plan.epoch(epoch))
     assert text.startswith(f"Epoch {epoch} begins: {20 - len(dropped[epoch])} samples in ")
     assert f"Dropped as longer than a pack: {len(dropped[epoch])}: {key} (822 tokens)" in text
 
@@ -114,7 +114,7 @@ def test_steps_count_through_the_epochs():
     for epoch in range(4):
         steps += [(epoch, number) for number in range(plan.num_steps(epoch))]
     assert plan.total_steps(4) == len(steps)
-    assert [locate(plan, number) for number in range(len(steps))] == steps
+    assert [locate_step(plan, number) for number in range(len(steps))] == steps
     backwards = {number: plan.step(number) for number in reversed(range(len(steps)))}
     assert [backwards[n] for n in range(len(steps))] == [plan.epoch(e).step(n) for e, n in steps]
     with pytest.raises(IndexError):
@@ -131,7 +131,8 @@ def test_chunks_of_the_index_do_not_matter():
 DIGEST = """
 import hashlib, sys
 import pyarrow.parquet
-from engine.plan.plan import LayoutCost, Plan
+from engine.plan.plan import Plan
+from engine.plan.samples import LayoutCost
 cost = LayoutCost(tokens_base=23, tokens_per_reference=11, columns_extra=9, text_labels=3)
 index = pyarrow.parquet.read_table(sys.argv[1])
 plan = Plan(index, split="train", cost=cost, packs_per_step=8, max_tokens=2000, seed=0)
@@ -163,7 +164,7 @@ def test_packs_of_speech_are_full_and_mixed(speech_index, max_tokens):
     # A step is as mixed as samples picked at random. Lengths: the share of their variance that lies between
     # steps, which for random picks is one part in samples a step. Speakers: how many a step has.
     step = np.repeat(np.arange(epoch.num_steps), epoch.num_samples)
-    lengths = epoch.tokens[epoch.order].astype(float)
+    lengths = epoch.drawn.tokens[epoch.order].astype(float)
     means = np.bincount(step, lengths) / epoch.num_samples
     between_steps = np.average((means - lengths.mean()) ** 2, weights=epoch.num_samples) / lengths.var()
     assert abs(between_steps - epoch.num_steps / len(lengths)) < 0.006
@@ -246,7 +247,7 @@ def test_a_split_of_fewer_samples_than_packs_is_refused():
     assert error.value.where == "plan of split 'train'"
     assert error.value.found == "6 samples of at most max_tokens=2000 tokens, and 1 longer"
     assert error.value.expected.startswith("at least packs_per_step=8")
-    assert "smaller packs_per_step" in error.value.action
+    assert "smaller batch.packs_per_step" in error.value.action
 
 
 def test_packs_of_one_sample_that_make_no_whole_steps_are_refused():
@@ -256,8 +257,8 @@ def test_packs_of_one_sample_that_make_no_whole_steps_are_refused():
     assert error.value.where == "plan"
     assert error.value.found == "9 samples in 9 packs"
     assert error.value.expected.startswith("at least 16 samples")
-    assert "Raise max_tokens" in error.value.action
-    assert "packs_per_step" in error.value.action
+    assert "Raise batch.max_tokens" in error.value.action
+    assert "batch.packs_per_step" in error.value.action
     assert make_plan(rows, max_tokens=600, packs_per_step=3).epoch(0).num_steps == 3
 
 
@@ -307,7 +308,7 @@ def test_the_summary_balances_and_names_what_was_dropped():
     speakers = [{keyed[s.target]["speaker"] for pack in step.packs for s in pack.samples} for step in steps]
     assert summary["speakers_per_step"] == pytest.approx(np.mean([len(names) for names in speakers]))
     assert summary["fill"] == pytest.approx(sum(step.num_tokens for step in steps) / (len(steps) * 2 * 700))
-    text = describe(summary)
+    text = describe_plan(summary)
     assert "36 samples (30 with drawn references, 4 of speakers with one clip, 0 set to none" in text
     assert "2 with named ones)" in text
     assert text.endswith("Dropped as longer than a pack: 1: long (10,041 tokens).")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ, Audio, decode, flac_16khz, longer_than, probe
+from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ, Audio, decode, duration_if_longer, flac_16khz, probe
 from preprocess.common.errors import Rejected
 from tests.fixtures.speech import save_variant
 from tests.preprocess.helpers import assert_parts
@@ -189,13 +189,13 @@ def test_two_hours_are_seen_without_decoding_them(speech, tmp_path):
         for _ in range(120):
             file.write(np.zeros(60 * 8000, np.float32))
     tracemalloc.start()
-    assert longer_than(30.0, path) == 7200.0
+    assert duration_if_longer(30.0, path) == 7200.0
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 4 * 8000 * 60
-    assert longer_than(30.0, path, start_sec=100.0, end_sec=4000.0) == 3900.0
-    assert longer_than(30.0, path, start_sec=100.0, end_sec=129.0) is None
-    assert longer_than(30.0, speech) is None
+    assert duration_if_longer(30.0, path, start_sec=100.0, end_sec=4000.0) == 3900.0
+    assert duration_if_longer(30.0, path, start_sec=100.0, end_sec=129.0) is None
+    assert duration_if_longer(30.0, speech) is None
 
 
 def test_a_header_that_promises_hours_is_not_believed(speech, tmp_path):
@@ -205,7 +205,7 @@ def test_a_header_that_promises_hours_is_not_believed(speech, tmp_path):
     data = (tmp_path / "x.flac").read_bytes()
     (tmp_path / "x.flac").write_bytes(data[: len(data) // 30])
     assert probe(tmp_path / "x.flac").duration_sec > 40
-    assert longer_than(30.0, tmp_path / "x.flac") is None
+    assert duration_if_longer(30.0, tmp_path / "x.flac") is None
     with pytest.raises(Rejected, match="breaks off"):
         decode(tmp_path / "x.flac")
 
@@ -235,7 +235,7 @@ def test_a_long_m4a_is_seen_by_its_header(speech, tmp_path):
     samples, rate_hz = soundfile.read(speech)
     soundfile.write(tmp_path / "x.wav", np.tile(samples, 20), rate_hz)
     path = by_ffmpeg(tmp_path / "x.wav", tmp_path / "x.m4a")
-    assert longer_than(30.0, path) == pytest.approx(20 * len(samples) / rate_hz, abs=0.2)
+    assert duration_if_longer(30.0, path) == pytest.approx(20 * len(samples) / rate_hz, abs=0.2)
     with pytest.raises(Rejected) as caught:
         decode(path, 1.0, 2.0)
     assert caught.value.reason == "part_of_compressed"
@@ -271,5 +271,5 @@ def test_a_part_of_an_mp3_begins_with_the_right_samples_wherever_it_lies(speech,
 def test_a_path_that_cannot_be_looked_at_is_rejected(tmp_path):
     with pytest.raises(Rejected) as caught:
         probe(tmp_path / ("x" * 5000))
-    assert_parts(caught.value, "xxx", "can't be looked at", "an audio file", "--audio-root")
+    assert_parts(caught.value, "xxx", "can't be checked", "an audio file", "--audio-root")
     assert caught.value.reason == "missing_file"

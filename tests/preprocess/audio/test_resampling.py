@@ -6,7 +6,7 @@ import librosa
 import numpy as np
 import pytest
 
-from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ, Audio, at_16khz
+from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ, Audio, waveform_at_16khz
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 16000, 22050, 24000, 32000, 44100, 48000])
@@ -18,7 +18,7 @@ def test_the_16_khz_waveform_equals_bosons_bit_for_bit(rate_hz):
     for num_samples in (1, 2, 479, 480, 35_999, rate_hz, rate_hz * 3 + 7):
         waveform = rng.normal(0, 0.1, num_samples).astype(np.float32)
         bosons = librosa.resample(waveform, orig_sr=rate_hz, target_sr=WAVEFORM_SAMPLE_RATE_HZ)
-        ours = at_16khz(Audio(waveform, rate_hz, ""))
+        ours = waveform_at_16khz(Audio(waveform, rate_hz, ""))
         assert ours.dtype == bosons.dtype == np.float32
         assert np.array_equal(ours, bosons[: len(ours)]), num_samples
         assert bosons[len(ours) :].tolist() in ([], [0.0]), num_samples

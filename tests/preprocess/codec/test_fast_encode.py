@@ -10,7 +10,7 @@ from transformers import HubertConfig
 
 from launch.demo.small_codec import RELEASED_SIZE, build_codec, build_hubert
 from preprocess.codec import fast_encode as codec_speed
-from preprocess.codec.load import _load, encode, hubert_from
+from preprocess.codec.load import _load, encode_waveform, hubert_from
 from preprocess.codec.precision import BOSON_MODE
 from preprocess.console import show_encoder
 
@@ -35,7 +35,7 @@ def features_and_codes(tokenizer, wave: np.ndarray) -> tuple[torch.Tensor, np.nd
     """What reaches the quantizer, and what leaves it."""
     seen = []
     hook = tokenizer.quantizer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    codes = encode(tokenizer, wave, SAMPLE_RATE_HZ)
+    codes = encode_waveform(tokenizer, wave, SAMPLE_RATE_HZ)
     hook.remove()
     return seen[0], codes
 

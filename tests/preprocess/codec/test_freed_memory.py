@@ -8,7 +8,7 @@ import pytest
 KEPT = """
 import ctypes, resource, sys
 from pathlib import Path
-from preprocess.codec.freed_memory import AUDIO_SEC_BETWEEN, give_back
+from preprocess.codec.freed_memory import AUDIO_SEC_BETWEEN, return_freed_memory
 
 if not hasattr(ctypes.CDLL(None), "malloc_trim"):
     sys.exit(77)
@@ -20,9 +20,9 @@ pieces = [bytearray(100_000) for _ in range(4000)]
 last = pieces[-1]
 del pieces
 before = resident_mb()
-give_back(0.6 * AUDIO_SEC_BETWEEN)
+return_freed_memory(0.6 * AUDIO_SEC_BETWEEN)
 half_way = resident_mb()
-give_back(0.6 * AUDIO_SEC_BETWEEN)
+return_freed_memory(0.6 * AUDIO_SEC_BETWEEN)
 print(before, half_way, resident_mb())
 """
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from preprocess.codec.load import encode, load_codec
+from preprocess.codec.load import encode_waveform, load_codec
 from preprocess.codec.precision import BOSON_MODE, EncodeMode, check_mode
 from preprocess.common.errors import InputError
 from preprocess.corpus.shards import Corpus
@@ -76,14 +76,14 @@ def test_the_encoders_compute_in_bf16_and_the_nearest_code_is_sought_in_fp32(has
         for name, module in modules.items()
     ]
     noise = np.random.default_rng(0).normal(0, 0.1, 50000).astype(np.float32)
-    codes = encode(codec, noise, 24000)
+    codes = encode_waveform(codec, noise, 24000)
     for hook in hooks:
         hook.remove()
     assert seen.pop("before the codes") == torch.float32
     assert set(seen) == {"acoustic", "extractor", "hubert"}
     assert set(seen.values()) == {torch.bfloat16}
     plain, _ = load_codec(codec_folder, hubert_folder, BOSON_MODE)
-    assert codes.shape == encode(plain, noise, 24000).shape
+    assert codes.shape == encode_waveform(plain, noise, 24000).shape
 
 
 def test_bf16_is_refused_on_a_processor_without_it(tmp_path):

@@ -7,14 +7,14 @@ import resource
 import pytest
 import torch
 
-from engine.checkpoint.checkpoint import save
+from engine.checkpoint.checkpoint import write_checkpoint
 from engine.checkpoint.resume import lock_run_folder
 from preprocess.common.errors import InputError
 from preprocess.common.files import (
     atomic_file,
+    cached_sha256,
     finish_folder,
     replace_link,
-    sha256_unchanged,
     write_atomically,
     write_output,
 )
@@ -55,18 +55,20 @@ def test_a_folder_and_a_link_get_their_names_in_one_move(tmp_path):
 
 def test_a_file_is_hashed_again_when_it_has_changed(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"one")
-    first = sha256_unchanged(tmp_path / "a.wav")
+    first = cached_sha256(tmp_path / "a.wav")
     (tmp_path / "a.wav").write_bytes(b"another")
-    assert sha256_unchanged(tmp_path / "a.wav") != first
+    assert cached_sha256(tmp_path / "a.wav") != first
     (tmp_path / "a.wav").write_bytes(b"one")
     os.utime(tmp_path / "a.wav", ns=(1, 1))
-    assert sha256_unchanged(tmp_path / "a.wav") == first
+    assert cached_sha256(tmp_path / "a.wav") == first
 
 
 def test_an_output_file_that_can_not_be_written_is_an_error_that_names_its_flag(tmp_path, small_disk):
     with pytest.raises(InputError) as caught:
         write_output(tmp_path / "new" / "out.wav", bytes(20_000))
-    assert_parts(caught.value, str(tmp_path / "new"), "file too large", "can be written, with room", "with --out")
+    assert_parts(
+        caught.value, str(tmp_path / "new"), "file too large", "can be written, with free space", "with --out"
+    )
     assert not (tmp_path / "new" / "out.wav").exists()
     with pytest.raises(InputError) as caught:
         write_output(tmp_path / "new" / ".out.wav.partial" / "picture.png", b"x", "--image")  # a file, not a folder
@@ -100,10 +102,12 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_the_one_before_stays(tmp_p
         return {str(n): {name: torch.zeros(shape) for name, shape in shapes.items()} for n in range(num_moments)}
 
     (masters,) = moments(1).values()
-    save(root, 1, model, masters, moments(2), {})
+    write_checkpoint(root, 1, model, masters, moments(2), {})
     request.getfixturevalue("small_disk")
     with pytest.raises(InputError) as caught, lock_run_folder(tmp_path):
-        save(root, 2, model, masters, moments(20), {})
-    assert_parts(caught.value, str(tmp_path), "file too large", "with room", "resumes from the newest checkpoint")
+        write_checkpoint(root, 2, model, masters, moments(20), {})
+    assert_parts(
+        caught.value, str(tmp_path), "file too large", "with free space", "resumes from the newest checkpoint"
+    )
     assert os.readlink(root / "latest") == "step-000001"
     assert not (root / "step-000002").exists()

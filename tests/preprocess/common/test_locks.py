@@ -10,7 +10,7 @@ import pytest
 from engine.checkpoint.resume import lock_run_folder
 from preprocess.common.errors import InputError
 from preprocess.corpus.storage import Cache, RemoteFolder
-from preprocess.encode.output_folder import finishing, open_folder
+from preprocess.encode.output_folder import hold_finish, hold_folder
 
 
 def hold_run_folder(folder):
@@ -19,12 +19,12 @@ def hold_run_folder(folder):
 
 
 def begin_corpus(folder):
-    with open_folder(folder, {}):
+    with hold_folder(folder, {}):
         pass
 
 
 def finish_corpus(folder):
-    with finishing(folder):
+    with hold_finish(folder):
         pass
 
 

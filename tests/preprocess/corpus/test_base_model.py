@@ -133,9 +133,9 @@ def test_the_whole_folder_is_read_once(folder):
         ('{"model_type": "higgs_audio"}'.encode("utf-16"), "broken JSON ('utf-8' codec can't decode"),
         (b"[" * 10_000 + b"]" * 10_000, "broken JSON (maximum recursion depth"),
         (b"9" * 5000, "broken JSON (Exceeds the limit"),
-        (b"[]", "JSON of type list, no object"),
-        (b"7", "JSON of type int, no object"),
-        (b"null", "JSON of type NoneType, no object"),
+        (b"[]", "JSON of type list, not an object"),
+        (b"7", "JSON of type int, not an object"),
+        (b"null", "JSON of type NoneType, not an object"),
     ],
 )
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
@@ -166,7 +166,7 @@ def test_what_is_no_folder_is_refused(folder):
     file = folder / "config.json"
     error = refusal(file, "--base")
     assert error.where == str(file)
-    assert_parts(error, str(file), "no folder but a file", MODEL_FOLDER, "folder with --base. Download")
+    assert_parts(error, str(file), "a file, not a folder", MODEL_FOLDER, "folder with --base. Download")
 
 
 def test_a_folder_that_may_not_be_read_is_refused(folder):

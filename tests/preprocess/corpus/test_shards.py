@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +142,22 @@ def test_a_shard_cut_at_a_member_s_border_is_noticed_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
         Corpus(tmp_path)
     assert_parts(caught.value, "shard-000000.tar", f"{border} bytes", "as corpus.json says", "Copy the file again")
+
+
+def test_many_shards_need_few_open_files(tmp_path):
+    clips = make_clips(200)
+    rows, shards = [], []
+    for number, clip in enumerate(clips):
+        path = tmp_path / f"shard-{number:06d}.tar"
+        rows += [{**row, "frames": clip.codes.shape[1], **INDEX_REST} for row in write_shard(path, [clip])]
+        shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
+    write_corpus(tmp_path, rows, {"shards": shards, "codec": {}, "text_tokenizer": {}, "layout": {}})
+    corpus, expected = Corpus(tmp_path), {clip.key: clip.codes for clip in clips}
+    for row in [*range(200), *reversed(range(200))]:
+        clip = corpus.clip(row)
+        assert np.array_equal(clip.codes, expected[clip.key])
+    opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert 0 < sum(name.startswith(f"{tmp_path}/shard-") for name in opened) <= 64
 
 
 def test_a_folder_that_is_not_finished_is_refused(tmp_path):

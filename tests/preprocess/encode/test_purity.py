@@ -291,7 +291,7 @@ def test_a_full_disk_stops_with_a_message_and_no_half_file_under_a_final_name(tm
     def run():
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
         error = refused(out=out, workers=1, **given)
-        assert_parts(error, str(out), "file too large", "with room", "the same command goes on")
+        assert_parts(error, str(out), "file too large", "with free space", "the same command goes on")
 
     process = get_context("fork").Process(target=run)
     process.start()

@@ -50,7 +50,7 @@ def no_encode(monkeypatch):
     def fail(*_):
         raise AssertionError("encoded")
 
-    monkeypatch.setattr(make_shard, "encode", fail)
+    monkeypatch.setattr(make_shard, "encode_waveform", fail)
 
 
 def test_corrected_words_and_speakers_encode_nothing_and_give_a_fresh_runs_bytes(
@@ -164,9 +164,9 @@ def test_one_corrected_word_in_ten_thousand_rows_encodes_nothing(
     rows = [{"audio": f"audio/{n}.wav", "text": "صباح الخير", "speaker": f"s{n % 100}"} for n in range(10_000)]
     tools = {"model": model_folder, "audio_tokenizer": codec_folder, "hubert": hubert_folder}
     given = {"manifest": write_jsonl(tmp_path / "corpus.jsonl", rows), **tools}
-    monkeypatch.setattr(make_shard, "encode", lambda *_: rng.integers(1024, size=(8, 15), dtype=np.uint16))
+    monkeypatch.setattr(make_shard, "encode_waveform", lambda *_: rng.integers(1024, size=(8, 15), dtype=np.uint16))
     assert shard(out=tmp_path / "old", **given) == 0
-    monkeypatch.delattr(make_shard, "encode")
+    monkeypatch.delattr(make_shard, "encode_waveform")
     rows[4321]["text"] = "صباح النور"
     write_jsonl(tmp_path / "corpus.jsonl", rows)
     assert shard(out=tmp_path / "new", reuse=tmp_path / "old", **given) == 0

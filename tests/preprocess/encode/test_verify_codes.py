@@ -14,7 +14,7 @@ from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
 from preprocess.corpus.shards import Clip, Corpus, read_info, write_corpus, write_shard
 from preprocess.corpus.storage import LocalFolder
-from preprocess.encode.verify_codes import choose
+from preprocess.encode.verify_codes import choose_rows
 from tests.preprocess.helpers import assert_parts, flags, shard, write_jsonl
 
 
@@ -62,11 +62,11 @@ def test_codes_of_files_parts_and_rows_of_parquet_are_bosons(made, tools, capsys
 
 def test_the_choice_is_of_recordings_and_the_same_each_time(made):
     corpus = Corpus(made[1])
-    chosen = choose(corpus, 4)
+    chosen = choose_rows(corpus, 4)
     assert len(chosen) == 4
-    assert chosen == choose(corpus, 4)
-    assert set(chosen) < set(choose(corpus, 100))
-    assert len(choose(corpus, 100)) == 9 < corpus.index.num_rows
+    assert chosen == choose_rows(corpus, 4)
+    assert set(chosen) < set(choose_rows(corpus, 100))
+    assert len(choose_rows(corpus, 100)) == 9 < corpus.index.num_rows
 
 
 def changed(source, folder, key, change):
@@ -88,7 +88,7 @@ def changed(source, folder, key, change):
 
 def test_one_other_code_is_found_and_its_clip_named(tmp_path, made, tools, capsys):
     audio_root, out, _ = made
-    key = Corpus(out).index.column("key")[choose(Corpus(out), 1)[0]].as_py()
+    key = Corpus(out).index.column("key")[choose_rows(Corpus(out), 1)[0]].as_py()
 
     def change(codes):
         codes[3, 5] ^= 1

@@ -62,6 +62,6 @@ def test_speech_that_runs_away_or_ends_early_is_known_by_the_pace():
     assert length_warning(facts, text, 4.0) is None
     assert (
         length_warning(facts, text, 4.5)
-        == "4.5 s of speech where the corpus's pace makes 1.3 s of the text: a runaway"
+        == "4.5 s of speech, but the text takes 1.3 s at the corpus's pace: a runaway"
     )
     assert "words may be missing" in length_warning(facts, text, 0.4)

@@ -10,7 +10,7 @@ import pytest
 import threadpoolctl
 
 from launch import show
-from launch.demo.arabic_speech import SENTENCES, VOICES, speak
+from launch.demo.arabic_speech import SENTENCES, VOICES, save_speech
 from preprocess.audio.decode import Audio, decode
 from preprocess.corpus.shards import Corpus
 from preprocess.finish.speaker_outliers import speaker_similarities
@@ -31,7 +31,7 @@ def recordings(tmp_path_factory):
     clips = [(f"salma{n}", salma, text, "salma") for n, text in enumerate(LONG)]
     clips += [(f"omar{n}", omar, text, "omar") for n, text in enumerate(LONG)]
     clips += [("stranger", omar, LONG[0] + LONG[1], "salma"), ("short", omar, "نعم، من فضلك", "salma")]
-    speak([(str(folder / f"{name}.wav"), text, voice, 170, 50) for name, voice, text, _ in clips])
+    save_speech([(str(folder / f"{name}.wav"), text, voice, 170, 50) for name, voice, text, _ in clips])
     rows = [{"audio": f"{name}.wav", "text": text, "speaker": speaker} for name, _, text, speaker in clips]
     rows.append({**rows[0], "reference_audio": "stranger.wav", "reference_text": LONG[0] + LONG[1]})
     return folder, rows

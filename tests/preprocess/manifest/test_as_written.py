@@ -6,7 +6,7 @@ from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.manifest.read import read_manifest
-from preprocess.options import parse
+from preprocess.options import parse_settings
 from preprocess.plan.clips import build_clips
 from tests.preprocess.helpers import assert_parts, flags, write_jsonl
 
@@ -114,12 +114,12 @@ def test_what_is_said_in_an_audio_is_known_where_the_row_says_it(turns, transcri
         (
             {"messages": [ASKED, turn("assistant", audio("a"))], "start_index": 2},
             "malformed_row",
-            ("start_index 2", "a number of a turn, 0 to 1", "Correct the row"),
+            ("start_index 2", "the number of a turn, 0 to 1", "Correct the row"),
         ),
         (
             {"messages": [ASKED, turn("assistant", audio("a"))], "start_index": "1"},
             "malformed_row",
-            ("start_index '1'", "a number of a turn", "Correct the row"),
+            ("start_index '1'", "the number of a turn", "Correct the row"),
         ),
         (
             {"messages": [turn("tool", text("42")), turn("assistant", audio("a"))]},
@@ -139,7 +139,7 @@ def test_what_is_said_in_an_audio_is_known_where_the_row_says_it(turns, transcri
         (
             {"messages": [turn("user", text("say"), text("<|eot_id|>")), turn("assistant", audio("a"))]},
             "special_token",
-            ("<|eot_id|> in the text", "words alone", "Remove it"),
+            ("<|eot_id|> in the text", "only words", "Remove it"),
         ),
     ],
 )
@@ -194,7 +194,11 @@ def test_a_row_says_whose_voice_its_target_is_and_no_more(tmp_path):
 
 def test_noisy_references_would_never_be_drawn(tmp_path):
     with pytest.raises(InputError) as caught:
-        parse(flags(manifest="m", model="m", dry_run=True, layout="as-written", noisy_references=0.2))
+        parse_settings(flags(manifest="m", model="m", dry_run=True, layout="as-written", noisy_references=0.2))
     assert_parts(
-        caught.value, "command line", "--layout as-written and --noisy-references", "one of them", "none is drawn"
+        caught.value,
+        "command line",
+        "--layout as-written and --noisy-references",
+        "one of them",
+        "rows that are kept as written name their own references",
     )

@@ -83,14 +83,14 @@ BAD_ROWS = {
         "special_token",
         "line 9",
         "<|eot_id|>",
-        "words alone: a special token would change the prompt's structure",
+        "only words: a special token would change the prompt's structure",
         "Remove it from the text",
     ),
     10: ("screened", "too_short", "short.wav", "0.363 s", "at least 0.5", "Nothing to do"),
     11: ("screened", "too_long", "long.wav", "31.00 s", "at most 30", "Cut the recording"),
     12: ("failed", "reference_truncated", "cut_reference.wav", "0.40 s", "0.80 s", "was cut short"),
     13: ("failed", "reference_truncated", "cut_reference.wav", "0.40 s", "0.80 s", "was cut short"),
-    17: ("failed", "malformed_json", "line 17", "which is not JSON", "one JSON object a line", "Correct the line"),
+    17: ("failed", "malformed_json", "line 17", "which is not JSON", "one JSON object per line", "Correct the line"),
     22: ("merged", "same_row", "line 22", "as corpus.jsonl line 1", "each row once", "merged into clip 000-"),
 }
 
@@ -182,7 +182,7 @@ def test_missing_flags_are_all_listed_with_an_example():
     assert done.stderr.startswith(
         "error: command line: found no --model, --audio-tokenizer, --hubert, --out; expected"
     )
-    assert "python -m preprocess.shard --manifest corpus.jsonl --model higgs" in done.stderr
+    assert "python -m preprocess.shard --manifest corpus.jsonl --model models/base" in done.stderr
     error = refused(model="m", out="o")
     assert_parts(error, "command line", "no --manifest, --audio-tokenizer, --hubert", "--out", "Add what is missing")
 
@@ -197,14 +197,14 @@ def test_a_model_folder_with_another_config_is_refused(tmp_path, short_folder, t
     (tmp_path / "config.json").write_text("[]")
     error = refused(manifest=short_folder / "corpus.jsonl", out=tmp_path / "out", **{**tools, "model": tmp_path})
     assert_parts(
-        error, "config.json", "JSON of type list, no object", "config.json of a Higgs Audio v2 model", "--model"
+        error, "config.json", "JSON of type list, not an object", "config.json of a Higgs Audio v2 model", "--model"
     )
 
 
 def test_a_special_token_in_the_system_text_is_refused(tmp_path, short_folder, tools):
     given = {"manifest": short_folder / "corpus.jsonl", "out": tmp_path / "out"}
     error = refused(**given, system_text="Speak.<|eot_id|>", **tools)
-    assert_parts(error, "--system-text", "<|eot_id|>", "words alone", "Remove it")
+    assert_parts(error, "--system-text", "<|eot_id|>", "only words", "Remove it")
 
 
 def test_a_screening_file_that_is_a_list_is_refused(tmp_path, tools):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from preprocess.audio import recording
 from preprocess.audio.decode import Header, flac_16khz
 from preprocess.audio.recording import Recording
 from preprocess.codec.load import load_codec
@@ -23,7 +23,7 @@ from preprocess.corpus.shards import Corpus
 from preprocess.dry_run import show_plan
 from preprocess.manifest.columns import parse_columns
 from preprocess.manifest.read import read_manifest
-from preprocess.options import parse
+from preprocess.options import parse_settings
 from preprocess.plan.clips import build_clips
 from preprocess.plan.screening import Screening
 from tests.fixtures.speech import save_variant
@@ -111,9 +111,15 @@ def test_a_hugging_face_parquet_export_works_as_it_is(tmp_path, short_folder, ro
         columns = {"audio": audio_struct(part, short_folder), "transcription": [row["text"] for row in part]}
         table = pa.table({**columns, "speaker_id": [7 + len(row["speaker"]) for row in part]})
         pq.write_table(table, tmp_path / f"data/train-0000{number}-of-00002.parquet", row_group_size=3)
-    recording._row_group.cache_clear()
-    assert shard(manifest=tmp_path, out=tmp_path / "out", workers=1, **tools) == 0
-    assert recording._row_group.cache_info().misses == 3, "headers: 2 row groups of one file, 1 of the other"
+    original, reads = pq.ParquetFile.read_row_group, []
+
+    def read_row_group(file, group, **choice):
+        reads.append((file.metadata.num_rows, group))
+        return original(file, group, **choice)
+
+    with mock.patch.object(pq.ParquetFile, "read_row_group", read_row_group):
+        assert shard(manifest=tmp_path, out=tmp_path / "out", workers=1, **tools) == 0
+    assert reads == [(5, 0), (5, 1), (3, 0)], "for the headers, in this process"
     printed = capsys.readouterr().out
     assert "  speaker = column speaker_id (8 rows)\n  text = column transcription (8 rows)\n" in printed
     clips = clips_by_source(tmp_path / "out")
@@ -368,7 +374,7 @@ def test_a_clip_in_training_and_validation_is_refused_by_name(tmp_path, two_mani
         "--val-manifest",
         "2 clips that are in training too: val/v0.wav (more.jsonl line 7, metadata.jsonl line 1), "
         "val/v2.wav (more.jsonl line 8, metadata.jsonl line 3)",
-        "clips that training never hears",
+        "clips that are not trained on",
         "Remove their rows",
     )
     error = refused(manifest=train, val_manifest=val, val_speakers="2", model=model_folder, validate_only=True)
@@ -393,11 +399,11 @@ def test_a_dry_run_shows_one_row_as_it_will_be_and_writes_nothing(tmp_path, shor
     assert shard(**flags, out=tmp_path / "out", **tools) == 0
     printed = capsys.readouterr()
     # Boson's own prompt for the row that draws its reference, from the one other clip of its voice that is there.
-    assert "one row as it will be, its reference one of 1; trained: what stands in [[ ]]" in printed.out
+    assert "one row as it will be trained, with one of 1 references; [[ ]] marks what the loss counts" in printed.out
     prompt = f"{USER}نعم<|eot_id|>{ASSISTANT}{AUDIO}<|eot_id|>{USER}مرحبا<|eot_id|>{ASSISTANT}"
     assert f"Generate audio following instruction.<|eot_id|>{prompt}[[{AUDIO}<|eot_id|>]]\n" in printed.out
     assert f"\naudio: {rows[1]['audio']}, {rows[0]['audio']}\n" in printed.out
-    assert "to encode: 2 clips, 0.000 h, 1 speakers (by their headers)" in printed.out
+    assert "to encode: 2 clips, 0.000 h, 1 speakers (by the files' headers)" in printed.out
     assert "(from 1 clips, 0.8 s of audio)" in printed.out
     found = f"no such file, nor the folder {short_folder}/gone"
     assert f"2 more (7 of all 7: {found}), a run names them in failures.jsonl" in printed.err
@@ -412,7 +418,7 @@ def test_a_dry_run_shows_one_row_as_it_will_be_and_writes_nothing(tmp_path, shor
 def test_a_dry_runs_hours_size_and_time_are_of_what_fits(reuse, short_folder, rows, tools, capsys):
     """Headers that promise 100 hours each; one clip is below the shortest that is kept."""
     given = {"manifest": short_folder / "corpus.jsonl", **tools, **({"reuse": reuse} if reuse else {})}
-    args = parse(flags(dry_run=True, **given))
+    args = parse_settings(flags(dry_run=True, **given))
     args = replace(args, screening=Screening(max_duration_sec=None))
     table = build_clips(read(args.manifest), short_folder)
     headers = {key: Header(1, 360_000.0) for key in table.clips}

@@ -138,7 +138,7 @@ def test_a_system_turn_that_can_t_be_kept_is_refused_by_line(tmp_path):
         ("failed", "special_token")
     ]
     assert_parts(errors[1].record(), "m.jsonl line 2", "text, audio", "one text", "leave out --keep-system")
-    assert_parts(errors[2].record(), "m.jsonl line 3", "<|eot_id|> in the system text", "words alone", "Remove it")
+    assert_parts(errors[2].record(), "m.jsonl line 3", "<|eot_id|> in the system text", "only words", "Remove it")
     assert len(read(path).rows) == 4, "without the flag it is replaced"
 
 
@@ -212,7 +212,7 @@ def test_malformed_json_on_line_17_names_line_17(tmp_path):
     assert len(manifest.rows) == 18
     assert manifest.rows[-1].line == 20
     error = problem(path, 17)
-    assert_parts(error, "m.jsonl line 17", "b.wav", "one JSON object a line", "Correct the line")
+    assert_parts(error, "m.jsonl line 17", "b.wav", "one JSON object per line", "Correct the line")
 
 
 def test_lines_are_counted_across_quoted_line_breaks_and_array_elements(tmp_path):
@@ -310,7 +310,7 @@ def test_ids_that_are_there_twice_are_told(tmp_path, capsys):
     manifest = read(write_jsonl(tmp_path / "m.jsonl", rows))
     assert manifest.repeated_ids == ["a", "b"]
     show_manifest(manifest, build_clips(manifest, tmp_path), keep_system=False)
-    assert "  2 ids stand in more than one row (nothing is merged by id): a, b\n" in capsys.readouterr().out
+    assert "  2 ids are in more than one row (nothing is merged by id): a, b\n" in capsys.readouterr().out
 
 
 def test_a_speakers_name_has_one_spelling_and_capitals_are_told(tmp_path, capsys):
@@ -321,7 +321,7 @@ def test_a_speakers_name_has_one_spelling_and_capitals_are_told(tmp_path, capsys
     manifest = read(write_jsonl(tmp_path / "m.jsonl", rows))
     assert [row.speaker for row in manifest.rows] == ["salma", "salma", "Salma", *["Jos\u00e9 M"] * 3]
     show_manifest(manifest, build_clips(manifest, tmp_path), keep_system=False)
-    told = "  1 speakers whose names differ in capitals alone count as others: Salma / salma\n"
+    told = "  1 names differ only in capitals and count as several speakers: Salma / salma\n"
     assert told in capsys.readouterr().out
 
 

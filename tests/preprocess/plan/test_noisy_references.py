@@ -15,7 +15,7 @@ from preprocess.common.errors import Rejected
 from preprocess.corpus.shards import Corpus
 from preprocess.corpus.verify_shards import verify_corpus
 from preprocess.encode import make_shard
-from preprocess.options import parse
+from preprocess.options import parse_settings
 from preprocess.plan.clips import ClipPlan, ClipTable
 from preprocess.plan.noisy_references import add_noisy_references
 from tests.preprocess.helpers import assert_parts, flags, folder_bytes, refused, shard, write_jsonl
@@ -86,7 +86,7 @@ def choose(share, num_clips, validation=None):
     clips += [ClipPlan(f"named-{n}", "", "", "text", "named") for n in range(10)]
     clips += [ClipPlan("lonely", "", "", "text", "lonely", draws_reference=True)]
     table = ClipTable({clip.key: clip for clip in clips}, [], [], 0, validation)
-    args = parse(flags(manifest="m", model="m", dry_run=True, noisy_references=share))
+    args = parse_settings(flags(manifest="m", model="m", dry_run=True, noisy_references=share))
     headers = {key: Header(1, 3.0) for key in table.clips}
     add_noisy_references(args, table, headers)
     assert headers.keys() == table.clips.keys()
@@ -194,7 +194,7 @@ def test_the_same_bytes_with_more_workers_and_from_an_earlier_corpus(tmp_path, g
     noise, rooms = disturbers
     given = {**given, "noisy_references": 1, "noise": noise, "room_responses": rooms}
     assert shard(out=tmp_path / "many", **{**given, "workers": 3}) == 0
-    monkeypatch.delattr(make_shard, "encode")
+    monkeypatch.delattr(make_shard, "encode_waveform")
     assert shard(out=tmp_path / "reused", reuse=noisy.folder, **given) == 0
     assert folder_bytes(tmp_path / "many") == folder_bytes(noisy.folder)
     assert folder_bytes(tmp_path / "reused") == folder_bytes(noisy.folder)

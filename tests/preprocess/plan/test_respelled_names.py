@@ -96,9 +96,9 @@ def test_what_is_near_is_told(tmp_path):
         ("s3://bucket/a.wav", "an address: s3://bucket/a.wav", "Copy the recordings to this machine"),
         ("https://example.org/a.wav", "an address: https", "Copy the recordings to this machine"),
         ("data:audio/wav;base64,UklGR" + "A" * 999, "an address: data:audio/wav;base64,UklGRAAA", "to this machine"),
-        ("C:\\Users\\me\\a.wav", "a path of Windows: C:\\Users", "with / for \\, and name that folder"),
-        ("d:/audio/a.wav", "a path of Windows: d:/audio", "with / for \\"),
-        ("\\\\server\\share\\a.wav", "a path of Windows: \\\\server", "with / for \\"),
+        ("C:\\Users\\me\\a.wav", "a Windows path: C:\\Users", "with / for \\, and name that folder"),
+        ("d:/audio/a.wav", "a Windows path: d:/audio", "with / for \\"),
+        ("\\\\server\\share\\a.wav", "a Windows path: \\\\server", "with / for \\"),
         ("~/audio/a.wav", "a path with ~", "Write the folder in full"),
     ],
 )

@@ -5,19 +5,24 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 import soxr
 
-from launch.demo.arabic_speech import speak
+from launch.demo.arabic_speech import save_speech
 from preprocess.audio.decode import Audio, decode
 from preprocess.common.errors import InputError, Rejected
-from preprocess.corpus.shards import INDEX_FILE, INDEX_SCHEMA, QUALITY, Corpus
+from preprocess.corpus.shards import QUALITY, Corpus
 from preprocess.judges.figures import audio_figures, bandwidth_hz, code_entropy_bits, text_figures
 from preprocess.judges.voice_activity import speech_share
-from preprocess.plan.screening import Screening, claims_arabic, dominating_reason, load_screening, screen, thresholds
-from tests.fixtures.corpus import rewrite_index
+from preprocess.plan.screening import (
+    Screening,
+    claims_arabic,
+    describe_thresholds,
+    load_screening,
+    screen_figures,
+    screening_warning,
+)
 from tests.preprocess.helpers import assert_parts, failures, refused, row_failure, shard, write_jsonl
 
 RATE_HZ = 22050
@@ -71,8 +76,8 @@ ROWS = [
     ("after", silence_after, TEXT, "trailing_silence", "3.0"),
     ("between", silence_between, TEXT * 6, "mostly_silence", "silence in 0.7"),
     ("telephone", telephone, TEXT, "narrow_band", "above 3900 Hz"),
-    ("words_missing", as_it_is, "صباح", "slow_transcript", "1.5 letters a second"),
-    ("words_too_many", as_it_is, TEXT * 5, "fast_transcript", "letters a second"),
+    ("words_missing", as_it_is, "صباح", "slow_transcript", "1.5 letters per second"),
+    ("words_too_many", as_it_is, TEXT * 5, "fast_transcript", "letters per second"),
     ("english", as_it_is, "good morning, how are you?", "not_arabic", "0.00 of the letters Arabic"),
     ("noise", noise, TEXT, "little_speech", "speech in 0.00"),
 ]
@@ -134,18 +139,6 @@ def test_quality_figures_stand_in_the_clip_and_in_the_index(screened, speech):
     assert row["letters_per_sec"] == pytest.approx(21 / (len(speech) / RATE_HZ), rel=0.1)
 
 
-def test_an_index_without_quality_columns_still_reads(screened, tmp_path):
-    for path in screened.glob("*"):
-        if path.is_file():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    table = pq.read_table(tmp_path / INDEX_FILE)
-    rewrite_index(tmp_path, table.drop_columns(list(QUALITY)))
-    old = Corpus(tmp_path)
-    assert old.index.schema == INDEX_SCHEMA
-    assert old.index.column("rms_dbfs").null_count == old.index.num_rows == 1
-    assert old.clip(0).key == Corpus(screened).clip(0).key
-
-
 def test_a_share_of_screened_rows_above_the_recipes_is_warned_of_with_its_main_reason(
     tmp_path, speech, tools, capsys
 ):
@@ -183,7 +176,7 @@ def test_a_wrong_recipe_says_everything_that_is_wrong(tmp_path):
     with pytest.raises(InputError) as caught:
         load_screening(path)
     found = "max_peak='loud'; unknown key min_bandwith_hz (nearest: min_bandwidth_hz)"
-    assert_parts(caught.value, str(path), found, "max_peak a valid number; keys of", "Correct")
+    assert_parts(caught.value, str(path), found, "max_peak a valid number; only keys of", "Correct")
 
 
 @pytest.mark.parametrize("threshold", ["40", "30", "null"])
@@ -219,9 +212,9 @@ def test_every_threshold_says_what_it_means():
 def test_a_filter_set_to_null_is_off(tmp_path):
     (tmp_path / "s.yaml").write_text("max_duration_sec: null")
     recipe = load_screening(tmp_path / "s.yaml")
-    screen(recipe, {"duration_sec": 7200.0}, "")
+    screen_figures(recipe, {"duration_sec": 7200.0}, "")
     with pytest.raises(Rejected):
-        screen(Screening(), {"duration_sec": 7200.0}, "")
+        screen_figures(Screening(), {"duration_sec": 7200.0}, "")
 
 
 BORDERS = {
@@ -251,22 +244,22 @@ def test_a_figure_at_its_threshold_passes_and_one_just_beyond_does_not(name):
         np.nextafter(threshold, threshold + mode) for mode in ((1, -1) if name[:3] == "min" else (-1, 1))
     )
     for value in (threshold, inside):
-        screen(recipe, {figure: value}, "")
+        screen_figures(recipe, {figure: value}, "")
     with pytest.raises(Rejected) as caught:
-        screen(recipe, {figure: outside}, "where")
+        screen_figures(recipe, {figure: outside}, "where")
     assert (caught.value.status, caught.value.reason, caught.value.where) == ("screened", reason, "where")
     assert f"at {'least' if name[:3] == 'min' else 'most'} {threshold:g} ({name})" == caught.value.expected
 
 
 def test_the_filters_that_are_on_without_a_recipe():
-    assert thresholds(Screening()) == (
+    assert describe_thresholds(Screening()) == (
         "min_duration_sec=0.5, max_duration_sec=30, min_rms_dbfs=-70, max_peak=2, max_clipped_share=0.25"
     )
 
 
 def test_the_warning_begins_above_its_share():
-    assert dominating_reason(Screening(warn_share=0.2), {"too_short": 15, "clipped": 5}, 100) is None
-    said = dominating_reason(Screening(warn_share=0.2), {"too_short": 6, "clipped": 15}, 100)
+    assert screening_warning(Screening(warn_share=0.2), {"too_short": 15, "clipped": 5}, 100) is None
+    said = screening_warning(Screening(warn_share=0.2), {"too_short": 6, "clipped": 15}, 100)
     assert said.startswith("warning: 21 of 100 rows (21%) are screened, 15 of them as clipped")
 
 
@@ -325,7 +318,7 @@ def test_speech_share_does_not_depend_on_what_was_heard_before(speech_folder):
 
 def test_a_word_that_begins_at_once_is_heard(tmp_path):
     """A cold silero-vad misses the beginning: of this word it hears 0.42."""
-    speak([(str(tmp_path / "five.wav"), "خمسة", "ar+m1", 175, 25)])
+    save_speech([(str(tmp_path / "five.wav"), "خمسة", "ar+m1", 175, 25)])
     assert speech_share(decode(tmp_path / "five.wav")) > 0.6
 
 
