@@ -84,7 +84,7 @@ def needed(text: str) -> list[str]:
 
 def example(text: str) -> list[str]:
     """The arguments of the example at the end of a help text."""
-    command = text[text.index("example") :].partition(":")[2].replace("\\\n", " ")
+    command = text[text.rindex("example:") :].partition(":")[2].replace("\\\n", " ")
     words = shlex.split(command)
     program = next(place for place, word in enumerate(words) if word in ("-m", "launch/train.py"))
     return words[program + 1 + (words[program] == "-m") :]

@@ -45,7 +45,9 @@ def readme_commands() -> list[list[str]]:
     Those of the shell blocks, and those that stand in a line of text and begin with `python -m`, with arguments.
     """
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines() + re.findall(r"`(python -m (?!pip)\S+ [^`]+)`", README)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines() + re.findall(
+        r"`(python -m (?!pip)[^\s`]+ [^`]+)`", README
+    )
     commands = [shlex.split(line, comments=True) for line in lines]
     return [_without_settings(words) for words in commands if words]
 

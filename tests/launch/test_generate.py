@@ -124,7 +124,7 @@ def test_command_writes_a_wav_and_says_that_start_and_stop_were_spoken(speaker, 
     assert f"speech.wav: {len(samples) / rate_hz:.2f} s of speech\n" in printed
     # The fixture's corpus had references of minutes, and spoke a letter a second.
     assert "s of audio; the corpus has 100.0 to 200.0\n" in printed.replace("seconds", "s")
-    assert "s of the text: words may be missing\n" in printed
+    assert "s at the corpus's pace: words may be missing\n" in printed
     assert len(samples) == NUM_FRAMES * rate_hz // 25
     assert "the model started and stopped by itself, as it learnt" in printed
     # The checkpoint says that its codec is called "codec".

@@ -234,7 +234,9 @@ def test_a_base_that_moved_is_asked_for(tmp_path, model_folder):
     error = refusal(folder, None, tmp_path / "merged")
     assert (error.where, error.found) == (str(base), "no such folder")
     assert error.expected == "config.json of a Higgs Audio v2 model folder"
-    assert error.action.startswith("Name the model's folder with --base. Download the model where it is missing")
+    assert error.action.startswith(
+        "Name the model's folder with --base. Download the model if it is missing or broken"
+    )
     merge_checkpoint(folder, tmp_path / "moved", tmp_path / "merged", verify=False)
 
 

@@ -1,5 +1,6 @@
 """What a step costs, counted: the dtype of each matmul, waits for the device, peak memory."""
 
+import copy
 import sys
 import weakref
 from pathlib import Path
@@ -190,7 +191,7 @@ class PeakBytes(TorchDispatchMode):
 
 def peak_bytes(model_folder, corpus_folder, forward, vocabulary):
     """Of forward, loss and backward."""
-    config = read_trainable_base(model_folder).config
+    config = copy.deepcopy(read_trainable_base(model_folder).config)  # the reader keeps what it has read
     config.text_config.vocab_size = vocabulary
     torch.manual_seed(0)
     base = HiggsAudioModel(config).requires_grad_(False).train()
