@@ -52,7 +52,9 @@ def validate_pending(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: P
     if dist.get_rank() == 0 and progress.step > 0 and not progress.pending_evaluation:
         root = job.out / "checkpoints"
         folder = checkpoint.step_folder(root, progress.step)
-        checkpoint.update_state(folder, progress.record())
+        found = progress.record()
+        del found["lineage"]  # the changes of this start count from the next checkpoint on, as its recipe does
+        checkpoint.update_state(folder, found)
         if improved:
             replace_link(root / "best", folder.name)
             print_rank0(f"{folder} is the best so far")

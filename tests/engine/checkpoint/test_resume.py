@@ -207,6 +207,18 @@ def test_an_evaluation_that_is_owed_is_logged_once_though_the_run_is_killed_when
     assert not state_of(run)["pending_evaluation"]
 
 
+def test_a_change_is_recorded_once_though_a_pending_evaluation_is_done_between_two_starts(
+    run, one_rank, model_folder, random_corpus
+):
+    checkpoint.update_state(run / "checkpoints" / "step-000004", {"pending_evaluation": True})
+    changed = [*OVERRIDES, "optimizer.weight_decay=0.02"]
+    one_rank.run(gate.train, model_folder, random_corpus.folder, run, changed)
+    assert not state_of(run)["pending_evaluation"]
+    one_rank.run(gate.train, model_folder, random_corpus.folder, run, [*changed, "run.max_steps=5"])
+    names = [change["changed"] for change in state_of(run)["lineage"]]
+    assert sorted(names) == ["optimizer.weight_decay", "run.max_steps"]
+
+
 def test_a_finished_run_trains_longer(run, one_rank, model_folder, random_corpus):
     one_rank.run(gate.train, model_folder, random_corpus.folder, run, [*OVERRIDES, "run.max_steps=6"])
     assert state_of(run)["step"] == 6
