@@ -97,7 +97,7 @@ def _load_networks(settings: Settings, mode: EncodeMode, manifest: Manifest, bas
     tokenizer, codec = load_codec(
         settings.audio_tokenizer, settings.hubert, mode if mode.device == "cpu" else BOSON_MODE
     )
-    if mode.device == "cpu":
+    if mode == BOSON_MODE:  # measure_agreement prints how the codes of others differ
         console.show_encoder(tokenizer.faster_forms)
     load_screening_networks(settings.screening)
     check_codec_fits(base, settings.audio_tokenizer, codec.num_codebooks, codec.codebook_size)

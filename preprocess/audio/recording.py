@@ -70,8 +70,9 @@ class Recording(NamedTuple):
             raise rejected.at(str(self)) from rejected
 
     def _embedded(self) -> bytes | None:
-        if self.row is None or self.column is None:
+        if self.row is None:
             return None
+        assert self.column is not None, self
         return embedded_bytes(self.path, self.column, self.row)
 
 

@@ -86,14 +86,14 @@ def hold_folder(out: Path, settings: JsonObject, part: Slice | None = None) -> I
     """
     path = out / SETTINGS_FILE
     own = {SETTINGS_FILE, f".{SETTINGS_FILE}.partial", _BEGIN_LOCK}
-    if out.is_dir() and not path.is_file() and any(other.name not in own for other in out.iterdir()):
-        raise InputError(
-            str(out),
-            "files that preprocess.shard did not write",
-            "a new folder, or one that an earlier run of this command began",
-            "Name another folder with --out.",
-        )
     with explain_write_errors(out, KEPT_SHARDS), contextlib.ExitStack() as held:
+        if out.is_dir() and not path.is_file() and any(other.name not in own for other in out.iterdir()):
+            raise InputError(
+                str(out),
+                "files that preprocess.shard did not write",
+                "a new folder, or one that an earlier run of this command began",
+                "Name another folder with --out.",
+            )
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / _BEGIN_LOCK, _OTHER_FILE_SYSTEM):  # slices may begin at the same moment
             if not path.is_file():

@@ -11,7 +11,7 @@ from preprocess.shard import main
 
 
 def write_jsonl(path: Path, rows: Sequence[dict | str]) -> Path:
-    """Rows as JSON, strings as they are, a line each."""
+    """Rows as JSON, strings as they are, one line per row."""
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path

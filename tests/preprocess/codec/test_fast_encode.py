@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import HubertConfig
 
 from launch.demo.small_codec import RELEASED_SIZE, build_codec, build_hubert
-from preprocess.codec import fast_encode as codec_speed
+from preprocess.codec import fast_encode
 from preprocess.codec.load import _load, encode_waveform, hubert_from
 from preprocess.codec.precision import BOSON_MODE
 from preprocess.console import show_encoder
@@ -64,7 +64,7 @@ def test_snake_is_bosons_to_the_bit(pair):
     x = 3 * torch.randn(1, 64, 1000)
     with torch.no_grad():
         snake.alpha.copy_(torch.rand(1, 64, 1) + 0.5)  # untrained ones are all 1
-        assert torch.equal(codec_speed._snake(snake, x), snake(x))
+        assert torch.equal(fast_encode._snake(snake, x), snake(x))
         snake.alpha.fill_(1)
 
 
@@ -76,14 +76,14 @@ def test_the_faster_forms_are_in_use(pair):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("odd_length", codec_speed._SAMPLES_TO_TRY)
+@pytest.mark.parametrize("odd_length", fast_encode._SAMPLES_TO_TRY)
 def test_a_form_that_rounds_otherwise_at_one_length_is_not_used(odd_length):
-    module, noise = torch.nn.Softsign(), torch.randn(1, max(codec_speed._SAMPLES_TO_TRY))
+    module, noise = torch.nn.Softsign(), torch.randn(1, max(fast_encode._SAMPLES_TO_TRY))
 
     def other(x):
         return module.forward(x) * (1 + 2e-7 * (x.shape[-1] == odd_length))
 
-    assert not codec_speed._use_if_equal(module, other, noise)
+    assert not fast_encode._use_if_equal(module, other, noise)
     assert "forward" not in vars(module)
 
 

@@ -303,9 +303,10 @@ def test_a_full_disk_stops_with_a_message_and_no_half_file_under_a_final_name(tm
     assert folder_bytes(out) == expected
 
 
-def test_an_output_folder_that_can_not_be_written_is_refused(given):
-    error = refused(out="/sys/shards", workers=1, **given)
-    assert_parts(error, "/sys/shards", "", "can be written", "another --out")
+@pytest.mark.parametrize("out", ["/sys/shards", "/" + 300 * "x"])
+def test_an_output_folder_that_can_not_be_written_is_refused(out, given):
+    error = refused(out=out, workers=1, **given)
+    assert_parts(error, out, "", "can be written", "another --out")
 
 
 def test_too_many_failures_stop_the_run_early_and_tell_what_they_have_in_common(tmp_path, given):

@@ -241,7 +241,7 @@ def test_a_figure_at_its_threshold_passes_and_one_just_beyond_does_not(name):
     threshold, reason = BORDERS[name]
     recipe, figure = Screening(**{name: threshold}), name[4:]
     inside, outside = (
-        np.nextafter(threshold, threshold + mode) for mode in ((1, -1) if name[:3] == "min" else (-1, 1))
+        np.nextafter(threshold, threshold + step) for step in ((1, -1) if name[:3] == "min" else (-1, 1))
     )
     for value in (threshold, inside):
         screen_figures(recipe, {figure: value}, "")
