@@ -1,6 +1,7 @@
 """A checked run, from the values of a command line: all that can be checked before a GPU is used."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from engine.base import zero
@@ -54,6 +55,7 @@ def prepare_job(
     Raises InputError.
     """
     chosen = load_recipe(recipe, overrides)
+    _check_monitors(chosen)
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
     corpora = Corpora(data, cache)
     reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, weight_dtype(chosen.run.precision))
@@ -101,6 +103,19 @@ def prepare_job(
         facts=facts,
         out=Path(out),
     )
+
+
+def _check_monitors(recipe: Recipe) -> None:
+    if "wandb" not in recipe.run.monitors:
+        return
+    spec = find_spec("wandb")
+    if spec is None or spec.origin is None:  # no origin: a folder wandb/ of an earlier run, which is no package
+        raise InputError(
+            "recipe: run.monitors",
+            "wandb, which is not installed here",
+            "monitors that are installed",
+            "Install it with `python -m pip install --no-deps -r requirements-wandb.txt`, or leave wandb out.",
+        )
 
 
 def _check_corpus_fits_model(reader: PackReader) -> None:

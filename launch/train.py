@@ -47,7 +47,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--cache",
         metavar="FOLDER",
         type=Path,
-        default=DEFAULT_CACHE,
         help=f"folder on a local disk that keeps the shards of an address, shared by runs ({DEFAULT_CACHE})",
     )
     parser.add_argument(
@@ -133,7 +132,9 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
         data=arguments.data,
         out=arguments.out,
         world_size=int(os.environ["WORLD_SIZE"]),
-        cache=Cache(arguments.cache, None if arguments.cache_gb is None else int(arguments.cache_gb * 1e9)),
+        cache=Cache(
+            arguments.cache or DEFAULT_CACHE, None if arguments.cache_gb is None else int(arguments.cache_gb * 1e9)
+        ),
     )
     deepspeed.init_distributed()
     train_job(job, arguments.resume, arguments.allow_change, arguments.init_adapter, launcher)

@@ -7,7 +7,6 @@ removed from metrics.jsonl, TensorBoard and CSV files; in W&B, a resumed run is 
 import json
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,7 +17,6 @@ from deepspeed.monitor.monitor import MonitorMaster
 from engine.base.recipe import Loss
 from engine.model.losses import LossSums, codebook_weights, weighted_loss
 from engine.plan.plan import Step
-from preprocess.common.errors import InputError
 from preprocess.common.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
@@ -82,13 +80,11 @@ class RunLog:
     """The records of a run in folder `out`, which continues after global step `start_step`.
 
     Removes what a killed run recorded of later steps and, with `pending_evaluation`, the validation of `start_step`.
-    Raises InputError if `monitors` needs a package that is not installed.
     """
 
     def __init__(self, out: Path, start_step: int, monitors: Sequence[str], pending_evaluation: bool = False) -> None:
         self.path = out / METRICS_FILE
         self._monitor = None
-        _refuse_missing_wandb(monitors)
         if dist.get_rank() != 0:
             return
         first_step = start_step + 1 if start_step else 0  # a new run may record step 0 too
@@ -112,19 +108,6 @@ class RunLog:
             os.fsync(file.fileno())
         if self._monitor is not None:
             self._monitor.write_events([(f"{kind}/{name}", value, step) for name, value in metrics.items()])
-
-
-def _refuse_missing_wandb(monitors: Sequence[str]) -> None:
-    if "wandb" not in monitors:
-        return
-    spec = find_spec("wandb")
-    if spec is None or spec.origin is None:  # no origin: a folder wandb/ of an earlier run, which is no package
-        raise InputError(
-            "recipe: run.monitors",
-            "wandb, which is not installed here",
-            "monitors that are installed",
-            "Install it with `python -m pip install --no-deps -r requirements-wandb.txt`, or leave wandb out.",
-        )
 
 
 def _step_and_kind(line: str) -> tuple[float, str]:

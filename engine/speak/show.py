@@ -65,12 +65,21 @@ def find_samples(
     return found, "" if found else f"epoch {epoch} leaves it out (data.repeat={recipe.data.repeat})"
 
 
+def _for_one_corpus(recipe: Recipe) -> Recipe:
+    """The recipe without a data.repeat for several corpora: which of its numbers is this corpus's is not known."""
+    if len(recipe.data.repeat) < 2:
+        return recipe
+    print(f"data.repeat={recipe.data.repeat} is for several corpora: shown as if each sample came once per epoch")
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, repeat=[]))
+
+
 def show_samples(corpus: Corpus, row: int, model: Path, recipe: Recipe, epoch: int, image: Path | None) -> None:
     """Print the samples of a clip token by token, and draw the codes of the first as `image` if it is given.
 
     Raises InputError for a model that does not fit the corpus or the recipe.
     """
     corpora = Corpora([corpus.folder])
+    recipe = _for_one_corpus(recipe)
     reader = PackReader(corpora, model, recipe.forward, recipe.conditioning)
     check_conditioning(recipe.conditioning, reader.config, corpora)
     cost = layout_cost(reader.tokenizer, reader.config, reader.system_text, recipe.conditioning)
@@ -160,7 +169,7 @@ def save_decoded(corpus: Corpus, row: int, recipe: Recipe, epoch: int, codec: Pa
 
     Raises InputError if `codec` is not the codec of the corpus.
     """
-    planned, _ = find_samples(corpus, Corpora([corpus.folder]), row, recipe, epoch, _UNKNOWN_COST)
+    planned, _ = find_samples(corpus, Corpora([corpus.folder]), row, _for_one_corpus(recipe), epoch, _UNKNOWN_COST)
     clips = [corpus.clip(number) for number in (row, *(planned[0].references if planned else ()))]
     paths = write_decoded(corpus, clips[0], clips[1:], codec, hubert, out)
     for path, clip in zip(paths, clips, strict=True):

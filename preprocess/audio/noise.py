@@ -58,8 +58,10 @@ def augment(audio: Audio, how: Augmentation, noise: Path | None, room_responses:
         added = _part_of_noise(_path_in(noise, how.noise), how.noise_start_sec, audio)
     else:
         added = _coloured_noise(rng, len(speech))
-    snr_db = torch.tensor(how.snr_db, dtype=torch.float64)
-    mixed = torchaudio.functional.add_noise(_tensor(speech), _tensor(added), snr_db).numpy()
+    mixed = speech
+    if added.any():  # the made-up noise of a single sample is 0
+        snr_db = torch.tensor(how.snr_db, dtype=torch.float64)
+        mixed = torchaudio.functional.add_noise(_tensor(speech), _tensor(added), snr_db).numpy()
     mixed *= min(1.0, _HIGHEST_PEAK / max(np.abs(mixed).max(), _HIGHEST_PEAK))
     return replace(audio, waveform=mixed.astype(np.float32))
 

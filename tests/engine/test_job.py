@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -115,3 +116,24 @@ def test_a_split_with_fewer_samples_than_packs(model_folder, random_corpus):
     assert "18 samples" in error.found
     assert "packs_per_step=64" in error.expected
     assert "smaller batch.packs_per_step" in error.action
+
+
+def assert_wandb_refused(model_folder, random_corpus):
+    error = refused(model_folder, random_corpus.folder, ["run.monitors=[tensorboard,wandb]"])
+    assert (error.where, error.found) == ("recipe: run.monitors", "wandb, which is not installed here")
+    assert "requirements-wandb.txt" in error.action
+
+
+def test_a_run_with_wandb_where_it_is_not_installed_is_refused(model_folder, random_corpus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    assert_wandb_refused(model_folder, random_corpus)
+
+
+def test_a_folder_of_earlier_wandb_runs_is_not_taken_for_the_package(
+    model_folder, random_corpus, tmp_path, monkeypatch
+):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    # Only this folder is searched, so that an installed wandb is not found.
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert_wandb_refused(model_folder, random_corpus)
