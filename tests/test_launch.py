@@ -64,7 +64,7 @@ def test_a_run_that_is_refused_exits_with_2_and_says_why_once(tmp_path, model_fo
     )
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
-    assert "unknown key lora.rnk (nearest: lora.rank); expected keys" in done.stderr
+    assert "unknown key lora.rnk (nearest: lora.rank); expected only keys" in done.stderr
     assert "Traceback" not in done.stderr
 
 
