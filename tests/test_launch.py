@@ -25,7 +25,7 @@ def read_metrics(out, kind="train"):
 
 def test_a_killed_run_resumes_to_the_same_losses_and_the_same_bytes(tmp_path, model_folder, random_corpus):
     overrides = ["run.max_steps=6", "run.save_every=3", "run.evaluate_every=3", "run.log_every=1"]
-    overrides += [f"run.precision={launched.FAST_PRECISION}", "lora.dropout=0.1", "forward=boson"]
+    overrides += [f"run.precision={launched.FAST_PRECISION}", "lora.dropout=0.1"]
     overrides += ["batch.max_tokens=1400"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
 
