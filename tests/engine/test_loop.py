@@ -26,7 +26,7 @@ def train_with_a_broken_pack(model, data, out):
         if not is_training:
             return None
         number, calls[0] = calls[0], calls[0] + 1
-        broken = number == 2 and os.environ["RANK"] == "1"  # two ranks, two packs a step: a pack a call
+        broken = number == 2 and os.environ["RANK"] == "1"  # two ranks, two packs per step: one pack per call
         return sums._replace(audio=sums.audio * float("nan")) if broken else None
 
     with after_each_pack(break_one):

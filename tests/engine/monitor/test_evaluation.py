@@ -20,7 +20,7 @@ OVERRIDES += ["batch.packs_per_step=1", "batch.max_tokens=4096", "optimizer.warm
 
 @pytest.fixture(scope="module")
 def voices_corpus(tmp_path_factory, model_folder):
-    """Short clips of one text in two voices, each voice one code a codebook; of 8 speakers 2 are held out."""
+    """Short clips of one text in two voices, each voice one code per codebook; of 8 speakers 2 are held out."""
     rng = np.random.default_rng(0)
     voices = rng.integers(1024, size=(2, 8, 1), dtype=np.uint16)
     clips, speakers, splits = [], {}, {}

@@ -66,7 +66,7 @@ def at_rate(new_rate_hz):
 
 
 def two_hours(samples, rate_hz, path):
-    """8 kHz, one byte a sample; the file is sparse."""
+    """8 kHz, one byte per sample; the file is sparse."""
     soundfile.write(path, np.zeros(8), 8000, subtype="PCM_U8")
     data = bytearray(path.read_bytes())
     num_bytes = 2 * 3600 * 8000
