@@ -32,20 +32,28 @@ _DATA_SIZES = re.compile(r"^\s*(?:data|SSND|Data Size)\s*:\s*(\d+) \(should be (
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's header says. For MP3 without a length tag `duration_sec` is libsndfile's guess."""
+    """What a file's header says. For MP3 without a length tag `duration_sec` is libsndfile's guess.
+
+    end_beyond_sec: by how much a part's end lies beyond the file, as rounded times do; the part ends with the file.
+    """
 
     num_bytes: int
     duration_sec: float
     by_ffmpeg: bool = False
+    end_beyond_sec: float = 0.0
 
 
 @dataclass(frozen=True)
 class Audio:
-    """A decoded file: mono [samples] at the file's own sample rate, and the sha256 of the file."""
+    """A decoded file: mono [samples] at the file's own sample rate, and the sha256 of the file.
+
+    channel_difference: RMS of the difference of the first two channels over the RMS of the louder one; 0 for mono.
+    """
 
     waveform: npt.NDArray[np.float32]
     sample_rate_hz: int
     sha256: str
+    channel_difference: float = 0.0
 
     @property
     def duration_sec(self) -> float:
@@ -108,14 +116,19 @@ def _probe_by_ffmpeg(path: Path, start_sec: float | None, end_sec: float | None)
 
 
 def decode(
-    path: Path, start_sec: float | None = None, end_sec: float | None = None, data: bytes | None = None
+    path: Path,
+    start_sec: float | None = None,
+    end_sec: float | None = None,
+    data: bytes | None = None,
+    channel: int | None = None,
 ) -> Audio:
     """The samples that `librosa.load(path, sr=None, mono=True)` returns, which are the ones that Boson encodes.
 
     data: the bytes of a file that is embedded in `path`. With `start_sec` or `end_sec`, the samples from
     round(start_sec * rate) to round(end_sec * rate): of two adjacent parts each sample is in exactly one. The rest of
-    the file is not read into memory. Raises Rejected for a file that is missing, empty, broken, cut short, without
-    frames, or not finite, and for a part that reaches beyond the audio.
+    the file is not read into memory. channel: use this one, from 0, instead of the mean of all. Raises Rejected for a
+    file that is missing, empty, broken, cut short, without frames, or not finite, and for a part that reaches beyond
+    the audio.
     """
     header = probe(path, start_sec, end_sec, data)
     whole = start_sec is None and end_sec is None
@@ -147,10 +160,29 @@ def decode(
     if not np.isfinite(samples).all():
         found, action = "samples that are NaN or infinite", "Save the file again as 16-bit PCM, or record it again."
         raise Rejected("failed", "not_finite", str(path), found, "finite samples", action)
-    mono = samples[:, 0] if samples.shape[1] == 1 else np.mean(samples.T, axis=0)  # as librosa.to_mono
-    if data is not None:
-        return Audio(mono, sample_rate_hz, hashlib.sha256(data).hexdigest())
-    return Audio(mono, sample_rate_hz, cached_sha256(path))  # cached: many clips may be parts of one file
+    sha256 = cached_sha256(path) if data is None else hashlib.sha256(data).hexdigest()  # cached: for parts of a file
+    return Audio(_mono(path, samples, channel), sample_rate_hz, sha256, _channel_difference(samples))
+
+
+def _mono(path: Path, samples: npt.NDArray[np.float32], channel: int | None) -> npt.NDArray[np.float32]:
+    """[samples]: the channel, or the mean of all."""
+    num_channels = samples.shape[1]
+    if channel is not None and channel >= num_channels:
+        action = "Correct the row's channel: the first is 0."
+        found = f"{num_channels} channels"
+        raise Rejected("failed", "no_such_channel", str(path), found, f"channel {channel}", action)
+    if channel is not None or num_channels == 1:
+        return samples[:, channel or 0]
+    return np.mean(samples.T, axis=0)  # as librosa.to_mono
+
+
+def _channel_difference(samples: npt.NDArray[np.float32]) -> float:
+    """As in Audio, of [samples, channels]."""
+    if samples.shape[1] == 1:
+        return 0.0
+    first, second = samples[:, 0], samples[:, 1]
+    rms = [float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (first - second, first, second)]
+    return rms[0] / max(*rms[1:], 1e-9)
 
 
 def duration_if_longer(

@@ -22,6 +22,7 @@ class Recording(NamedTuple):
     """One utterance's audio: all of the file `path`, or [start_sec, end_sec) of it.
 
     row, column: where the file is embedded, if `path` is a Parquet file: the row's number from 1.
+    channel: the one channel that is used, from 0; None: the mean of all.
     """
 
     path: str
@@ -29,12 +30,14 @@ class Recording(NamedTuple):
     end_sec: float | None = None
     row: int | None = None
     column: str | None = None
+    channel: int | None = None
 
     def __str__(self) -> str:
         inside = "" if self.row is None else f"#{self.row}.{self.column}"
         whole = self.start_sec is None and self.end_sec is None
         end = "" if self.end_sec is None else repr(self.end_sec)
-        return self.path + inside + ("" if whole else f"@{self.start_sec or 0.0!r}-{end}")
+        channel = "" if self.channel is None else f"^{self.channel}"
+        return self.path + inside + ("" if whole else f"@{self.start_sec or 0.0!r}-{end}") + channel
 
     @property
     def order(self) -> tuple[str, int, float]:
@@ -54,7 +57,7 @@ class Recording(NamedTuple):
     def decode(self) -> Audio:
         """The samples. Raises Rejected as preprocess.audio.decode.decode does."""
         with self._named_in_errors():
-            return decode(Path(self.path), self.start_sec, self.end_sec, self._embedded())
+            return decode(Path(self.path), self.start_sec, self.end_sec, self._embedded(), self.channel)
 
     def sha256(self) -> str:
         """Hex sha256 of the audio file, as in Audio, without decoding it."""
