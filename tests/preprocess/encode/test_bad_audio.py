@@ -89,10 +89,10 @@ def a_twentieth_of_a_second(samples, rate_hz, path):
 LIST = [
     ("cut.wav", half_of, "failed", "truncated", "0.60 s of audio"),
     ("cut.mp3", half_of, "failed", "truncated", "s of audio"),
-    ("flipped.flac", with_flipped_bytes, "failed", "not_audio", "breaks off while decoding"),
+    ("flipped.flac", with_flipped_bytes, "failed", "not_audio", "can read to its end"),
     ("no_frames.wav", no_frames, "failed", "not_audio", "0 samples"),
     ("no_bytes.wav", no_bytes, "failed", "empty_file", "0 bytes"),
-    ("html.wav", html, "failed", "not_audio", "no audio that libsndfile can open"),
+    ("html.wav", html, "failed", "not_audio", "no audio that libsndfile or ffprobe can read"),
     ("mp3.wav", mp3, "used", None, None),
     ("nan.wav", one_nan, "failed", "not_finite", "NaN or infinite"),
     ("peak_6.wav", peak_6, "screened", "beyond_full_scale", "a peak of 6.00"),
