@@ -26,14 +26,20 @@ from preprocess.common.errors import Rejected
 Samples = npt.NDArray[np.float32]  # [samples, channels]
 Bounds = tuple[float, float]  # the shortest and the longest that whole audio may be, in seconds
 CANT_READ = (soundfile.SoundFileError, ValueError, TypeError)  # what soundfile raises for a file that it can't read
-_LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 2_000, 768_000
+_MOST_CHANNELS, _LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 64, 2_000, 768_000
 _FFMPEG_SLACK_SEC = 0.1  # ffmpeg drops the padding of other encoders than libsndfile does
 _BLOCK_SAMPLES, _MP3_RUN_UP_SAMPLES = 1 << 20, 32 * 1152
 # Formats of libsndfile in which the bytes are counted. A file of one of them without a stream is no such file.
 _COUNTED = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "FLAC", "OGG", "MP3"}
 _GUESSED = ("MP3",)  # formats whose length libsndfile may guess
 _MOST_SAMPLES_PER_BYTE = 4096  # of a plausible header: FLAC of silence reaches some 400
-_SIXTEEN_BITS = ("MP4 or M4A", "WebM or Matroska", "WMA", "AMR")  # Boson's librosa gets these through ffmpeg, too
+_SIXTEEN_BITS = (
+    "AAC",
+    "MP4 or M4A",
+    "WebM or Matroska",
+    "WMA",
+    "AMR",
+)  # Boson's librosa gets these through ffmpeg, too
 
 
 def read_whole(path: Path, data: bytes) -> tuple[Samples, int]:
@@ -55,7 +61,7 @@ def read_whole(path: Path, data: bytes) -> tuple[Samples, int]:
         with soundfile.SoundFile(_name(output)) as file:
             read = _read_blocks(file, file.frames), file.samplerate
         output.close()
-    _check_rate(path, read[1])
+    _check_header(path, read[1], read[0].shape[1])
     return read
 
 
@@ -116,7 +122,7 @@ def whole_sec(path: Path, data: bytes | None) -> tuple[float, bool]:
         info = None
     num_bytes = path.stat().st_size if data is None else len(data)
     if info and 0 < info.frames <= _MOST_SAMPLES_PER_BYTE * num_bytes and info.format not in _GUESSED:
-        _check_rate(path, info.samplerate)
+        _check_header(path, info.samplerate, info.channels)
         return info.frames / info.samplerate, False
     bounds = _sum_bounds(find_streams(data) if data is not None else _survey(path, _version(path)))
     if bounds and info and _fits(info.frames / info.samplerate, bounds):
@@ -142,7 +148,7 @@ def open_for_parts(path: Path, end_sec: float | None) -> Iterator[tuple[soundfil
         output = _as_wav(path, _version(path))
         file = soundfile.SoundFile(_name(output))
     with file:
-        _check_rate(path, file.samplerate)
+        _check_header(path, file.samplerate, file.channels)
         held_sec, bounds = file.frames / file.samplerate, _sum_bounds(streams)
         if bounds and not _fits(held_sec, bounds):
             held_sec = sum(bounds) / 2
@@ -227,11 +233,15 @@ def _fits(sec: float, bounds: Bounds) -> bool:
     return bounds[0] <= sec <= bounds[1]
 
 
-def _check_rate(path: Path, sample_rate_hz: int) -> None:
+def _check_header(path: Path, sample_rate_hz: int, num_channels: int) -> None:
+    """Raise Rejected for numbers that no recording has."""
+    action = "Its header is wrong: write it again as it was recorded."
     if not _LOWEST_RATE_HZ <= sample_rate_hz <= _HIGHEST_RATE_HZ:
-        expected = f"{_LOWEST_RATE_HZ} to {_HIGHEST_RATE_HZ} Hz"
-        action = "Its header is wrong: write it again with the rate of the recording."
-        raise Rejected("failed", "sample_rate", str(path), f"a sample rate of {sample_rate_hz} Hz", expected, action)
+        found, expected = f"a sample rate of {sample_rate_hz} Hz", f"{_LOWEST_RATE_HZ} to {_HIGHEST_RATE_HZ} Hz"
+        raise Rejected("failed", "sample_rate", str(path), found, expected, action)
+    if num_channels > _MOST_CHANNELS:
+        found, expected = f"{num_channels} channels", f"at most {_MOST_CHANNELS}"
+        raise Rejected("failed", "channels", str(path), found, expected, action)
 
 
 def truncated(path: Path, found: str, expected: str) -> Rejected:

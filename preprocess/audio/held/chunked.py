@@ -15,15 +15,22 @@ _STREAMED_BYTES = 0x7FFF0000  # what a writer to a pipe, which can't know the si
 _PCM_TAGS = (1, 3, 6, 7, 0xFFFE)  # integers, floats, A-law, mu-law, extensible: a fixed number of bytes per sample
 _MPEG_TAGS = (0x50, 0x55)
 _AIFC_PCM = b"NONE sowt twos raw  fl32 FL32 fl64 FL64 in24 in32 alaw ulaw"
+_FLOAT80_BIAS = 16383
+_CONTRADICTION = 0.02  # of a value, by which two fields may differ
 _BEGINNINGS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff", b"fLaC", b"OggS", b"riff")  # of another file, joined on
 
 
 class _Coding(NamedTuple):
-    """bytes_per_sec: 0 where it is unknown. frame_bytes: of one sample of all channels, 0 where it is not fixed."""
+    """bytes_per_sec: 0 where it is unknown. frame_bytes: of one sample of all channels, 0 where it is not fixed.
+
+    says_bytes_per_sec, says_bytes: what else the header says of it and of the size of the samples, 0 for nothing.
+    """
 
     bytes_per_sec: float = 0.0
     frame_bytes: int = 0
     is_mpeg: bool = False
+    says_bytes_per_sec: float = 0.0
+    says_bytes: int = 0
 
 
 class _Layout(NamedTuple):
@@ -78,13 +85,20 @@ def _measure(data: Data, start: int, layout: _Layout, coding: _Coding, begin: in
     """The stream whose samples begin at `begin`; `declared` is the number of their bytes by the header."""
     available = len(data) - begin
     is_unknown = declared <= 0 or (declared >= _STREAMED_BYTES and declared > available)
-    held = available if is_unknown else min(declared, available)
-    stop = len(data) if is_unknown else _end_of_chunks(data, layout.end(begin, held), layout)
-    cut, damage = None, None
-    if not is_unknown and declared - held > TOLERANCE_SEC * coding.bytes_per_sec:
+    held = min(declared, available)
+    stop: int | None
+    cut, damage = None, _contradiction(coding, 0 if is_unknown else declared)
+    if is_unknown:
+        stop = _next_file(data, begin)
+        held = stop - begin
+        if coding.frame_bytes and held % coding.frame_bytes:
+            cut = f"{held} bytes of samples", f"a multiple of {coding.frame_bytes}"
+    elif declared - held > TOLERANCE_SEC * coding.bytes_per_sec:
         cut = f"{held} bytes of samples", f"{declared}, as its header says"
         if coding.bytes_per_sec:
             cut = shorter(held / coding.bytes_per_sec, declared / coding.bytes_per_sec)
+    if not is_unknown:
+        stop = _end_of_chunks(data, layout.end(begin, held), layout)
     if stop is None:  # samples behind those of the header, or something else
         held, stop = available, len(data)
         if not coding.frame_bytes or (held - declared) % coding.frame_bytes:
@@ -93,6 +107,23 @@ def _measure(data: Data, start: int, layout: _Layout, coding: _Coding, begin: in
         return inner._replace(format=f"{layout.name} of MPEG", start=start, stop=stop, cut=cut or inner.cut)
     shortest_sec, longest_sec = exactly(held / coding.bytes_per_sec) if coding.bytes_per_sec else (None, None)
     return Stream(layout.name, start, stop, shortest_sec, longest_sec, cut, damage, held > declared >= 0)
+
+
+def _contradiction(coding: _Coding, declared: int) -> tuple[str, str] | None:
+    """What two fields of a header say that can't both be true: then the length may be wrong by any factor."""
+    for what, one, other in (
+        ("bytes per second", coding.bytes_per_sec, coding.says_bytes_per_sec),
+        ("bytes of samples", declared, coding.says_bytes),
+    ):
+        if one and other and abs(one - other) > _CONTRADICTION * one:
+            return f"a header with {other:.0f} {what} in one place", f"{one:.0f}, as in another place"
+    return None
+
+
+def _next_file(data: Data, at: int) -> int:
+    """Where the next WAV begins in samples whose size is unknown; the end of the data if there is none."""
+    found = data.find(b"WAVEfmt ", at) - 8
+    return found if found >= at and data[found : found + 4] in _BEGINNINGS else len(data)
 
 
 def _end_of_chunks(data: Data, at: int, layout: _Layout) -> int | None:
@@ -131,16 +162,19 @@ def _wav_coding(body: bytes, order: Literal["little", "big"]) -> _Coding:
     if tag in _MPEG_TAGS:
         return _Coding(bytes_per_sec, is_mpeg=True)
     if tag in _PCM_TAGS:
-        return _Coding(rate_hz * frame_bytes, frame_bytes)
+        return _Coding(rate_hz * frame_bytes, frame_bytes, says_bytes_per_sec=bytes_per_sec)
     return _Coding()  # of compressed samples: the field for bytes per second is a rounded mean
 
 
 def _aiff_coding(body: bytes, order: Literal["little", "big"]) -> _Coding:
     if len(body) < 18 or body[18:22] not in _AIFC_PCM:
         return _Coding()
-    channels, _, bits, exponent, mantissa = struct.unpack(">hIhHQ", body[:18])
+    channels, num_samples, bits, exponent, mantissa = struct.unpack(">hIhHQ", body[:18])
     frame_bytes = channels * -(-bits // 8) // (2 if body[18:22] in (b"alaw", b"ulaw") and bits == 16 else 1)
-    return _Coding(frame_bytes * mantissa * 2.0 ** (exponent - 16383 - 63), frame_bytes)
+    if not 0 < exponent - _FLOAT80_BIAS < 32 or frame_bytes <= 0:
+        return _Coding()
+    rate_hz = mantissa * 2.0 ** (exponent - _FLOAT80_BIAS - 63)
+    return _Coding(frame_bytes * rate_hz, frame_bytes, says_bytes=num_samples * frame_bytes)
 
 
 def _caf_coding(body: bytes, order: Literal["little", "big"]) -> _Coding:

@@ -7,6 +7,7 @@ from preprocess.audio.held.stream import Data, Stream, exactly, shorter
 
 _BEGIN = b"fLaC"
 _BLOCK_SIZES = {1: 192, 2: 576, 3: 1152, 4: 2304, 5: 4608} | {code: 256 << (code - 8) for code in range(8, 16)}
+_RATES_HZ = {4: 8000, 5: 16000, 6: 22050, 7: 24000, 8: 32000, 9: 44100, 10: 48000, 11: 96000}  # by code, of a frame
 _MAX_FRAME_BYTES = 1 << 17  # 2 channels of 24 bits and 16,384 samples take 96 kB
 _TRIES = 3  # the bytes of a header occur inside frames too, once in 2^24 places
 
@@ -21,6 +22,11 @@ def walk(data: Data, start: int) -> Stream | None:
     first = _first_frame(data, start + 4)
     stop = _next_stream(data, first)
     last, end, is_whole = _last_frame(data[max(first, stop - _MAX_FRAME_BYTES) : stop], block_size)
+    own_rate_hz = _RATES_HZ.get(data[first + 2] & 15, rate_hz) if first + 2 < stop else rate_hz
+    if own_rate_hz != rate_hz:
+        return Stream(
+            "FLAC", start, stop, None, None, (f"frames of {own_rate_hz} Hz", f"{rate_hz} Hz, as its header says")
+        )
     held = end if is_whole else last
     if not is_whole and declared in (0, end):  # junk behind the last frame, or a part of it: a decoder finds out
         held = declared or last

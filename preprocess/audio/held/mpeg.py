@@ -68,7 +68,7 @@ def walk(data: Data, start: int) -> Stream | None:
             behind = _next_frame(data, at, len(data), header)
             if behind is not None:
                 damage = damage or _no_frame(at, behind)
-            elif data[at : at + 1] == b"\xff":
+            else:
                 is_cut = True
             at = len(data) if behind is None else behind
     num_audio = num_frames - (tag is not None)

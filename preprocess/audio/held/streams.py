@@ -1,9 +1,9 @@
 """All audio streams of a file's bytes, one behind the other."""
 
-from preprocess.audio.held import chunked, containers, flac, mpeg, ogg, plain
+from preprocess.audio.held import adts, chunked, containers, flac, mpeg, ogg, plain
 from preprocess.audio.held.stream import Data, Stream, skip_tags
 
-_WALKS = (chunked.walk, plain.walk, flac.walk, ogg.walk, containers.walk, mpeg.walk)  # mpeg searches: last
+_WALKS = (chunked.walk, plain.walk, flac.walk, ogg.walk, containers.walk, adts.walk, mpeg.walk)  # two search: last
 
 
 def find_streams(data: Data) -> list[Stream]:
