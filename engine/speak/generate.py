@@ -1,8 +1,11 @@
 """Speech from a model through Boson's own serve engine, and warnings about speech that may be wrong."""
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import soundfile
 import torch
 from boson_multimodal.serve.serve_engine import HiggsAudioResponse, HiggsAudioServeEngine
 
@@ -62,17 +65,16 @@ def clone_voice(
         if not line:
             raise InputError("text ''", "nothing to say", "words", "Correct --text or --reference-text.")
         refuse_special_tokens(f"text {line!r}", "text", line, special_tokens(engine.tokenizer))
-    for _, path in references:
-        decode(Path(path))
-    pairs = [(line, str(path)) for line, (_, path) in zip(texts[1:], references, strict=True)]
-    dialogue = voice_cloning_dialogue(layout["system_text"], pairs, texts[0])
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     if greedy:
         # Boson's repetition-aware window samples at random even at temperature 0.
         sampling = {"temperature": 0.0, "ras_win_len": 0}
     limit = max_new_tokens or default_max_new_tokens(engine, texts[0])
     try:
-        return engine.generate(dialogue, max_new_tokens=limit, force_audio_gen=False, **sampling)
+        with _whole_references([path for _, path in references]) as paths:
+            pairs = list(zip(texts[1:], paths, strict=True))
+            dialogue = voice_cloning_dialogue(layout["system_text"], pairs, texts[0])
+            return engine.generate(dialogue, max_new_tokens=limit, force_audio_gen=False, **sampling)
     except (IndexError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
             raise
@@ -83,6 +85,20 @@ def clone_voice(
             found = f"an audio that is cut short after {limit} tokens ({error})"
             action = "The model has not learnt to stop: train longer; or allow more with --max-new-tokens."
         raise InputError(f"generation of {texts[0]!r}", found, LEARNT_TEXT, action) from error
+
+
+@contextlib.contextmanager
+def _whole_references(references: Sequence[Path | str]) -> Iterator[list[str]]:
+    """Files that Boson's reader reads to the end, with the samples of `references`, as long as the block lasts.
+
+    Of some files it reads the beginning alone: preprocess.audio.reader says of which.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{number}.wav" for number in range(len(references))]
+        for path, reference in zip(paths, references, strict=True):
+            audio = decode(Path(reference))
+            soundfile.write(path, audio.waveform, audio.sample_rate_hz, subtype="FLOAT")
+        yield paths
 
 
 def default_max_new_tokens(engine: HiggsAudioServeEngine, text: str) -> int:

@@ -69,7 +69,7 @@ def probe(
     one without an audio header, and for a part that reaches beyond the audio.
     """
     num_bytes = _check_file(path, data)
-    sec, by_ffmpeg = whole_sec(path, data)
+    sec, by_ffmpeg = whole_sec(path, data, trust_header=start_sec is None and end_sec is None)
     first_sec, last_sec = _check_part(path, start_sec, end_sec, sec)
     return Header(num_bytes, last_sec - first_sec, by_ffmpeg, max((end_sec or 0.0) - sec, 0.0))
 

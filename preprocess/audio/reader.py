@@ -110,18 +110,19 @@ def _join(path: Path, pieces: list[tuple[Samples, int]]) -> tuple[Samples, int]:
     return np.concatenate([samples for samples, _ in pieces]), pieces[0][1]
 
 
-def whole_sec(path: Path, data: bytes | None) -> tuple[float, bool]:
+def whole_sec(path: Path, data: bytes | None, trust_header: bool) -> tuple[float, bool]:
     """(seconds of audio in a file without decoding it, whether only ffmpeg can read it).
 
-    data: the bytes of a file that is embedded in `path`. By the header, or by a count of the bytes where the header
-    guesses or is implausible. Raises Rejected for a file without audio.
+    data: the bytes of a file that is embedded in `path`. By the header; or by a count of the bytes, unless
+    `trust_header`, and where the header guesses or is implausible. Raises Rejected for a file without audio.
     """
     try:
         info = soundfile.info(str(path) if data is None else io.BytesIO(data))
     except CANT_READ:
         info = None
     num_bytes = path.stat().st_size if data is None else len(data)
-    if info and 0 < info.frames <= _MOST_SAMPLES_PER_BYTE * num_bytes and info.format not in _GUESSED:
+    trust_header &= info is not None and info.format not in _GUESSED
+    if info and trust_header and 0 < info.frames <= _MOST_SAMPLES_PER_BYTE * num_bytes:
         _check_header(path, info.samplerate, info.channels)
         return info.frames / info.samplerate, False
     bounds = _sum_bounds(find_streams(data) if data is not None else _survey(path, _version(path)))

@@ -44,6 +44,11 @@ class Recording(NamedTuple):
         """A key that sorts recordings so that each file and each row group of a Parquet file is read once."""
         return self.path, self.row or 0, self.start_sec or 0.0
 
+    @property
+    def place(self) -> tuple[float | None, float | None, int | None]:
+        """Which part of its file it is: recordings of the same bytes and place are the same audio."""
+        return self.start_sec, self.end_sec, self.channel
+
     def probe(self) -> Header:
         """The header. Raises Rejected as preprocess.audio.decode.probe does."""
         with self._named_in_errors():

@@ -1,7 +1,8 @@
 """--reuse: codes and waveforms of an earlier corpus, for recordings that did not change.
 
-A clip is reused where the sha256 of its source file, its part of that file (start, end) and the codec are the same.
-Its text, speaker and language are those of the new manifest. The shards have the same bytes with and without --reuse.
+A clip is reused where the sha256 of its source file, its part of that file (start, end, channel) and the codec are
+the same. Its text, speaker and language are those of the new manifest. The shards have the same bytes with and without
+--reuse.
 """
 
 import functools
@@ -21,6 +22,8 @@ from preprocess.plan.clips import ClipPlan
 
 # Figures that depend on more than a clip's waveform: computed again from the new row, or from the codes.
 _NOT_OF_AUDIO = ("letters_per_sec", "arabic_share", "code_entropy_bits")
+# Of a clip's json member: which part of its source file it is.
+PLACE_FIELDS = ("start_sec", "end_sec", "channel")
 # Settings that change codes.
 _CODE_SETTINGS = ("device", "precision")
 
@@ -65,12 +68,13 @@ class EarlierCorpus:
 
 def recording_facts(plan: ClipPlan) -> JsonObject:
     """The fields of a clip's json member that say how its audio is made from the source file."""
-    facts = {"start_sec": plan.recording.start_sec, "end_sec": plan.recording.end_sec}
+    facts: JsonObject = {"start_sec": plan.recording.start_sec, "end_sec": plan.recording.end_sec}
+    facts |= {} if plan.recording.channel is None else {"channel": plan.recording.channel}
     return facts | ({"augmentation": asdict(plan.augmentation)} if plan.augmentation else {})
 
 
 def _identity(meta: JsonObject) -> str:
-    names = ("source_sha256", "start_sec", "end_sec", "augmentation")
+    names = ("source_sha256", *PLACE_FIELDS, "augmentation")
     return json.dumps([meta.get(name) for name in names], sort_keys=True)
 
 

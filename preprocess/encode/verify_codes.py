@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import soundfile
 import torch
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 from tqdm import tqdm
 
-from preprocess.audio.decode import probe
+from preprocess.audio.reader import CANT_READ
 from preprocess.audio.recording import Recording
 from preprocess.codec.load import hubert_from, load_codec_of
 from preprocess.common.errors import InputError
+from preprocess.common.json_file import JsonObject
 from preprocess.corpus.shards import Clip, Corpus
+from preprocess.encode.reuse import PLACE_FIELDS
 from preprocess.plan.respelled_names import find_on_disk
 
 _RE_ENCODE = "Encode again on this machine, without --reuse, and compare; if codes still differ, report it."
@@ -71,14 +74,15 @@ def choose_rows(corpus: Corpus, num_clips: int) -> Sequence[int]:
 
 def _source(clip: Clip, audio_root: Path | None) -> Recording:
     """The recording that a clip was made of; its file may be missing. Raises InputError without a needed folder."""
-    part = clip.meta.get("start_sec"), clip.meta.get("end_sec")
-    name = clip.meta["source"].removesuffix(str(Recording("", *part)))
+    part: JsonObject = {name: clip.meta.get(name) for name in PLACE_FIELDS}
+    name = clip.meta["source"].removesuffix(str(Recording("")._replace(**part)))
     parquet = _IN_PARQUET.fullmatch(name)
-    name, embedded = (parquet[1], (int(parquet[2]), parquet[3])) if parquet else (name, ())
+    if parquet:
+        name, part["row"], part["column"] = parquet[1], int(parquet[2]), parquet[3]
     if audio_root is None and not Path(name).is_absolute():
         raise InputError("--audio-root", "nothing", f"the folder that {name} lies under", "Name that folder.")
     path = (audio_root or Path()) / name
-    return Recording(str(path if path.is_file() else find_on_disk(path) or path), *part, *embedded)
+    return Recording(str(path if path.is_file() else find_on_disk(path) or path))._replace(**part)
 
 
 def _check_source(where: str, source: Recording, clip: Clip) -> None:
@@ -94,9 +98,17 @@ def _check_source(where: str, source: Recording, clip: Clip) -> None:
 def _encode(tokenizer: boson.HiggsAudioTokenizer, source: Recording) -> npt.NDArray[Any]:
     """Codes [codebooks, frames]."""
     path = Path(source.path)
-    if source == Recording(source.path) and not probe(path).by_ffmpeg:
+    audio = source.decode()
+    if source == Recording(source.path) and _num_samples(path) == len(audio.waveform):
         codes = tokenizer.encode(str(path))
-    else:
-        audio = source.decode()
+    else:  # Boson's reader can't take a part, and stops before the end of some files
         codes = tokenizer.encode(audio.waveform, audio.sample_rate_hz)
     return np.asarray(codes.cpu())
+
+
+def _num_samples(path: Path) -> int:
+    """How many samples Boson's reader gets of a file; 0 where libsndfile can't read it."""
+    try:
+        return len(soundfile.read(path)[0])
+    except CANT_READ:
+        return 0
