@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
+from preprocess.common.progress import with_progress
 from preprocess.corpus.shards import PLACES_SCHEMA, Corpus
 from preprocess.plan.clips import ClipPlan
 
@@ -46,7 +46,8 @@ class EarlierCorpus:
         self.corpus = Corpus(folder, schema=PLACES_SCHEMA)
         self._lock = threading.Lock()  # for threads that read ahead: a Corpus closes files while it reads
         self._rows: dict[str, int] = {}
-        for row in tqdm(range(self.corpus.index.num_rows), desc="reuse", unit="clip", leave=False):
+        num_rows = self.corpus.index.num_rows
+        for row in with_progress(range(num_rows), num_rows, "reuse", "clips"):
             self._rows.setdefault(_identity(self.corpus.meta(row)), row)
 
     def find(self, plan: ClipPlan, waveform: bool) -> Reused | None:
