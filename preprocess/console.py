@@ -110,8 +110,8 @@ def show_reused(settings: Settings, reports: list[ShardReport]) -> None:
         print(f"reused: {count} clips of {settings.reuse}; those of shards kept from an earlier run are not counted")
 
 
-def show_outcome(settings: Settings, outcome: Outcome) -> None:
-    """Print what was written and lost, and the command that trains on it."""
+def show_outcome(settings: Settings, outcome: Outcome, next_command: str | None) -> None:
+    """Print what was written and lost, and the command that trains on it; None: there is nothing to train on."""
     _show_problems([error for _, error in outcome.rejected_rows], f"see {FAILURES_FILE}")
     screened = Counter(error.reason for _, error in outcome.rejected_rows if error.status == "screened")
     warning = screening_warning(settings.screening, screened, sum(outcome.rows.values()))
@@ -127,13 +127,9 @@ def show_outcome(settings: Settings, outcome: Outcome) -> None:
     for split, count in outcome.usable_samples.items():
         print(f"{split}: {count} samples, {outcome.speakers[split]} speakers")
     assert settings.out
-    print(
-        f"wrote {settings.out}; look at {settings.out / REPORT_FILE}\nnext:\n"
-        "  deepspeed launch/train.py --deepspeed ds_configs/zero2.json "
-        "--recipe launch/recipes/arabic_8xh200.yaml \\\n"
-        f"      --model {settings.model} --data {settings.out} --out runs/first",
-        flush=True,
-    )
+    print(f"wrote {settings.out}; look at {settings.out / REPORT_FILE}")
+    nothing = "nothing can be trained, since every voice is held out for validation: lower --val-speakers"
+    print(f"next: {next_command or nothing}", flush=True)
 
 
 def _show_problems(problems: list[Rejected], all_of_them: str) -> None:

@@ -20,6 +20,7 @@ from preprocess.encode.reuse import check_reuse
 from preprocess.encode.run import make_shards, refuse_missing, split_by_state
 from preprocess.finish.accounts import finish_corpus
 from preprocess.finish.corpus_page import write_report
+from preprocess.finish.next_command import train_command
 from preprocess.manifest.read import Manifest, read_manifest
 from preprocess.plan.clips import build_clips
 from preprocess.plan.noisy_references import add_noisy_references
@@ -73,7 +74,7 @@ def make_corpus(settings: Settings) -> int:
             remove_leftovers(settings.out, reports)
             outcome = finish_corpus(settings.out, manifest, table, reports, rejected, recorded | agreement)
             write_report(settings.out)
-    console.show_outcome(settings, outcome)
+    console.show_outcome(settings, outcome, train_command(settings.out, base))
     return 0
 
 

@@ -5,6 +5,8 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+FEWEST_VOICES = 2  # in the validation split, for a conditioning gain
+
 
 def held_out_speakers(
     clips: Iterable[tuple[str, float]], pairs: Iterable[tuple[str, str]], val_speakers: str, seed: int
@@ -16,7 +18,8 @@ def held_out_speakers(
     to that one. Joining two voices makes one of their two names the parent of the other.
 
     clips: (speaker, seconds) of each clip in use. pairs: two speakers that belong together. val_speakers: a number of
-    voices ("3"), or a share of them with a point ("0.02": at least one where there are three or more).
+    voices ("3"), or a share of them with a point ("0.02": at least one of three voices and two of four or more, so
+    that the conditioning gain has another voice's reference to compare with).
     """
     clips = list(clips)
     parent = {speaker: speaker for speaker, _ in clips}
@@ -46,4 +49,5 @@ def _number_of_voices(val_speakers: str, num_voices: int) -> int:
     if "." not in val_speakers:
         return int(val_speakers)
     share = float(val_speakers)
-    return max(int(share * num_voices), 1 if share > 0 and num_voices >= 3 else 0)
+    fewest = min(max(num_voices - 2, 0), FEWEST_VOICES) if share > 0 else 0
+    return max(int(share * num_voices), fewest)
