@@ -32,6 +32,12 @@ _CONTROL = re.compile(f"[{_CONTROLS}]")
 _UNSPOKEN = re.compile(f"[\u0640{_CONTROLS}{_INVISIBLE}]")  # U+0640: tatweel
 _ARABIC = re.compile("[\u0600-\u06ff\u0750-\u077f\u0870-\u08ff\ufb50-\ufdff\ufe70-\ufefe]")
 
+# Arabic in ISO 639, and the codes of its spoken varieties.
+_ARABIC_LANGUAGES = {
+    *("ar", "ara", "arabic", "arb", "arz", "ary", "arq", "ars"),
+    *("apc", "acm", "aeb", "afb", "ajp", "ayl"),
+}
+
 
 def normalise_text(text: str, version: int = NORMALISER_VERSION) -> str:
     """`text` as the model gets it; a second call changes nothing. Raises InputError for an unknown version.
@@ -63,6 +69,11 @@ def normalise_name(name: str) -> str:
 def has_control_characters(text: str) -> bool:
     """Whether a text holds control characters (NUL, DEL...) other than white space such as tabs and line ends."""
     return bool(_CONTROL.search(text))
+
+
+def is_arabic_language(language: str | None) -> bool:
+    """Whether a row's language is Arabic or a spoken variety of it: a code, "ar-EG", "ar_SA", or "Arabic"."""
+    return language is not None and re.split("[-_]", language.lower())[0] in _ARABIC_LANGUAGES
 
 
 def num_letters(text: str) -> int:

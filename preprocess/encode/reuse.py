@@ -60,6 +60,8 @@ class EarlierCorpus:
             return None
         with self._lock:
             clip = self.corpus.clip(row, waveform=waveform)
+        if plan.recording.channel is None and "channel_difference" not in clip.meta["quality"]:
+            return None  # made before this figure was measured: a corpus has all of them or is encoded anew
         figures = {name: value for name, value in clip.meta["quality"].items() if name not in _NOT_OF_AUDIO}
         return Reused(clip.meta["source_sha256"], clip.meta["duration_sec"], figures, clip.codes, clip.flac)
 

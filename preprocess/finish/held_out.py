@@ -5,7 +5,12 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-FEWEST_VOICES = 2  # in the validation split, for a conditioning gain
+from preprocess.audio.decode import Header
+from preprocess.corpus.dialogue import reference_keys
+from preprocess.plan.clips import ClipTable
+from preprocess.plan.forecast import FEWEST_VOICES
+from preprocess.plan.screening import length_verdict
+from preprocess.plan.settings import Settings
 
 
 def held_out_speakers(
@@ -51,3 +56,21 @@ def _number_of_voices(val_speakers: str, num_voices: int) -> int:
     share = float(val_speakers)
     fewest = min(max(num_voices - 2, 0), FEWEST_VOICES) if share > 0 else 0
     return max(int(share * num_voices), fewest)
+
+
+def plan_validation(settings: Settings, table: ClipTable, headers: dict[str, Header]) -> set[str]:
+    """Keys of the validation split as it will be, if all clips with a header of a fitting length are written."""
+    fits = {key: h for key, h in headers.items() if length_verdict(settings.screening, h.duration_sec) == "fits"}
+    if table.validation is not None:
+        return table.validation & fits.keys()
+    clips = {key: table.clips[key] for key in fits}
+    pairs = [
+        (clip.speaker, clips[reference].speaker)
+        for key, clip in clips.items()
+        for stored in clip.dialogues
+        for reference in reference_keys(stored, key)
+        if reference in clips
+    ]
+    lengths = [(clip.speaker, fits[key].duration_sec) for key, clip in clips.items()]
+    held_out = held_out_speakers(lengths, pairs, settings.val_speakers, settings.seed)
+    return {key for key, clip in clips.items() if clip.speaker in held_out}

@@ -1,7 +1,6 @@
 """The command that trains on a finished corpus, with the recipe that fits it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow.compute as pc
 
@@ -12,19 +11,19 @@ from preprocess.plan.recipe_choice import RECIPES, SMALL_CORPUS, choose_recipe
 from preprocess.plan.sample_lengths import ClipLength, SampleLengths, audio_columns, measure_samples
 
 
-def train_command(folder: Path, base: BaseModel) -> str | None:
+def train_command(corpus: Corpus, base: BaseModel) -> str | None:
     """One line for a shell; None where the corpus has no sample to train on.
 
     A small corpus gets one GPU: its few packs per step would leave the others of a server without work.
     """
-    lengths = _training_lengths(Corpus(folder), base)
+    lengths = _training_lengths(corpus, base)
     if not lengths.num_samples:
         return None
     recipe, overrides = choose_recipe(lengths)
     gpus = ["--num_gpus", 1] if recipe == SMALL_CORPUS else []
     flags = ["--deepspeed", "ds_configs/zero2.json", "--recipe", RECIPES / recipe, "--model", base.folder]
     return shell_line(
-        "deepspeed", *gpus, "launch/train.py", *flags, "--data", folder, "--out", "runs/first", *overrides
+        "deepspeed", *gpus, "launch/train.py", *flags, "--data", corpus.folder, "--out", "runs/first", *overrides
     )
 
 

@@ -59,8 +59,8 @@ def test_training_takes_the_command_for_small_corpora_and_long_clips(
     tmp_path, model_folder, monkeypatch, num_clips, mean_sec, overrides
 ):
     folder = tmp_path / "it's a corpus"
-    write_corpus(folder, model_folder, num_clips, mean_sec)
-    command = train_command(folder, read_base_model(model_folder))
+    corpus = write_corpus(folder, model_folder, num_clips, mean_sec)
+    command = train_command(corpus, read_base_model(model_folder))
     assert "\n" not in command
     job = accepted_job(command, monkeypatch)
     assert job.summary["samples"] == num_clips
@@ -73,8 +73,8 @@ def test_training_takes_the_command_for_small_corpora_and_long_clips(
 def test_a_corpus_that_is_held_out_whole_has_no_command(tmp_path, model_folder):
     clips = [random_clip(f"clip{n}", "نعم", 30, 8, 1024, n) for n in range(2)]
     splits = dict.fromkeys(("clip0", "clip1"), "val")
-    write_clips(tmp_path / "out", model_folder, clips, codebook_size=1024, splits=splits)
-    assert train_command(tmp_path / "out", read_base_model(model_folder)) is None
+    corpus = write_clips(tmp_path / "out", model_folder, clips, codebook_size=1024, splits=splits)
+    assert train_command(corpus, read_base_model(model_folder)) is None
 
 
 def plan_chosen(base, frames, text_tokens, speakers):
