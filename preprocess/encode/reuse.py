@@ -1,7 +1,8 @@
 """--reuse: codes and waveforms of an earlier corpus, for recordings that did not change.
 
-A clip is reused where the sha256 of its source file, its part of that file (start, end) and the codec are the same.
-Its text, speaker and language are those of the new manifest. The shards have the same bytes with and without --reuse.
+A clip is reused where the sha256 of its source file, its part of that file (start, end, channel) and the codec are
+the same. Its text, speaker and language are those of the new manifest. The shards have the same bytes with and without
+--reuse.
 """
 
 import functools
@@ -60,20 +61,19 @@ class EarlierCorpus:
             return None
         with self._lock:
             clip = self.corpus.clip(row, waveform=waveform)
-        if plan.recording.channel is None and "channel_difference" not in clip.meta["quality"]:
-            return None  # made before this figure was measured: a corpus has all of them or is encoded anew
         figures = {name: value for name, value in clip.meta["quality"].items() if name not in _NOT_OF_AUDIO}
         return Reused(clip.meta["source_sha256"], clip.meta["duration_sec"], figures, clip.codes, clip.flac)
 
 
 def recording_facts(plan: ClipPlan) -> JsonObject:
     """The fields of a clip's json member that say how its audio is made from the source file."""
-    facts = {"start_sec": plan.recording.start_sec, "end_sec": plan.recording.end_sec}
+    facts: JsonObject = {"start_sec": plan.recording.start_sec, "end_sec": plan.recording.end_sec}
+    facts |= {"channel": plan.recording.channel} if plan.recording.channel is not None else {}
     return facts | ({"augmentation": asdict(plan.augmentation)} if plan.augmentation else {})
 
 
 def _identity(meta: JsonObject) -> str:
-    names = ("source_sha256", "start_sec", "end_sec", "augmentation")
+    names = ("source_sha256", "start_sec", "end_sec", "channel", "augmentation")
     return json.dumps([meta.get(name) for name in names], sort_keys=True)
 
 

@@ -71,14 +71,14 @@ def choose_rows(corpus: Corpus, num_clips: int) -> Sequence[int]:
 
 def _source(clip: Clip, audio_root: Path | None) -> Recording:
     """The recording that a clip was made of; its file may be missing. Raises InputError without a needed folder."""
-    part = clip.meta.get("start_sec"), clip.meta.get("end_sec")
-    name = clip.meta["source"].removesuffix(str(Recording("", *part)))
+    part = {name: clip.meta.get(name) for name in ("start_sec", "end_sec", "channel")}
+    name = clip.meta["source"].removesuffix(str(Recording("", **part)))
     parquet = _IN_PARQUET.fullmatch(name)
-    name, embedded = (parquet[1], (int(parquet[2]), parquet[3])) if parquet else (name, ())
+    name, row, column = (parquet[1], int(parquet[2]), parquet[3]) if parquet else (name, None, None)
     if audio_root is None and not Path(name).is_absolute():
         raise InputError("--audio-root", "nothing", f"the folder that {name} lies under", "Name that folder.")
     path = (audio_root or Path()) / name
-    return Recording(str(path if path.is_file() else find_on_disk(path) or path), *part, *embedded)
+    return Recording(str(path if path.is_file() else find_on_disk(path) or path), row=row, column=column, **part)
 
 
 def _check_source(where: str, source: Recording, clip: Clip) -> None:

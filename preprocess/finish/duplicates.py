@@ -32,7 +32,7 @@ def find_duplicates(rows: Rows, clips: dict[str, ClipPlan]) -> Duplicates:
     for key in sorted(rows):
         if rows[key]["draws_reference"]:
             recording = clips[key].recording
-            groups[rows[key]["source_sha256"], recording.start_sec, recording.end_sec].append(key)
+            groups[rows[key]["source_sha256"], recording.start_sec, recording.end_sec, recording.channel].append(key)
     same_audio = [[clips[key] for key in keys] for keys in groups.values() if len(keys) > 1]
     return {key: duplicate for plans in same_audio for key, duplicate in _judge(plans).items()}
 
@@ -65,10 +65,13 @@ def _merged(plan: ClipPlan, first: ClipPlan) -> Rejected:
 
 def overlapping_pairs(rows: Rows, clips: dict[str, ClipPlan]) -> Iterator[tuple[str, str]]:
     """Pairs of keys of clips with the same audio: parts of one file that share at least half of the shorter part."""
-    places: defaultdict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    places: defaultdict[tuple[str, int | None], list[tuple[float, float, str]]] = defaultdict(list)
     for key in sorted(rows):
         start_sec = clips[key].recording.start_sec or 0.0
-        places[rows[key]["source_sha256"]].append((start_sec, start_sec + rows[key]["duration_sec"], key))
+        # Two channels are two recordings: a speaker on each.
+        places[rows[key]["source_sha256"], clips[key].recording.channel].append(
+            (start_sec, start_sec + rows[key]["duration_sec"], key)
+        )
     for parts in places.values():
         parts.sort()
         for number, (start_sec, end_sec, key) in enumerate(parts):

@@ -1,14 +1,16 @@
 """Files with two channels that differ are counted in the summary and on the page, with how to pick one."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import soundfile
 
+from preprocess import console, pipeline
 from preprocess.corpus.shards import Corpus
-from preprocess.encode import reuse
+from preprocess.encode import make_shard
+from preprocess.encode.reuse import recording_facts
+from preprocess.finish.duplicates import find_duplicates, overlapping_pairs
 from preprocess.finish.two_channels import find_two_channels
+from preprocess.plan.clips import ClipPlan
 from tests.preprocess.helpers import shard, write_jsonl
 
 RATE_HZ = 22050
@@ -55,12 +57,10 @@ def test_a_recipe_drops_them(two_channels, tmp_path):
     assert set(Corpus(tmp_path / "out").info["lost_hours"]) == {"channels_differ"}
 
 
-def test_an_earlier_corpus_without_the_figure_is_not_reused(two_channels, tmp_path, monkeypatch, capsys):
+def test_a_corpus_in_which_it_was_not_measured_is_reused_and_measured(two_channels, tmp_path, monkeypatch, capsys):
     folder, given = two_channels
     given = given | {"audio_root": folder}
     assert shard(out=tmp_path / "old", **given) == 0
-    assert shard(out=tmp_path / "new", reuse=tmp_path / "old", **given) == 0
-    assert "reused: 8 clips" in capsys.readouterr().out
     meta = Corpus.meta
 
     def without_figure(corpus, row):
@@ -68,10 +68,32 @@ def test_an_earlier_corpus_without_the_figure_is_not_reused(two_channels, tmp_pa
         del found["quality"]["channel_difference"]
         return found
 
-    earlier = reuse.EarlierCorpus(tmp_path / "old")
-    sha256 = meta(earlier.corpus, 0)["source_sha256"]
-    recording = SimpleNamespace(channel=None, start_sec=None, end_sec=None, sha256=lambda: sha256)
-    plan = SimpleNamespace(recording=recording, augmentation=None)
-    assert earlier.find(plan, waveform=False).sha256 == sha256
-    monkeypatch.setattr(reuse.Corpus, "meta", without_figure)
-    assert earlier.find(plan, waveform=False) is None
+    def fail(*_):
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(Corpus, "meta", without_figure)
+    monkeypatch.setattr(make_shard, "encode_waveform", fail)
+    monkeypatch.setattr(pipeline, "write_report", lambda folder: None)  # they read the figure too
+    monkeypatch.setattr(console, "channel_lines", lambda corpus: [])
+    assert shard(out=tmp_path / "new", reuse=tmp_path / "old", **given) == 0
+    assert "reused: 8 clips" in capsys.readouterr().out
+    for name in ("shard-000000.tar", "index.parquet"):
+        assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "old" / name).read_bytes()
+
+
+def test_each_channel_of_a_file_is_a_recording_of_its_own(two_channels):
+    """For --reuse, and for what counts as a copy of another clip; the mean of both is a third one."""
+    folder, _ = two_channels
+    plans = {
+        key: ClipPlan(
+            key, f"0.wav^{channel}", str(folder / "0.wav"), key, key, part=(None, None, None, None, channel)
+        )
+        for key, channel in (("left", 0), ("right", 1), ("both", None))
+    }
+    facts = [recording_facts(plan) for plan in plans.values()]
+    assert [fact.get("channel") for fact in facts] == [0, 1, None]
+    rows = {key: {"draws_reference": True, "source_sha256": "x", "duration_sec": 1.0} for key in plans}
+    assert find_duplicates(rows, plans) == {}
+    assert list(overlapping_pairs(rows, plans)) == []
+    left, right = (plans[key].recording.decode().waveform for key in ("left", "right"))
+    assert not np.allclose(left, right)
