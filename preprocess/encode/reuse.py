@@ -1,8 +1,8 @@
 """--reuse: codes and waveforms of an earlier corpus, for recordings that did not change.
 
 A clip is reused where the sha256 of its source file, its part of that file (start, end, channel) and the codec are
-the same. Its text, speaker and language are those of the new manifest. The shards have the same bytes with and without
---reuse.
+the same. Its text, speaker and language are those of the new manifest. The shards have the same bytes with and
+without --reuse.
 """
 
 import functools
