@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ, Header
+from preprocess.common.errors import explain_write_errors
 from preprocess.common.json_file import read_json_object
 from preprocess.corpus.base_model import BaseModel
 from preprocess.corpus.dialogue import AS_WRITTEN, audios_of, read_dialogue
@@ -129,10 +130,11 @@ def _named_samples(
 def disk_line(out: Path, num_bytes: float, how: str = "") -> str:
     """What the shards will take on the file system of `out`, what is free there, and a warning if that is less.
 
-    Shards of an earlier run that are there already count as done.
+    Shards that an earlier run left there count as done. Raises InputError for a name that can't be a folder.
     """
-    folder = next(parent for parent in (out, *out.parents) if parent.is_dir())
-    needed = max(num_bytes - sum(shard.stat().st_size for shard in out.glob("shard-*.tar")), 0)
-    free = shutil.disk_usage(folder).free
+    with explain_write_errors(out, "Name another --out."):
+        folder = next(parent for parent in (out, *out.parents) if parent.is_dir())
+        needed = max(num_bytes - sum(shard.stat().st_size for shard in out.glob("shard-*.tar")), 0)
+        free = shutil.disk_usage(folder).free
     line = f"disk: {how}{needed / 1e9:,.3f} GB for the shards, {free / 1e9:,.3f} GB free in {folder}"
     return line if needed <= free else f"warning: {line}: free space, or name another --out"
