@@ -1,6 +1,7 @@
 """The training loop, in the order things happen: batch, forward, losses, backward, step, log, evaluate, save."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from typing import NoReturn
@@ -47,7 +48,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
         total=job.total_steps,
         initial=progress.step,
         unit="step",
-        disable=dist.get_rank() != 0,
+        disable=dist.get_rank() != 0 or not sys.stderr.isatty(),  # in a log file the lines of log_every are enough
         mininterval=5,
         leave=False,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.arguments import require_flags
 from preprocess.common.errors import exit_on_input_error
+from preprocess.common.shell import shell_line
 
 EXAMPLE = "python -m launch.merge --checkpoint runs/first/checkpoints/best --out merged/"
 
@@ -56,10 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         )
     size_gb = sum(path.stat().st_size for path in arguments.out.glob("*.safetensors")) / 1e9
     print(f"{arguments.out}: the merged model, {size_gb:.2f} GB of weights, with config, tokenizer and layout")
-    print(
-        f"next: python -m launch.generate --model {arguments.out} --audio-tokenizer CODEC --hubert HUBERT "
-        '--reference voice.wav --reference-text "..." --text "..." --out out.wav'
-    )
+    words = ["python", "-m", "launch.generate", "--model", arguments.out, "--audio-tokenizer", "CODEC"]
+    words += ["--hubert", "HUBERT", "--reference", "voice.wav", "--reference-text", "...", "--text", "..."]
+    print(f"next: {shell_line(*words, '--out', 'out.wav')}")
     return 0
 
 

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 
 from preprocess.audio.decode import Header
 from preprocess.common.errors import InputError, Rejected, join_some
-from preprocess.corpus.shards import FAILURES_FILE
+from preprocess.corpus.base_model import BaseModel
+from preprocess.corpus.shards import FAILURES_FILE, Corpus
 from preprocess.encode.make_shard import ShardReport
 from preprocess.finish.accounts import Outcome
 from preprocess.finish.corpus_page import REPORT_FILE
+from preprocess.finish.next_command import train_command
+from preprocess.finish.two_channels import channel_lines
 from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable
 from preprocess.plan.screening import Screening, describe_thresholds, length_verdict, screening_warning
@@ -110,8 +113,15 @@ def show_reused(settings: Settings, reports: list[ShardReport]) -> None:
         print(f"reused: {count} clips of {settings.reuse}; those of shards kept from an earlier run are not counted")
 
 
-def show_outcome(settings: Settings, outcome: Outcome) -> None:
-    """Print what was written and lost, and the command that trains on it."""
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines that another room has written."""
+    for line in lines:
+        print(line)
+    sys.stdout.flush()
+
+
+def show_outcome(settings: Settings, outcome: Outcome, corpus: Corpus, base: BaseModel) -> None:
+    """Print what was written and lost, what of it may be wrong, and the command that trains on it."""
     _show_problems([error for _, error in outcome.rejected_rows], f"see {FAILURES_FILE}")
     screened = Counter(error.reason for _, error in outcome.rejected_rows if error.status == "screened")
     warning = screening_warning(settings.screening, screened, sum(outcome.rows.values()))
@@ -126,14 +136,15 @@ def show_outcome(settings: Settings, outcome: Outcome) -> None:
         print(f"noisy copies of clips, drawn as references only: {counts}")
     for split, count in outcome.usable_samples.items():
         print(f"{split}: {count} samples, {outcome.speakers[split]} speakers")
+    show_lines(channel_lines(corpus))
+    noise = corpus.info["text_noise"]
+    if noise:
+        shown = ", ".join(f"{facts['rows']} {kind}" for kind, facts in noise.items())
+        print(f"noise in transcripts, rows by kind: {shown}; examples are in {REPORT_FILE}")
     assert settings.out
-    print(
-        f"wrote {settings.out}; look at {settings.out / REPORT_FILE}\nnext:\n"
-        "  deepspeed launch/train.py --deepspeed ds_configs/zero2.json "
-        "--recipe launch/recipes/arabic_8xh200.yaml \\\n"
-        f"      --model {settings.model} --data {settings.out} --out runs/first",
-        flush=True,
-    )
+    print(f"wrote {settings.out}; look at {settings.out / REPORT_FILE}")
+    nothing = "nothing can be trained, since every voice is held out for validation: lower --val-speakers"
+    print(f"next: {train_command(corpus, base) or nothing}", flush=True)
 
 
 def _show_problems(problems: list[Rejected], all_of_them: str) -> None:

@@ -15,6 +15,7 @@ from preprocess.corpus.base_model import BaseModel, check_codec_fits
 from preprocess.corpus.dialogue import IGNORE_INDEX, dialogue_of, read_dialogue
 from preprocess.corpus.shards import Clip
 from preprocess.plan.clips import ClipPlan, ClipTable, Use
+from preprocess.plan.forecast import disk_line
 from preprocess.plan.screening import length_verdict
 from preprocess.plan.settings import Settings
 
@@ -109,6 +110,8 @@ def _show_cost(
     if not codec:
         print(f"size: {size} of waveforms, and codes; time: unknown (name --audio-tokenizer and --hubert)")
         return
+    if settings.out:
+        print(disk_line(settings.out, num_bytes / measured_sec * total_sec))
     hours = encode_sec / measured_sec * total_sec / num_workers / 3600
     at_most = "at most (what --reuse finds is not encoded) " if settings.reuse else ""
     print(

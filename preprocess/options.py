@@ -97,7 +97,7 @@ def _add_recordings(group: argparse._ArgumentGroup) -> None:
         "--val-speakers",
         metavar="N|SHARE",
         help="voices held out for validation: a number (3), or a share with a decimal point (0.02, the default; at "
-        "least one where there are three or more); 0 for none",
+        "least one of three voices, and two of four or more); 0 for none",
     )
     group.add_argument(
         "--val-manifest",

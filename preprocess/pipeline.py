@@ -10,6 +10,7 @@ from preprocess.codec.precision import BOSON_MODE, EncodeMode, check_mode
 from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import BaseModel, check_codec_fits, read_base_model
 from preprocess.corpus.dialogue import AS_WRITTEN
+from preprocess.corpus.shards import Corpus
 from preprocess.corpus.text import refuse_special_tokens
 from preprocess.dry_run import show_plan
 from preprocess.encode.agreement import measure_agreement
@@ -20,9 +21,12 @@ from preprocess.encode.reuse import check_reuse
 from preprocess.encode.run import make_shards, refuse_missing, split_by_state
 from preprocess.finish.accounts import finish_corpus
 from preprocess.finish.corpus_page import write_report
+from preprocess.finish.held_out import plan_validation
 from preprocess.manifest.read import Manifest, read_manifest
 from preprocess.plan.clips import build_clips
+from preprocess.plan.forecast import forecast
 from preprocess.plan.noisy_references import add_noisy_references
+from preprocess.plan.noisy_rows import add_fast_clips, noise_facts, noise_lines, take_out_noise
 from preprocess.plan.settings import Settings
 from preprocess.plan.shard_specs import plan_shards, probe_clips
 
@@ -39,10 +43,14 @@ def make_corpus(settings: Settings) -> int:
     refuse_special_tokens("--system-text", "system text", settings.system_text, base.special_tokens)
 
     manifest = _read_manifest(settings, base)
+    noise = take_out_noise(manifest, settings.screening)
     table = build_clips(manifest, settings.audio_root_of(settings.manifest), settings.val_audio_root)
     console.show_manifest(manifest, table, settings.keep_system)
     console.show_screening(settings.screening)
     headers, rejected = probe_clips(table.clips.values(), num_cores)
+    add_fast_clips(noise, table, headers)
+    console.show_lines(noise_lines(noise))
+    console.show_lines(forecast(settings, base, table, headers, plan_validation(settings, table, headers)))
     if settings.validate_only:
         return console.show_validation(manifest, table, headers, rejected, settings.screening)
     if settings.noisy_references:
@@ -71,9 +79,11 @@ def make_corpus(settings: Settings) -> int:
                 if missing:
                     return console.show_slice(settings.slice, len(reports), len(specs))
             remove_leftovers(settings.out, reports)
-            outcome = finish_corpus(settings.out, manifest, table, reports, rejected, recorded | agreement)
+            outcome = finish_corpus(
+                settings.out, manifest, table, reports, rejected, recorded | agreement | noise_facts(noise)
+            )
             write_report(settings.out)
-    console.show_outcome(settings, outcome)
+    console.show_outcome(settings, outcome, Corpus(settings.out), base)
     return 0
 
 

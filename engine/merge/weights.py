@@ -17,10 +17,10 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from tqdm import tqdm
 
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from preprocess.common.errors import InputError
+from preprocess.common.progress import with_progress
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PEFT_PREFIX = "base_model.model."
@@ -200,7 +200,7 @@ def write_merged_shard(
     text += b" " * (-len(text) % 8)
     with open(target, "wb") as file, safe_open(source, "pt") as tensors:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in tqdm(names, desc=target.name, unit=" tensors", mininterval=1):
+        for name in with_progress(names, len(names), target.name, "tensors"):
             tensor = tensors.get_tensor(name)
             if name in assigned:
                 tensor = merge_tensor(name, tensor, assigned[name], adapter)

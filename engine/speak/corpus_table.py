@@ -2,6 +2,7 @@
 
 from preprocess.common.errors import InputError, join_some
 from preprocess.common.json_file import JsonObject
+from preprocess.common.shell import shell_line
 from preprocess.corpus.shards import Corpus
 
 
@@ -43,6 +44,6 @@ def find_row(corpus: Corpus, key: str) -> int:
     ]
     if len(found) != 1:
         matches = f"{len(found)} clips: {join_some([keys[row] for row in found], 5)}" if found else "no such clip"
-        action = f"`python -m launch.show {corpus.folder}` lists them."
+        action = f"`{shell_line('python', '-m', 'launch.show', corpus.folder)}` lists them."
         raise InputError(f"{corpus.folder}: {key}", matches, "the key of one clip", action)
     return found[0]

@@ -51,6 +51,7 @@ QUALITY = (
     "leading_silence_sec",
     "trailing_silence_sec",
     "bandwidth_hz",
+    "channel_difference",
     "letters_per_sec",
     "code_entropy_bits",
     "speech_share",

@@ -11,7 +11,7 @@ from preprocess.common.errors import InputError, Rejected
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-NORMALISER_VERSION = 2
+NORMALISER_VERSION = 3
 # Special tokens that occur in Boson's own system texts: they mark words and begin or end no turn.
 _SYSTEM_MARKUP = {
     f"<|{name}_{end}|>" for name in ("scene_desc", "generation_instruction") for end in ("start", "end")
@@ -19,18 +19,31 @@ _SYSTEM_MARKUP = {
 
 _PRESENTATION_FORMS = re.compile("[\ufb50-\ufdff\ufe70-\ufefe]")
 
-# Tatweel, bidirectional controls and characters without width: soft hyphen, zero-width space and joiner, word joiner,
-# byte order mark. The zero-width NON-joiner U+200C stays: Persian and Urdu spell words with it.
-_UNSPOKEN = re.compile("[\u0640\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u00ad\u200b\u200d\u2060\ufeff]")
+# Control characters that are no white space: NUL, DEL and the others of Unicode's category Cc.
+_CONTROLS = "\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"
+# Signs that are drawn as nothing: Unicode's Default_Ignorable_Code_Point (bidirectional controls, soft hyphen, byte
+# order mark, zero-width space and joiner, variation selectors, tags...) and the marks of interlinear annotations. The
+# zero-width NON-joiner U+200C is none of them here: Persian and Urdu spell words with it.
+_INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200d-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_CONTROL = re.compile(f"[{_CONTROLS}]")
+_UNSPOKEN = re.compile(f"[\u0640{_CONTROLS}{_INVISIBLE}]")  # U+0640: tatweel
 _ARABIC = re.compile("[\u0600-\u06ff\u0750-\u077f\u0870-\u08ff\ufb50-\ufdff\ufe70-\ufefe]")
+
+# Arabic in ISO 639, and the codes of its spoken varieties.
+_ARABIC_LANGUAGES = {
+    *("ar", "ara", "arabic", "arb", "arz", "ary", "arq", "ars"),
+    *("apc", "acm", "aeb", "afb", "ajp", "ayl"),
+}
 
 
 def normalise_text(text: str, version: int = NORMALISER_VERSION) -> str:
     """`text` as the model gets it; a second call changes nothing. Raises InputError for an unknown version.
 
-    Version 2: Arabic presentation forms become plain letters (NFKC on these blocks only); tatweel, bidirectional
-    controls and zero-width characters except U+200C go; then NFC, and single spaces for white space. Diacritics and
-    digits stay.
+    Version 3: Arabic presentation forms become plain letters (NFKC on these blocks only); tatweel, control characters
+    and invisible signs except U+200C go; then NFC, and single spaces for white space. Diacritics and digits stay.
     """
     if version != NORMALISER_VERSION:
         raise InputError(
@@ -46,6 +59,21 @@ def normalise_text(text: str, version: int = NORMALISER_VERSION) -> str:
 def _plain_letters(form: re.Match[str]) -> str:
     """NFKC of a presentation form, without the space that NFKC puts under a diacritic's isolated form."""
     return unicodedata.normalize("NFKC", form[0]).strip()
+
+
+def normalise_name(name: str) -> str:
+    """A speaker's name or an id, in which what can't be seen makes no difference: as a text, and without U+200C."""
+    return normalise_text(name.replace("\u200c", ""))
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a text holds control characters (NUL, DEL...) other than white space such as tabs and line ends."""
+    return bool(_CONTROL.search(text))
+
+
+def is_arabic_language(language: str | None) -> bool:
+    """Whether a row's language is Arabic or a spoken variety of it: a code, "ar-EG", "ar_SA", or "Arabic"."""
+    return language is not None and re.split("[-_]", language.lower())[0] in _ARABIC_LANGUAGES
 
 
 def num_letters(text: str) -> int:

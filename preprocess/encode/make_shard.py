@@ -203,6 +203,10 @@ def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Decoded | Reused) 
     where = str(plan.recording)
     figures = dict(audio.figures) if isinstance(audio, Reused) else audio_figures(audio.audio)
     known_speech_share = figures.pop("speech_share", None)
+    if plan.recording.channel is not None:  # nothing was mixed
+        figures.pop("channel_difference", None)
+    elif "channel_difference" not in figures:  # reused from a corpus in which it was not measured
+        figures["channel_difference"] = audio_figures(_samples(plan, audio))["channel_difference"]
     if plan.text:
         silence_sec = figures["leading_silence_sec"] + figures["trailing_silence_sec"]
         figures |= text_figures(normalise_text(plan.text), audio.duration_sec - silence_sec)

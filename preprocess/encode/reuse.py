@@ -1,8 +1,8 @@
 """--reuse: codes and waveforms of an earlier corpus, for recordings that did not change.
 
 A clip is reused where the sha256 of its source file, its part of that file (start, end, channel) and the codec are
-the same. Its text, speaker and language are those of the new manifest. The shards have the same bytes with and without
---reuse.
+the same. Its text, speaker and language are those of the new manifest. The shards have the same bytes with and
+without --reuse.
 """
 
 import functools
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
+from preprocess.common.progress import with_progress
 from preprocess.corpus.shards import PLACES_SCHEMA, Corpus
 from preprocess.plan.clips import ClipPlan
 
@@ -49,7 +49,8 @@ class EarlierCorpus:
         self.corpus = Corpus(folder, schema=PLACES_SCHEMA)
         self._lock = threading.Lock()  # for threads that read ahead: a Corpus closes files while it reads
         self._rows: dict[str, int] = {}
-        for row in tqdm(range(self.corpus.index.num_rows), desc="reuse", unit="clip", leave=False):
+        num_rows = self.corpus.index.num_rows
+        for row in with_progress(range(num_rows), num_rows, "reuse", "clips"):
             self._rows.setdefault(_identity(self.corpus.meta(row)), row)
 
     def find(self, plan: ClipPlan, waveform: bool) -> Reused | None:

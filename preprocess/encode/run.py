@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from tqdm import tqdm
-
 from preprocess.audio.decode import Header
 from preprocess.common.errors import InputError, Rejected, join_some
+from preprocess.common.progress import show_progress
 from preprocess.encode.failure_budget import refuse_many_failures
 from preprocess.encode.local_pool import TRIES, WorkerDied, run_local
 from preprocess.encode.make_shard import (
@@ -136,21 +135,14 @@ def _all_failed(spec: ShardSpec, died: WorkerDied) -> ShardReport:
 
 @contextlib.contextmanager
 def _progress_bar(specs: list[ShardSpec], headers: dict[str, Header]) -> Iterator[Callable[[float], None]]:
-    """A bar of hours of audio, and how much faster than real time they are done; gives what adds seconds to it."""
+    """Progress in hours of audio, and how much faster than real time they are done; gives what adds seconds to it."""
     total_hours = sum(_duration_sec(spec, headers) for spec in specs) / 3600
     start, done_sec = time.monotonic(), 0.0
-    with tqdm(
-        total=total_hours,
-        desc="encoding",
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.3f}/{total:.3f} h [{elapsed}<{remaining}{postfix}]",
-        disable=not specs,
-    ) as bar:
+    with show_progress("encoding", total_hours, "h", decimals=3) as advance:
 
         def add_sec(audio_sec: float) -> None:
             nonlocal done_sec
             done_sec += audio_sec
-            speed = done_sec / max(time.monotonic() - start, 1e-9)
-            bar.set_postfix_str(f"{speed:.1f}x real time", refresh=False)
-            bar.update(min(audio_sec / 3600, total_hours - bar.n))  # headers may promise less audio than there is
+            advance(audio_sec / 3600, f"{done_sec / max(time.monotonic() - start, 1e-9):.1f}x real time")
 
         yield add_sec

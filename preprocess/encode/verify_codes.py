@@ -11,13 +11,13 @@ import numpy.typing as npt
 import soundfile
 import torch
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
-from tqdm import tqdm
 
 from preprocess.audio.reader import CANT_READ
 from preprocess.audio.recording import Recording
 from preprocess.codec.load import hubert_from, load_codec_of
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
+from preprocess.common.progress import with_progress
 from preprocess.corpus.shards import Clip, Corpus
 from preprocess.encode.reuse import PLACE_FIELDS
 from preprocess.plan.respelled_names import find_on_disk
@@ -43,7 +43,7 @@ def verify_codes(
     with hubert_from(hubert):
         tokenizer = boson.load_higgs_audio_tokenizer(str(codec), device="cpu")
     equal, num_frames, problems = np.zeros(facts.num_codebooks), 0, []
-    for clip, source in tqdm(list(zip(clips, sources, strict=True)), desc="codes", unit="clip", leave=False):
+    for clip, source in with_progress(zip(clips, sources, strict=True), len(clips), "codes", "clips"):
         where = f"{corpus.folder}[{clip.key}]"
         try:
             _check_source(where, source, clip)

@@ -17,6 +17,7 @@ from preprocess.common.files import write_atomically
 from preprocess.common.json_file import JsonObject, flatten
 from preprocess.common.page import Markup, account_bar, escape, histogram, page, section, share_bar, table, tiles
 from preprocess.corpus.shards import FAILURES_FILE, Corpus
+from preprocess.finish.two_channels import PICK_ONE, find_two_channels
 
 REPORT_FILE = "report.html"
 _NUM_CLIPS, _NUM_SPEAKERS, _NUM_EXAMPLES = 10, 30, 3
@@ -43,6 +44,8 @@ def write_report(folder: Path) -> None:
         section("What is in it", tiles(_tiles(corpus))),
         section("Every manifest row, every clip", *_accounts(corpus.info)),
         section("What was dropped, and why", _dropped_table(corpus)),
+        section("Noise in transcripts", _noise_table(corpus.info["text_noise"])),
+        section("Files with two channels", _channels(corpus)),
         section("Figures of the clips", f'<div class="plots">{"".join(_plots(corpus))}</div>', _PLOTS_NOTE),
         section("Hours by language and speaker", _hours(corpus, "language"), "<p></p>", _hours(corpus, "speaker")),
         section("Clips to listen to", *_clip_cards(corpus)),
@@ -97,17 +100,38 @@ def _dropped_table(corpus: Corpus) -> str:
             if record["line"] is not None:
                 counts[kind] += 1
                 if len(examples[kind]) < _NUM_EXAMPLES:
-                    examples[kind].append(
-                        f"<div dir='auto'>{escape(record['where'])}: {escape(record['found'])}</div>"
-                    )
+                    examples[kind].append(f"{record['where']}: {record['found']}")
     if not counts:
         return '<div class="card">Nothing.</div>'
     lost_hours = corpus.info["lost_hours"]
     rows = [
-        (status, reason, f"{count:,}", f"{lost_hours.get(reason, 0):.3f}", Markup("".join(examples[status, reason])))
+        (status, reason, f"{count:,}", f"{lost_hours.get(reason, 0):.3f}", _examples(examples[status, reason]))
         for (status, reason), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
     return table(("", "reason", "rows", "hours", "for example"), rows, numbers=(2, 3))
+
+
+def _noise_table(noise: JsonObject) -> str:
+    """One line per kind of noise in the manifest's transcripts, dropped rows included."""
+    if not noise:
+        return '<div class="card">None found.</div>'
+    kinds = sorted(noise, key=lambda kind: (-noise[kind]["rows"], kind))
+    rows = [
+        (kind, noise[kind]["what"], f"{noise[kind]['rows']:,}", _examples(noise[kind]["examples"])) for kind in kinds
+    ]
+    return table(("kind", "what it is", "rows", "for example"), rows, numbers=(2,))
+
+
+def _channels(corpus: Corpus) -> str:
+    count, examples = find_two_channels(corpus)
+    if not count:
+        return '<div class="card">No clip has two channels that differ.</div>'
+    what = f"{count:,} clips have two channels that differ; {PICK_ONE}."
+    return f'<div class="card">{escape(what)}{_examples(examples)}</div>'
+
+
+def _examples(texts: list[str]) -> Markup:
+    return Markup("".join(f"<div dir='auto'>{escape(text)}</div>" for text in texts))
 
 
 def _plots(corpus: Corpus) -> list[str]:

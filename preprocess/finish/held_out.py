@@ -5,6 +5,13 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from preprocess.audio.decode import Header
+from preprocess.corpus.dialogue import reference_keys
+from preprocess.plan.clips import ClipTable
+from preprocess.plan.forecast import FEWEST_VOICES
+from preprocess.plan.screening import length_verdict
+from preprocess.plan.settings import Settings
+
 
 def held_out_speakers(
     clips: Iterable[tuple[str, float]], pairs: Iterable[tuple[str, str]], val_speakers: str, seed: int
@@ -16,7 +23,8 @@ def held_out_speakers(
     to that one. Joining two voices makes one of their two names the parent of the other.
 
     clips: (speaker, seconds) of each clip in use. pairs: two speakers that belong together. val_speakers: a number of
-    voices ("3"), or a share of them with a point ("0.02": at least one where there are three or more).
+    voices ("3"), or a share of them with a point ("0.02": at least one of three voices and two of four or more, so
+    that the conditioning gain has another voice's reference to compare with).
     """
     clips = list(clips)
     parent = {speaker: speaker for speaker, _ in clips}
@@ -46,4 +54,23 @@ def _number_of_voices(val_speakers: str, num_voices: int) -> int:
     if "." not in val_speakers:
         return int(val_speakers)
     share = float(val_speakers)
-    return max(int(share * num_voices), 1 if share > 0 and num_voices >= 3 else 0)
+    fewest = min(max(num_voices - 2, 0), FEWEST_VOICES) if share > 0 else 0
+    return max(int(share * num_voices), fewest)
+
+
+def plan_validation(settings: Settings, table: ClipTable, headers: dict[str, Header]) -> set[str]:
+    """Keys of the validation split as it will be, if all clips with a header of a fitting length are written."""
+    fits = {key: h for key, h in headers.items() if length_verdict(settings.screening, h.duration_sec) == "fits"}
+    if table.validation is not None:
+        return table.validation & fits.keys()
+    clips = {key: table.clips[key] for key in fits}
+    pairs = [
+        (clip.speaker, clips[reference].speaker)
+        for key, clip in clips.items()
+        for stored in clip.dialogues
+        for reference in reference_keys(stored, key)
+        if reference in clips
+    ]
+    lengths = [(clip.speaker, fits[key].duration_sec) for key, clip in clips.items()]
+    held_out = held_out_speakers(lengths, pairs, settings.val_speakers, settings.seed)
+    return {key for key, clip in clips.items() if clip.speaker in held_out}

@@ -7,6 +7,7 @@ silence_share                  share of 20 ms frames that are silent: 40 dB belo
 leading_, trailing_silence_sec before the first and after the last frame that is not silent
 bandwidth_hz                   the highest frequency that is ever within 50 dB of the loudest one: about 4,000 for a
                                telephone recording, whatever the sample rate of its file
+channel_difference             RMS of the difference of the file's first two channels, over that of the louder one
 letters_per_sec, arabic_share  of the normalised transcript; seconds without leading and trailing silence
 code_entropy_bits              entropy of the codes, mean over codebooks; at most log2(frames)
 speech_share                   share of 32 ms windows in which silero-vad finds speech; only where screening needs it
@@ -47,6 +48,7 @@ def audio_figures(audio: Audio) -> dict[str, float]:
         "leading_silence_sec": leading * _FRAME_SEC,
         "trailing_silence_sec": trailing * _FRAME_SEC,
         "bandwidth_hz": bandwidth_hz(audio),
+        "channel_difference": audio.channel_difference,
     }
     return {name: round(float(value), 4) for name, value in figures.items()}
 

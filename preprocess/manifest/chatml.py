@@ -39,18 +39,18 @@ def row_from_chatml(line: int, where: str, record: JsonObject, prompt: PromptSet
     system_text = " ".join(turns[0].texts) if turns[0].role == "system" else ""
     return replace(
         row,
-        speaker=_read_name(record, "speaker"),
-        language=_read_name(record, "language"),
-        id=_read_name(record, "id"),
+        speaker=_read_name(where, record, "speaker"),
+        language=_read_name(where, record, "language"),
+        id=_read_name(where, record, "id"),
         system_text=system_text or None,
     )
 
 
-def _read_name(record: JsonObject, name: str) -> str | None:
+def _read_name(where: str, record: JsonObject, name: str) -> str | None:
     """A value of the row itself, else of its `misc`."""
     misc = record.get("misc")
     value = record.get(name) or (misc.get(name) if isinstance(misc, dict) else None)
-    return None if value is None else plain_name(str(value))
+    return None if value is None else plain_name(where, name, str(value))
 
 
 def _read_turns(where: str, record: JsonObject) -> tuple[Turn, ...]:

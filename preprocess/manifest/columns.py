@@ -7,7 +7,6 @@ names that well-known corpora use (Common Voice, Hugging Face, VCTK) need no fla
 import functools
 import json
 import math
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError, Rejected, join_some
 from preprocess.common.json_file import JsonObject
+from preprocess.corpus.text import has_control_characters, normalise_name
 
 FIELDS = ("audio", "text", "speaker", "language", "reference_audio", "reference_text", "id", "start", "end")
 OTHER_NAMES = {
@@ -120,7 +120,7 @@ def row_from_columns(line: int, where: str, record: JsonObject, columns: Mapping
     audio = _read_recording(where, record, columns["audio"])
     text = _read_text(where, record, columns["text"])
     speaker = _read_name(where, record, columns["speaker"])
-    language = plain_name(_read_text(where, record, columns["language"]))
+    language = plain_name(where, columns["language"], _read_text(where, record, columns["language"]))
     reference = _read_recording(where, record, columns["reference_audio"])
     reference_text = _read_text(where, record, columns["reference_text"]) or None
     id_ = _read_name(where, record, columns["id"])
@@ -159,7 +159,8 @@ def _read_recording(where: str, record: JsonObject, column: str) -> Recording | 
 def _read_name(where: str, record: JsonObject, column: str) -> str | None:
     """A speaker's name or an id, which may be written as a number."""
     value = record.get(column)
-    return plain_name(str(value) if isinstance(value, int | float) else _read_text(where, record, column))
+    name = str(value) if isinstance(value, int | float) else _read_text(where, record, column)
+    return plain_name(where, column, name)
 
 
 def _read_text(where: str, record: JsonObject, column: str) -> str | None:
@@ -169,9 +170,14 @@ def _read_text(where: str, record: JsonObject, column: str) -> str | None:
     raise malformed_row(where, f"{column} = {json.dumps(value, default=str)[:60]}", f"{column} as a string")
 
 
-def plain_name(value: str | None) -> str | None:
-    """A name or an id in NFC with single spaces ("Salma " becomes "Salma"); None for an empty one."""
-    return " ".join(unicodedata.normalize("NFC", value or "").split()) or None
+def plain_name(where: str, column: str, value: str | None) -> str | None:
+    """A name or an id without what can't be seen ("Salma " becomes "Salma"); None for an empty one.
+
+    Raises Rejected for control characters: which ones should have stood there, nobody knows.
+    """
+    if value and has_control_characters(value):
+        raise malformed_row(where, f"{column} = {value!r:.80}, with control characters", f"{column} as it is written")
+    return normalise_name(value or "") or None
 
 
 def _read_seconds(where: str, record: JsonObject, field: str, column: str) -> float | None:

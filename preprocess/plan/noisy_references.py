@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from preprocess.audio.decode import Header, probe
 from preprocess.audio.noise import Augmentation
 from preprocess.common.errors import InputError, Rejected, join_some
 from preprocess.common.files import cached_sha256
+from preprocess.common.progress import with_progress
 from preprocess.plan.clips import ClipTable
 from preprocess.plan.settings import Settings
 
@@ -32,7 +32,7 @@ def add_noisy_references(settings: Settings, table: ClipTable, headers: dict[str
     clips = [table.clips[key] for key in sorted(headers) if key not in (table.validation or ())]
     num_clips = Counter(clip.speaker for clip in clips)
     drawing = {clip.speaker for clip in clips if clip.draws_reference and num_clips[clip.speaker] > 1}
-    for clip in tqdm(clips, desc="noise", unit="clip", leave=False):
+    for clip in with_progress(clips, len(clips), "noise", "clips"):
         digest = hashlib.sha256(f"{settings.seed}:noisy:{clip.key}".encode()).digest()
         if clip.speaker not in drawing or int.from_bytes(digest[:8]) >= settings.noisy_references * 2**64:
             continue

@@ -4,19 +4,26 @@ The figures are those of preprocess.judges. Filters that compare clips with each
 """
 
 import math
-import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StrictBool, StrictFloat, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from preprocess.common.errors import Rejected
 from preprocess.common.strict_yaml import STRICT, load_yaml, wrong_value
+from preprocess.corpus.text import is_arabic_language
+from preprocess.judges.text_noise import NOISE_KINDS
 
 Amount = Annotated[float, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
+def _check_kinds(kinds: list[Any]) -> list[Any]:
+    if not all(kind in list(NOISE_KINDS) for kind in kinds):
+        raise wrong_value(f"a list of some of {', '.join(NOISE_KINDS)}")
+    return kinds
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -40,8 +47,14 @@ class Screening:
     min_bandwidth_hz: Amount | None = Field(default=None, description="frequency above which there is nothing")
     min_letters_per_sec: Amount | None = Field(default=None, description="letters of the transcript, no diacritics")
     max_letters_per_sec: Amount | None = Field(default=None, description="letters of the transcript, no diacritics")
+    max_channel_difference: Amount | None = Field(
+        default=None, description="RMS of the first two channels' difference, over that of the louder; one is 0"
+    )
     min_arabic_share: Share | None = Field(
         default=None, description="share of the transcript's letters, where the row's language is Arabic (ar...)"
+    )
+    drop_text_noise: Annotated[list[Any], Field(strict=True), AfterValidator(_check_kinds)] = Field(
+        default=["missing_value"], description="kinds of noise in transcripts, of preprocess.judges.text_noise"
     )
     all_arabic: StrictBool = Field(default=False, description="rows without a language are Arabic too")
     min_speech_share: Share | None = Field(
@@ -77,9 +90,6 @@ class Screening:
         return math.inf if self.max_duration_sec is None else self.max_duration_sec
 
 
-# Arabic in ISO 639, and the codes of its spoken varieties.
-_ARABIC = {"ar", "ara", "arabic", "arb", "arz", "ary", "arq", "ars", "apc", "acm", "aeb", "afb", "ajp", "ayl"}
-
 # In the order in which they are applied: the reason, the measured value, and what to do.
 _FILTERS = {
     "min_duration_sec": ("too_short", "{:.3f} s of audio", "Nothing to do."),
@@ -87,6 +97,11 @@ _FILTERS = {
         "too_long",
         "{:.2f} s of audio",
         "Cut the recording into utterances with a transcript each.",
+    ),
+    "max_channel_difference": (
+        "channels_differ",
+        "two channels that differ by {:.2f} of the louder one",
+        "Listen: is there a speaker on each? Pick one channel with the row's `channel` (0 is the first).",
     ),
     "min_arabic_share": (
         "not_arabic",
@@ -150,15 +165,16 @@ def screen_figures(screening: Screening, figures: dict[str, float], where: str) 
 
 def claims_arabic(screening: Screening, language: str | None) -> bool:
     """Whether a row's transcript must be in Arabic script, by its language: a code, "ar-EG" or "ar_SA"."""
-    if not language:
-        return screening.all_arabic
-    return re.split("[-_]", language.lower())[0] in _ARABIC
+    return is_arabic_language(language) if language else screening.all_arabic
 
 
 def describe_thresholds(screening: Screening) -> str:
     """The filters that are on with their thresholds, for the command's output."""
     on = {name: value for name, value in asdict(screening).items() if name in _FILTERS and value is not None}
-    return ", ".join(f"{name}={value:g}" for name, value in on.items())
+    shown = [f"{name}={value:g}" for name, value in on.items()]
+    if screening.drop_text_noise:
+        shown.append(f"drop_text_noise={'+'.join(screening.drop_text_noise)}")
+    return ", ".join(shown)
 
 
 def screening_warning(screening: Screening, reasons: dict[str, int], num_rows: int) -> str | None:

@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from preprocess.audio.decode import NO_SUCH_FILE, Header
 from preprocess.codec.precision import EncodeMode
 from preprocess.common.errors import Rejected
 from preprocess.common.json_file import JsonObject
+from preprocess.common.progress import with_progress
 from preprocess.plan.clips import ClipPlan, ClipTable
 from preprocess.plan.respelled_names import find_respelled
 from preprocess.plan.screening import Screening
@@ -78,7 +77,7 @@ def _probe(clips: list[ClipPlan], num_threads: int) -> tuple[dict[str, Header], 
     in_parquet = any(clip.recording.row for clip in clips)
     pool = ThreadPoolExecutor(1 if in_parquet else num_threads)
     try:
-        found = list(tqdm(pool.map(probe, clips), total=len(clips), desc="headers", unit="file", leave=False))
+        found = list(with_progress(pool.map(probe, clips), len(clips), "headers", "files"))
     finally:
         pool.shutdown(cancel_futures=True)  # a signal waits only for the files being read now
     by_key = {clip.key: result for clip, result in zip(clips, found, strict=True)}

@@ -113,8 +113,8 @@ def test_prompt_is_the_one_of_training(speaker, speaking_engine, monkeypatch):
 
 def test_an_unknown_normaliser_is_refused(speaker, speaking_engine):
     pairs = [(REFERENCE_TEXT, speaker.reference)]
-    with pytest.raises(InputError, match="text normaliser: found version 3"):
-        clone_voice(speaking_engine, {**speaker.layout, "normaliser_version": 3}, pairs, TARGET_TEXT)
+    with pytest.raises(InputError, match="text normaliser: found version 4"):
+        clone_voice(speaking_engine, {**speaker.layout, "normaliser_version": 4}, pairs, TARGET_TEXT)
 
 
 def test_command_writes_a_wav_and_says_that_start_and_stop_were_spoken(speaker, codec_folders, tmp_path, capsys):

@@ -11,7 +11,9 @@ def corpus(num_speakers, clips_each=3):
     return [(f"s{speaker:03d}", 2.0) for speaker in range(num_speakers) for _ in range(clips_each)]
 
 
-def test_one_of_three_voices_is_held_out_by_default_and_none_of_two():
+def test_by_default_two_voices_of_four_or_more_are_held_out_one_of_three_and_none_of_two():
+    for num_voices in range(4, 101):
+        assert len(held_out_speakers(corpus(num_voices), [], "0.02", 0)) == 2
     assert len(held_out_speakers(corpus(3), [], "0.02", 0)) == 1
     assert held_out_speakers(corpus(2), [], "0.02", 0) == set()
     assert len(held_out_speakers(corpus(200), [], "0.02", 0)) == 4
@@ -39,8 +41,8 @@ def test_voices_that_meet_in_a_dialogue_stay_on_one_side(pairs, seed):
     assert all((a in held_out) == (b in held_out) for a, b in pairs)
 
 
-def test_the_index_holds_out_a_whole_voice(speech_corpus):
+def test_the_index_holds_out_whole_voices(speech_corpus):
     index = Corpus(speech_corpus).index.to_pylist()
     by_split = {split: {row["speaker"] for row in index if row["split"] == split} for split in ("train", "val")}
-    assert (len(by_split["train"]), len(by_split["val"])) == (3, 1)
+    assert (len(by_split["train"]), len(by_split["val"])) == (2, 2)
     assert not by_split["train"] & by_split["val"]

@@ -62,6 +62,10 @@ def noise(samples):
     return np.random.default_rng(0).normal(size=len(samples)) * 0.05
 
 
+def a_speaker_on_each_channel(samples):
+    return np.stack([samples, np.roll(samples, len(samples) // 2)], axis=1)
+
+
 def as_it_is(samples):
     return samples
 
@@ -78,6 +82,7 @@ ROWS = [
     ("telephone", telephone, TEXT, "narrow_band", "above 3900 Hz"),
     ("words_missing", as_it_is, "صباح", "slow_transcript", "1.5 letters per second"),
     ("words_too_many", as_it_is, TEXT * 5, "fast_transcript", "letters per second"),
+    ("channels", a_speaker_on_each_channel, TEXT, "channels_differ", "two channels that differ by 1.4"),
     ("english", as_it_is, "good morning, how are you?", "not_arabic", "0.00 of the letters Arabic"),
     ("noise", noise, TEXT, "little_speech", "speech in 0.00"),
 ]
@@ -220,6 +225,7 @@ def test_a_filter_set_to_null_is_off(tmp_path):
 BORDERS = {
     "min_duration_sec": (0.5, "too_short"),
     "max_duration_sec": (30.0, "too_long"),
+    "max_channel_difference": (0.5, "channels_differ"),
     "min_arabic_share": (0.5, "not_arabic"),
     "min_rms_dbfs": (-70.0, "too_quiet"),
     "max_rms_dbfs": (-5.0, "too_loud"),
@@ -253,7 +259,8 @@ def test_a_figure_at_its_threshold_passes_and_one_just_beyond_does_not(name):
 
 def test_the_filters_that_are_on_without_a_recipe():
     assert describe_thresholds(Screening()) == (
-        "min_duration_sec=0.5, max_duration_sec=30, min_rms_dbfs=-70, max_peak=2, max_clipped_share=0.25"
+        "min_duration_sec=0.5, max_duration_sec=30, min_rms_dbfs=-70, max_peak=2, max_clipped_share=0.25, "
+        "drop_text_noise=missing_value"
     )
 
 
