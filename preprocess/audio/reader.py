@@ -12,7 +12,7 @@ import mmap
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +33,6 @@ _BLOCK_SAMPLES, _MP3_RUN_UP_SAMPLES = 1 << 20, 32 * 1152
 _COUNTED = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "NIST", "FLAC", "OGG", "MP3"}
 _GUESSED = ("MP3",)  # formats whose length libsndfile may guess
 _MOST_SAMPLES_PER_BYTE = 4096  # of a plausible header: FLAC of silence reaches some 400
-_SIXTEEN_BITS = (
-    "AAC",
-    "MP4 or M4A",
-    "WebM or Matroska",
-    "WMA",
-    "AMR",
-)  # Boson's librosa gets these through ffmpeg, too
 
 
 def read_whole(path: Path, data: bytes) -> tuple[Samples, int]:
@@ -84,10 +77,10 @@ def _read_by_libsndfile(data: bytes, streams: list[Stream]) -> tuple[Samples, in
 
 def _decode_by_ffmpeg(path: Path, data: bytes | None, streams: list[Stream]) -> IO[bytes]:
     """A WAV file without a name, with all audio of a file of one stream. data: None for that of `path` itself."""
-    format_ = streams[0].format if streams else ""
-    sample_format = "f32le" if format_ and format_ not in _SIXTEEN_BITS else "s16le"
-    past_header = bool(streams) and streams[0].past_header
-    output, by_packets = ffmpeg.decode(path, data, sample_format, past_header and format_ == "WAV")
+    # What libsndfile can't even open, Boson's librosa gets through ffmpeg, too: as 16-bit samples.
+    sample_format = "s16le" if _read_info(path, data) is None else "f32le"
+    ignore_length = bool(streams) and streams[0].past_header and streams[0].format == "WAV"
+    output, by_packets = ffmpeg.decode(path, data, sample_format, ignore_length)
     with soundfile.SoundFile(_name(output)) as file:
         sec = file.frames / file.samplerate
     if not sec:
@@ -116,10 +109,7 @@ def whole_sec(path: Path, data: bytes | None, trust_header: bool) -> tuple[float
     data: the bytes of a file that is embedded in `path`. By the header; or by a count of the bytes, unless
     `trust_header`, and where the header guesses or is implausible. Raises Rejected for a file without audio.
     """
-    try:
-        info = soundfile.info(str(path) if data is None else io.BytesIO(data))
-    except CANT_READ:
-        info = None
+    info = _read_info(path, data)
     num_bytes = path.stat().st_size if data is None else len(data)
     trust_header &= info is not None and info.format not in _GUESSED
     if info and trust_header and 0 < info.frames <= _MOST_SAMPLES_PER_BYTE * num_bytes:
@@ -131,6 +121,14 @@ def whole_sec(path: Path, data: bytes | None, trust_header: bool) -> tuple[float
     if bounds:
         return sum(bounds) / 2, info is None
     return ffmpeg.read_duration_sec(path, data), True
+
+
+def _read_info(path: Path, data: bytes | None) -> Any:
+    """What soundfile.info says of a file; None where libsndfile can't open it."""
+    try:
+        return soundfile.info(str(path) if data is None else io.BytesIO(data))
+    except CANT_READ:
+        return None
 
 
 @contextlib.contextmanager
@@ -181,9 +179,14 @@ def _open_directly(path: Path, streams: list[Stream]) -> soundfile.SoundFile | N
 
 @functools.lru_cache(maxsize=8)
 def _survey(path: Path, version: tuple[int, int]) -> list[Stream]:
-    """find_streams of a file, without reading all of it into memory."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return find_streams(data)
+    """find_streams of a file, without reading all of it into memory where its file system can map it."""
+    with open(path, "rb") as file:
+        try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError:
+            return find_streams(file.read())
+        with data:
+            return find_streams(data)
 
 
 @functools.lru_cache(maxsize=1)
