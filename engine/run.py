@@ -53,10 +53,11 @@ def _describe_next_actions(job: Job) -> str:
     rates = [learning_rate(total, steps, job.recipe.optimizer) for steps in (total, 2 * total)]
     best = job.out / "checkpoints" / "best"
     merge = shell_line("python", "-m", "launch.merge", "--checkpoint", best, "--out", "merged/")
+    init = shell_line("--init-adapter", job.out)
     return (
         f"Merge the best: {merge}\n"
         f"Two ways to continue: the same command with {longer} trains longer (the cosine then spans all steps: the "
-        f"learning rate, {rates[0]:.2e} now, goes on from {rates[1]:.2e}); {shell_line('--init-adapter', job.out)} with another "
+        f"learning rate, {rates[0]:.2e} now, goes on from {rates[1]:.2e}); {init} with another "
         "--out begins a new run with its weights; optimizer and schedule are then fresh."
     )
 
