@@ -22,6 +22,7 @@ from engine.monitor.environment import describe_environment
 from engine.plan.plan import describe_plan
 from preprocess.common.files import write_json
 from preprocess.common.json_file import JsonObject
+from preprocess.common.shell import shell_line
 
 
 def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | None, launcher: Launcher) -> None:
@@ -50,10 +51,13 @@ def _describe_next_actions(job: Job) -> str:
     run, total = job.recipe.run, job.total_steps
     longer = f"run.max_steps={2 * total}" if run.max_steps == total else f"run.epochs={2 * run.epochs}"
     rates = [learning_rate(total, steps, job.recipe.optimizer) for steps in (total, 2 * total)]
+    best = job.out / "checkpoints" / "best"
+    merge = shell_line("python", "-m", "launch.merge", "--checkpoint", best, "--out", "merged/")
+    init = shell_line("--init-adapter", job.out)
     return (
-        f"Merge the best: python -m launch.merge --checkpoint {job.out}/checkpoints/best --out merged/\n"
+        f"Merge the best: {merge}\n"
         f"Two ways to continue: the same command with {longer} trains longer (the cosine then spans all steps: the "
-        f"learning rate, {rates[0]:.2e} now, goes on from {rates[1]:.2e}); --init-adapter {job.out} with another "
+        f"learning rate, {rates[0]:.2e} now, goes on from {rates[1]:.2e}); {init} with another "
         "--out begins a new run with its weights; optimizer and schedule are then fresh."
     )
 

@@ -151,10 +151,10 @@ def _print_report(demo: Folder, elapsed_sec: float, stopped: bool) -> None:
     end = "stopped by itself" if stopped else "did NOT stop by itself: it was cut at the limit of tokens"
     done = (
         f"What was done. {NUM_VOICES * NUM_SENTENCES} Arabic recordings in {NUM_VOICES} voices became codec codes; "
-        f"one voice was held out. A LoRA adapter was trained for {last['step']} steps on a small random model: the "
+        f"two voices were held out. A LoRA adapter was trained for {last['step']} steps on a small random model: the "
         f"text loss, which is starting and stopping, fell from {first['loss_text']:.2f} to {last['loss_text']:.4f}, "
         f"the audio loss from {first['loss_audio']:.2f} to {last['loss_audio']:.2f}. The adapter was merged into "
-        "the model. Boson's own serve engine, given a recording of the held-out voice and a new text, started to "
+        "the model. Boson's own serve engine, given a recording of a held-out voice and a new text, started to "
         f"speak without being forced to, spoke for {duration_sec:.1f} s and {end}."
     )
     artefacts = {
