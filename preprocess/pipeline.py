@@ -17,6 +17,7 @@ from preprocess.encode.agreement import measure_agreement
 from preprocess.encode.failure_budget import refuse_many_failures
 from preprocess.encode.make_shard import load_screening_networks
 from preprocess.encode.output_folder import corpus_settings, hold_finish, hold_folder, remove_leftovers
+from preprocess.encode.probe import probe_clips
 from preprocess.encode.reuse import check_reuse
 from preprocess.encode.run import make_shards, refuse_missing, split_by_state
 from preprocess.finish.accounts import finish_corpus
@@ -28,7 +29,7 @@ from preprocess.plan.forecast import forecast
 from preprocess.plan.noisy_references import add_noisy_references
 from preprocess.plan.noisy_rows import add_fast_clips, noise_facts, noise_lines, take_out_noise
 from preprocess.plan.settings import Settings
-from preprocess.plan.shard_specs import plan_shards, probe_clips
+from preprocess.plan.shard_specs import plan_shards
 
 
 def make_corpus(settings: Settings) -> int:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from traceback import format_exception
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,10 @@ _WRITE_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),
 }
+
+
+UNEXPECTED = "unexpected_error"
+_PARTS = ("status", "reason", "where", "found", "expected", "action")  # of a Rejected
 
 
 class InputError(ValueError):
@@ -35,24 +40,44 @@ class Rejected(InputError):
     """One manifest row or clip that is left out of the shards; the others continue.
 
     `status` is "failed" (it can't be used), "screened" (a filter of --screening dropped it) or "merged" (another row
-    is the same); `reason` is the word under which it is counted.
+    is the same); `reason` is the word under which it is counted. traceback: of an exception that nobody foresaw.
     """
 
-    def __init__(self, status: str, reason: str, where: str, found: str, expected: str, action: str) -> None:
+    def __init__(
+        self, status: str, reason: str, where: str, found: str, expected: str, action: str, traceback: str = ""
+    ) -> None:
         assert status in ("failed", "screened", "merged"), status
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.traceback = status, reason, traceback
         super().__init__(where, found, expected, action)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Rejected, (self.status, self.reason, self.where, self.found, self.expected, self.action)
+        return Rejected, (*(getattr(self, name) for name in _PARTS), self.traceback)
 
     def at(self, where: str, reason: str | None = None) -> "Rejected":
         """The same finding at another place: for example of a row, because its clip was rejected."""
-        return Rejected(self.status, reason or self.reason, where, self.found, self.expected, self.action)
+        parts = self.found, self.expected, self.action
+        return Rejected(self.status, reason or self.reason, where, *parts, self.traceback)
 
     def record(self) -> dict[str, str]:
-        """A line of failures.jsonl."""
-        return {name: getattr(self, name) for name in ("status", "reason", "where", "found", "expected", "action")}
+        """A line of failures.jsonl; a traceback where there is one."""
+        names = (*_PARTS, "traceback") if self.traceback else _PARTS
+        return {name: getattr(self, name) for name in names}
+
+
+@contextlib.contextmanager
+def costs_its_item(where: str) -> Iterator[None]:
+    """Inside, an exception that nobody foresaw becomes a Rejected of the item `where`, with its traceback.
+
+    The failure budget stops a run in which everything raises. An InputError, and so a Rejected, stays as it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        action = "Look at the file. If it is whole, report this with the traceback in failures.jsonl."
+        parts = f"{type(error).__name__}: {first_line(error)}", "audio that can be worked on", action
+        raise Rejected("failed", UNEXPECTED, where, *parts, "".join(format_exception(error))) from error
 
 
 def first_line(error: BaseException) -> str:

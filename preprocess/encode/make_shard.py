@@ -19,7 +19,7 @@ from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTo
 from preprocess.audio.decode import Audio, flac_16khz, num_flac_samples
 from preprocess.audio.noise import augment
 from preprocess.codec.load import encode_waveform, load_codec, resample_to_codec
-from preprocess.common.errors import Rejected, explain_write_errors
+from preprocess.common.errors import Rejected, costs_its_item, explain_write_errors
 from preprocess.common.files import sha256_file, write_atomically
 from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import read_base_model
@@ -90,10 +90,12 @@ def make_shard(spec: ShardSpec, progress: Callable[[float], None] = lambda audio
     for plan, read in zip(plans, reads, strict=True):
         _begin_clip(spec, plan)
         try:
-            audio = read()
+            with costs_its_item(str(plan.recording)):
+                audio = read()
             if not isinstance(audio, TooLong):  # hours that are not decoded take no time
                 progress(audio.duration_sec)
-            made.append(_make_clip(spec, plan, audio, tokenizer, facts))
+            with costs_its_item(str(plan.recording)):
+                made.append(_make_clip(spec, plan, audio, tokenizer, facts))
             num_reused += isinstance(audio, Reused)
         except Rejected as error:
             rejected[plan.key] = error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from preprocess.audio.decode import Header
-from preprocess.common.errors import InputError, Rejected, join_some
+from preprocess.common.errors import UNEXPECTED, InputError, Rejected, join_some
 from preprocess.common.progress import show_progress
 from preprocess.encode.failure_budget import refuse_many_failures
 from preprocess.encode.local_pool import TRIES, WorkerDied, run_local
@@ -105,9 +105,9 @@ def refuse_missing(specs: list[ShardSpec]) -> None:
 
 
 def _keep_finished(spec: ShardSpec) -> ShardReport | None:
-    """The report of a finished shard; None where a worker died over one of its clips, which is then tried again."""
+    """The report of a finished shard; None where a clip is tried again: nobody knows why it failed."""
     report = read_finished(spec)
-    if report and any(error.reason == _DIED for error in report.rejected.values()):
+    if report and any(error.reason in (_DIED, UNEXPECTED) for error in report.rejected.values()):
         discard_fragment(spec)
         return None
     return report

@@ -1,21 +1,18 @@
-"""Planning: read the headers of all clips and divide the clips into shards, without decoding audio.
+"""Planning: divide the clips into shards by the lengths in their headers, without decoding audio.
 
 The plan depends only on manifest, files and settings: not on workers, working directory or hash seed.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from preprocess.audio.decode import NO_SUCH_FILE, Header
+from preprocess.audio.decode import Header
 from preprocess.codec.precision import EncodeMode
 from preprocess.common.errors import Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.common.progress import with_progress
 from preprocess.plan.clips import ClipPlan, ClipTable
-from preprocess.plan.respelled_names import find_respelled
 from preprocess.plan.screening import Screening
 from preprocess.plan.settings import Settings
 
@@ -47,42 +44,6 @@ class ShardSpec:
     identity: str
     num_readers: int = 0
     culprits: dict[str, Rejected] = field(default_factory=dict)
-
-
-def probe_clips(clips: Iterable[ClipPlan], num_threads: int) -> tuple[dict[str, Header], dict[str, Rejected]]:
-    """{key: header} of the clips that have one, and {key: why not} of the others.
-
-    Where a file exists in another Unicode form, its clip's path becomes that one.
-    """
-    clips = sorted(clips, key=lambda clip: clip.recording.order)
-    headers, rejected = _probe(clips, num_threads)
-    missing = [clip for clip in clips if clip.key in rejected and rejected[clip.key].found == NO_SUCH_FILE]
-    respelled = find_respelled(missing, rejected)
-    if respelled:
-        print(f"  {len(respelled)} clips: the file's name has another Unicode form (NFC, NFD) than the manifest's")
-        headers_too, rejected_too = _probe(respelled, num_threads)
-        headers |= headers_too
-        rejected = {key: error for key, error in rejected.items() if key not in headers_too} | rejected_too
-    return headers, rejected
-
-
-def _probe(clips: list[ClipPlan], num_threads: int) -> tuple[dict[str, Header], dict[str, Rejected]]:
-    def probe(clip: ClipPlan) -> Header | Rejected:
-        try:
-            return clip.recording.probe()
-        except Rejected as rejected:
-            return rejected
-
-    # Only one row group of a Parquet file is cached: several threads would replace each other's.
-    in_parquet = any(clip.recording.row for clip in clips)
-    pool = ThreadPoolExecutor(1 if in_parquet else num_threads)
-    try:
-        found = list(with_progress(pool.map(probe, clips), len(clips), "headers", "files"))
-    finally:
-        pool.shutdown(cancel_futures=True)  # a signal waits only for the files being read now
-    by_key = {clip.key: result for clip, result in zip(clips, found, strict=True)}
-    headers = {key: result for key, result in by_key.items() if isinstance(result, Header)}
-    return headers, {key: result for key, result in by_key.items() if isinstance(result, Rejected)}
 
 
 def deal_clips(

@@ -98,15 +98,16 @@ def test_merged_model_says_the_learnt_target_code_for_code(speaker, speaking_eng
 
 def test_prompt_is_the_one_of_training(speaker, speaking_engine, monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        speaking_engine, "generate", lambda *arguments, **settings: calls.append((arguments, settings))
-    )
+
+    def generate(dialogue, force_audio_gen, **settings):
+        calls.append((speaking_engine._prepare_inputs(dialogue, force_audio_gen=force_audio_gen), force_audio_gen))
+
+    monkeypatch.setattr(speaking_engine, "generate", generate)
     decomposed = f"  {unicodedata.normalize('NFD', TARGET_TEXT)}\n"
     assert speaker.layout["system_text"] == SYSTEM_TEXT
     clone_voice(speaking_engine, speaker.layout, [(f"{REFERENCE_TEXT} ", speaker.reference)], decomposed)
-    ((dialogue,), settings) = calls[0]
-    assert settings["force_audio_gen"] is False
-    inputs = speaking_engine._prepare_inputs(dialogue, force_audio_gen=False)
+    inputs, force_audio_gen = calls[0]
+    assert force_audio_gen is False
     assert inputs["input_ids"][0].tolist() == speaker.prompt
     np.testing.assert_array_equal(inputs["audio_out_ids"].numpy(), speaker.prompt_columns)
 

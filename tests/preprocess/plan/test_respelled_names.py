@@ -11,10 +11,10 @@ from preprocess.audio.recording import Recording
 from preprocess.common.errors import Rejected
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.shards import Corpus
+from preprocess.encode.probe import probe_clips
 from preprocess.manifest.read import read_manifest
 from preprocess.plan.clips import build_clips
 from preprocess.plan.respelled_names import find_on_disk
-from preprocess.plan.shard_specs import probe_clips
 from preprocess.verify import main as verify
 from tests.preprocess.helpers import assert_parts, flags, row_failure, shard, write_jsonl
 
