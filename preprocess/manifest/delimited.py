@@ -5,9 +5,11 @@ swallows the rows behind it. So a field with a separator in a line after its fir
 it begins is refused, and reading goes on with the next one.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from preprocess.common.errors import InputError, Rejected
@@ -144,11 +146,11 @@ def _read_row(table: Table, position: int) -> tuple[JsonObject | Rejected, int]:
     values, num_lines = _read_values(table.lines, position, table.separator, len(table.columns))
     if isinstance(values, Rejected):
         return values, num_lines
-    num_more = sum(bool(value.strip()) for value in values[len(table.columns) :])
-    if num_more:
-        found = f"{num_more} more values than there are columns"
+    num_columns = len(table.columns)
+    if any(value.strip() for value in values[num_columns:]):
+        found = f"{len(values) - num_columns} more values than there are columns"
         return malformed_row("", found, "one value per column"), num_lines
-    return dict.fromkeys(table.columns) | dict(zip(table.columns, values, strict=False)), num_lines
+    return dict(zip_longest(table.columns, values[:num_columns])), num_lines
 
 
 def _read_values(
@@ -196,10 +198,15 @@ def _join_lines(lines: list[str], position: int, separator: str) -> tuple[list[s
     return [], 1
 
 
+@functools.cache
+def _quoted_field(separator: str) -> re.Pattern[str]:
+    """A field in quotes and its closing quote, if it has one before the text ends."""
+    return re.compile(f' *({_QUOTED})(" *(?={re.escape(separator)}|\\Z)|\\Z)')
+
+
 def _split_quoted(text: str, separator: str) -> tuple[list[str], str]:
     """(values of a row with quotes, state): closed; open, as its last field does not end; or misplaced quotes."""
-    quoted = re.compile(f' *({_QUOTED})(" *(?={re.escape(separator)}|\\Z)|\\Z)')
-    values, start = [], 0
+    quoted, values, start = _quoted_field(separator), [], 0
     while True:
         if match := quoted.match(text, start):
             values.append(match[1][1:].replace('""', '"'))
