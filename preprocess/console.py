@@ -35,6 +35,17 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
     if table.rows_without_speaker:
         voice = "clip" if any(row.turns for row in manifest.rows) else "reference"
         print(f"  {table.rows_without_speaker} rows name a reference and no speaker: each {voice} counts as a voice")
+    if manifest.named_by_flag:
+        num_own = len(manifest.rows) - manifest.named_by_flag
+        own = f"; {num_own} rows name their own" if num_own else ""
+        print(f"  {manifest.named_by_flag} rows without a speaker have that of --speaker{own}")
+    if manifest.speakers_are_languages:
+        print("  warning: the speakers are names of languages: all recordings of a language count as one voice")
+        print("    (--columns speaker=COLUMN names the right column)")
+    for field, count in sorted(manifest.words_for_nothing.items()):
+        print(f"  {field}: none in {count} rows, which write it as a word such as nan or None")
+    if manifest.num_marks:
+        print(f"  {manifest.num_marks} texts end in the marks of an audio (<|audio_bos|>...), which came off")
     if manifest.own_system_texts:
         what = "it is kept" if keep_system else "--system-text replaces it (--keep-system keeps it)"
         print(f"  {manifest.own_system_texts} rows have a system text of their own: {what}")

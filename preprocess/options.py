@@ -35,7 +35,8 @@ def parse_settings(argv: list[str] | None) -> "Settings":
         args.val_speakers = "0" if args.val_manifest else "0.02"
 
     # Imported after the flags are read, so that --help need not wait for these.
-    from preprocess.manifest.columns import parse_columns
+    from preprocess.manifest.column_names import parse_columns
+    from preprocess.manifest.values import name_of
     from preprocess.plan.screening import load_screening
     from preprocess.plan.settings import Settings
     from preprocess.plan.slices import parse_slice
@@ -44,6 +45,7 @@ def parse_settings(argv: list[str] | None) -> "Settings":
     problems = list(_wrong_numbers(args))
     readers: dict[str, Callable[[Any], object]] = {
         "columns": parse_columns,
+        "speaker": lambda name: name_of("--speaker", "NAME", name),
         "screening": load_screening,
         "slice": parse_slice,
     }
@@ -92,6 +94,12 @@ def _add_recordings(group: argparse._ArgumentGroup) -> None:
         metavar="FIELD=COLUMN,...",
         help="the column of the manifest that holds a field, where it has another name: for Common Voice "
         "audio=path,text=sentence,speaker=client_id. The command prints which column it takes for which field",
+    )
+    group.add_argument(
+        "--speaker",
+        default="",
+        metavar="NAME",
+        help="the speaker of rows that name none: for a corpus of one voice. A speaker that a row names stays",
     )
     group.add_argument(
         "--val-speakers",

@@ -97,6 +97,7 @@ def _read_manifest(settings: Settings, base: BaseModel) -> Manifest:
         settings.val_manifest,
         keep_system=settings.keep_system,
         as_written=settings.layout == AS_WRITTEN,
+        speaker=settings.speaker,
     )
 
 

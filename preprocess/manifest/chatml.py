@@ -3,20 +3,26 @@
 --layout as-written takes conversations of any shape: their turns are kept, and trained as Boson trains them.
 """
 
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.columns import Row, Turn, malformed_row, plain_name
+from preprocess.manifest.columns import Row, Turn
+from preprocess.manifest.values import is_nothing, malformed_row, name_of, seconds_of
+from preprocess.manifest.voice_cloning import LacksPart, spoken_recordings
 
 _SHAPE = (
-    "user: reference text, reference audio, instruction / assistant: text, audio; "
-    "or user: text / assistant: audio, once a reference and once for the target"
+    "a reference and a target, each with its text: user: text, audio / assistant: text, audio; "
+    "or user: text / assistant: audio, once per reference and once for the target"
 )
 _ROLES = ("system", "user", "assistant")
+# Boson's marks for an audio, as published rows write them behind the text that the assistant's audio says.
+_AUDIO_MARKS = re.compile(r"\s*<\|audio(?:_out)?_bos\|>\s*<\|AUDIO(?:_OUT)?\|>\s*<\|audio_eos\|>\s*")
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class PromptSettings:
 
 def row_from_chatml(line: int, where: str, record: JsonObject, prompt: PromptSettings) -> Row:
     """The Row of a conversation, with the text of its system turn. Raises Rejected where it can't be one."""
-    turns = _read_turns(where, record)
+    turns, num_marks = _take_off_marks(_read_turns(where, record))
     if prompt.as_written:
         row = _row_as_written(line, where, turns, record.get("start_index"), prompt)
     else:
@@ -43,14 +49,15 @@ def row_from_chatml(line: int, where: str, record: JsonObject, prompt: PromptSet
         language=_read_name(where, record, "language"),
         id=_read_name(where, record, "id"),
         system_text=system_text or None,
+        num_marks=num_marks,
     )
 
 
 def _read_name(where: str, record: JsonObject, name: str) -> str | None:
     """A value of the row itself, else of its `misc`."""
     misc = record.get("misc")
-    value = record.get(name) or (misc.get(name) if isinstance(misc, dict) else None)
-    return None if value is None else plain_name(where, name, str(value))
+    value = misc.get(name) if is_nothing(record.get(name)) and isinstance(misc, dict) else record.get(name)
+    return name_of(where, name, value)
 
 
 def _read_turns(where: str, record: JsonObject) -> tuple[Turn, ...]:
@@ -66,7 +73,29 @@ def _read_turns(where: str, record: JsonObject) -> tuple[Turn, ...]:
         raise malformed_row(where, f"audios = {json.dumps(audios, ensure_ascii=False)[:60]}", "a list of paths")
     attached = iter(audios)
     parts = [tuple(_read_parts(where, message.get("content"), attached)) for message in messages]
+    left_over = list(attached)
+    if left_over:
+        found = f"{len(audios)} audios and {len(audios) - len(left_over)} <audio> marks"
+        raise malformed_row(where, found, "one mark per audio")
     return tuple(Turn(str(message.get("role")), own) for message, own in zip(messages, parts, strict=True))
+
+
+def _take_off_marks(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], int]:
+    """The turns, and in how many the marks of an audio came off.
+
+    Published rows have them at the end of a user's text whose audio is the assistant's turn after it. Marks elsewhere
+    stay, and are refused as special tokens.
+    """
+    plain, num_marks = list(turns), 0
+    for number, (turn, answer) in enumerate(itertools.pairwise(turns)):
+        if turn.role != "user" or turn.kinds != ["text"] or answer.role != "assistant" or "audio" not in answer.kinds:
+            continue
+        (text,) = turn.texts
+        mark = next((mark for mark in _AUDIO_MARKS.finditer(text) if mark.end() == len(text)), None)
+        if mark:
+            plain[number] = turn._replace(parts=(text[: mark.start()],))
+            num_marks += 1
+    return tuple(plain), num_marks
 
 
 def _describe_shape(turns: tuple[Turn, ...]) -> str:
@@ -85,30 +114,13 @@ def _voice_cloning_row(line: int, where: str, turns: tuple[Turn, ...], keep_syst
             action = "Write it as one text, or leave out --keep-system."
             raise Rejected("failed", "system_turn", where, found, expected, action)
         turns = turns[1:]
-    recordings = _voice_cloning_recordings(turns)
-    if not recordings:
-        action = "Rewrite the row in one of these shapes, or remove it."
-        raise Rejected("failed", "not_voice_cloning", where, _describe_shape(turns), _SHAPE, action)
-    *references, (audio, text) = recordings
-    return Row(line, audio, text, references=tuple(references))
-
-
-def _voice_cloning_recordings(turns: tuple[Turn, ...]) -> list[tuple[Recording, str]]:
-    """(recording, transcript) of each audio, the target's last; [] for turns of another shape."""
-    match turns:
-        case (
-            Turn("user", (str(reference_text), Recording() as reference, str())),
-            Turn("assistant", (str(text), Recording() as audio)),
-        ):
-            return [(reference, reference_text), (audio, text)]
-    recordings = []
-    for first in range(0, len(turns), 2):
-        match turns[first : first + 2]:
-            case (Turn("user", (str(text),)), Turn("assistant", (Recording() as audio,))):
-                recordings.append((audio, text))
-            case _:
-                return []
-    return recordings
+    try:
+        *references, (audio, text) = spoken_recordings(turns)
+    except LacksPart as lacks:
+        action = "Add what is lacking in one of these shapes, or remove the row."
+        found = f"{lacks}, in {_describe_shape(turns)}"
+        raise Rejected("failed", "not_voice_cloning", where, found, _SHAPE, action) from lacks
+    return Row(line, audio, text or "", references=tuple(references))
 
 
 def _row_as_written(
@@ -140,7 +152,11 @@ def _row_as_written(
     kept = _with_system_turn(where, turns, prompt)
     has_system_text = turns[0].role == "system" and "audio" not in turns[0].kinds
     others = turns[1:] if has_system_text else turns
-    recordings = _voice_cloning_recordings(others) or _recordings_with_text(turns)
+    recordings: list[tuple[Recording, str | None]]
+    try:
+        recordings = [*spoken_recordings(others)]
+    except LacksPart:
+        recordings = _recordings_with_text(turns)
     audio, text = recordings.pop(trained[-1])
     start_index += len(kept) - len(turns)
     return Row(line, audio, text or "", references=tuple(recordings), turns=kept, start_index=start_index)
@@ -191,12 +207,13 @@ def _read_parts(where: str, content: object, attached: Iterator[object]) -> Iter
 
 def _read_recording(where: str, part: JsonObject) -> Recording:
     """An audio part. `offset` and `duration` cut it from a longer file; `duration` alone only describes the file."""
-    path, offset, duration = part.get("audio_url") or part.get("audio"), part.get("offset"), part.get("duration")
-    if not offset:
-        return Recording(_read_path(where, path))
-    if not all(isinstance(value, int | float) and value > 0 for value in (offset, duration) if value is not None):
-        raise malformed_row(where, f"offset {offset!r}, duration {duration!r}", "both in seconds, above 0")
-    return Recording(_read_path(where, path), offset, None if duration is None else offset + duration)
+    path = _read_path(where, part.get("audio_url") or part.get("audio"))
+    start_sec, duration_sec = (seconds_of(where, name, part.get(name)) for name in ("offset", "duration"))
+    if start_sec is None or (start_sec == 0 and duration_sec is None):
+        return Recording(path)
+    if duration_sec == 0:
+        raise malformed_row(where, f"offset {start_sec}, duration 0", "a duration above 0 s")
+    return Recording(path, start_sec, None if duration_sec is None else start_sec + duration_sec)
 
 
 def _read_path(where: str, value: object) -> str:

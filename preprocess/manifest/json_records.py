@@ -11,10 +11,11 @@ from typing import Any
 
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.columns import FIELDS, OTHER_NAMES, malformed_row
+from preprocess.manifest.column_names import is_known
+from preprocess.manifest.values import malformed_row
 
-# An object with one of these is a row, whatever lists it has.
-_KEYS_OF_ROWS = {"messages", "supervisions", *FIELDS, *(name for names in OTHER_NAMES.values() for name in names)}
+# An object with one of these is a row, whatever lists it has. So is one with a column that holds a field.
+_KEYS_OF_ROWS = {"messages", "supervisions"}
 _BLANKS = " \t\r\n"
 
 
@@ -89,7 +90,7 @@ def _find_list(path: Path, text: str, first: int, whole: JsonObject) -> int | No
     there twice.
     """
     lists = [name for name, value in whole.items() if _is_list_of_objects(value)]
-    known = sorted(whole.keys() & _KEYS_OF_ROWS)
+    known = sorted(name for name in whole if name in _KEYS_OF_ROWS or is_known(name))
     if len(known) > 1 and all(isinstance(value, list | dict) for value in whole.values()):
         action = "Write it by rows (pandas: to_json(..., orient='records', lines=True))."
         raise InputError(str(path), f"a table written by columns: {', '.join(known)}", "rows: objects", action)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.common.errors import Rejected
-from preprocess.manifest.columns import malformed_row
+from preprocess.manifest.text_file import read_text_bytes
+from preprocess.manifest.values import malformed_row
 
 COLUMNS = {
     "audio": "audio_file",
@@ -19,7 +20,7 @@ COLUMNS = {
 
 def read_samples(path: Path) -> list[Any] | None:
     """The list `samples` of a .json file; None for a file without one."""
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    data = read_text_bytes(path)
     if data.lstrip()[:1] != b"{":
         return None
     try:

@@ -8,9 +8,14 @@ import pytest
 
 from preprocess import verify
 from preprocess.audio.decode import decode
+from preprocess.corpus.base_model import read_base_model
+from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.shards import QUALITY, Corpus
 from preprocess.judges.voice_activity import speech_share
+from preprocess.manifest.read import read_manifest
+from preprocess.plan.clips import build_clips
 from tests.fixtures.asterisk import INSTALL, prompts, write_corpus
+from tests.fixtures.dialects import as_dialects
 from tests.preprocess.helpers import failures, flags, shard
 
 pytestmark = pytest.mark.long
@@ -52,6 +57,21 @@ def corpus(folder, model_folder, tools):
     given = {"manifest": folder / "corpus.jsonl", "model": model_folder, **tools}
     assert shard(out=out, workers=2, hours_per_shard=0.01, val_speakers=0, **given) == 0
     return Corpus(out)
+
+
+def test_every_dialect_gives_the_same_clips(folder, chosen, model_folder):
+    """Sources, texts, speakers and keys, of CSV, TSV, JSON, Parquet, NeMo, lhotse, Kaldi and published ChatML."""
+    rows = [{name: row[name] for name in ("audio", "text", "speaker")} for _, row in chosen]
+    specials = read_base_model(model_folder).special_tokens
+    clips = {}
+    for dialect, path in as_dialects(folder, rows).items():
+        manifest = read_manifest(path, specials, DEFAULT_SYSTEM_TEXT)
+        assert not manifest.rejected, dialect
+        table = build_clips(manifest, folder)
+        clips[dialect] = {key: (clip.source, clip.text, clip.speaker) for key, clip in table.clips.items()}
+    assert len(clips["JSONL"]) == len(chosen)
+    for dialect, found in clips.items():
+        assert found == clips["JSONL"], dialect
 
 
 def test_hardly_a_prompt_is_dropped_by_the_defaults_and_both_accounts_balance(corpus, chosen):

@@ -40,6 +40,7 @@ def test_the_settings_without_flags_are_the_defaults_that_help_names(monkeypatch
         **needed,
         audio_root=None,
         columns={},
+        speaker=None,
         val_speakers="0.02",
         val_manifest=None,
         reuse=None,
@@ -73,6 +74,7 @@ def test_each_flag_sets_its_field_to_a_value_of_its_type_and_no_other_field(name
     (tmp_path / "thresholds.yaml").write_text("max_peak: 1.5\n")
     special = {
         "columns": ("audio=path", {"audio": "path"}),
+        "speaker": (" salma ", "salma"),
         "val_speakers": ("3", "3"),
         "screening": ("thresholds.yaml", Screening(max_peak=1.5)),
         "slice": ("2/3", Slice(2, 3)),

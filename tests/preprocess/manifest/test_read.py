@@ -166,9 +166,12 @@ def test_ms_swift_rows_with_audio_marks_and_attached_files(tmp_path):
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda m: m.pop(), "user: text, audio, text"),
-        (lambda m: m[2]["content"].pop(0), "user: text, audio, text / assistant: audio"),
-        (lambda m: m[1]["content"].pop(0), "user: audio, text / assistant: text, audio"),
+        (lambda m: m.pop(), "no audio of the assistant at the end, in user: text, audio, text"),
+        (lambda m: m[2]["content"].pop(0), "no text of the assistant's audio"),
+        (
+            lambda m: m[1]["content"].pop(0),
+            "no text before the reference, in user: audio, text / assist",
+        ),
         (lambda m: m.extend(m[1:]), "assistant: text, audio / user: text, audio, text"),
         (lambda m: m.clear(), "no turns"),
     ],
@@ -178,7 +181,7 @@ def test_chatml_of_another_shape_is_refused_by_line(change, found, tmp_path):
     change(row["messages"])
     error = problem(write_jsonl(tmp_path / "m.jsonl", [canonical_row(), row]), 2)
     assert (error.status, error.reason) == ("failed", "not_voice_cloning")
-    assert_parts(error, "m.jsonl line 2", found, "user: reference text, reference audio", "Rewrite the row")
+    assert_parts(error, "m.jsonl line 2", found, "a reference and a target, each", "Add what is lacking")
 
 
 def test_a_recipient_turn_is_refused(tmp_path):
@@ -193,7 +196,7 @@ def test_a_recipient_turn_is_refused(tmp_path):
     ("part", "found"),
     [
         ({"type": "audio", "audio_url": "", "raw_audio": "UklGRg=="}, "audio without a path"),
-        ({"type": "audio", "audio_url": "a.wav", "offset": -1.5}, "offset -1.5, duration None"),
+        ({"type": "audio", "audio_url": "a.wav", "offset": -1.5}, "offset = -1.5"),
         ({"type": "image", "image_url": "x.png"}, "a part of type 'image'"),
     ],
 )
@@ -245,7 +248,7 @@ def test_a_stray_quote_in_tsv_does_not_swallow_lines(tmp_path):
             "special_token",
             "<|AUDIO_OUT|>",
         ),
-        ({"audio_path": "a.wav", "text": "hi"}, "failed", "missing_column", "no audio among the columns audio_path"),
+        ({"sound": "a.wav", "text": "hi"}, "failed", "missing_column", "no audio among the columns sound"),
         ({"audio": "a.wav", "words": "hi"}, "failed", "missing_column", "no text"),
         ({"audio": "a.wav", "text": 5}, "failed", "malformed_row", "text = 5"),
         (
@@ -334,7 +337,7 @@ def test_columns_that_are_not_used_are_reported(tmp_path):
     ("name", "text", "found", "action"),
     [
         ("m.jsonl", None, "no such file", "--manifest"),
-        ("m.txt", "x", "a .txt file", "--manifest"),
+        ("m.docx", "x", "a .docx file", "--manifest"),
         ("m.jsonl", "", "no row that can be used, of 0", "the file has no rows"),
         ("m.jsonl", "{\n{\n", "no row that can be used, of 2", "m.jsonl line 1"),
         ("m.jsonl", " \n\n", "no row that can be used, of 0", "the file has no rows"),
