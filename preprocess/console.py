@@ -4,7 +4,6 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from preprocess.audio.decode import Header
 from preprocess.common.errors import InputError, Rejected, join_some
 from preprocess.corpus.base_model import BaseModel
 from preprocess.corpus.shards import FAILURES_FILE, Corpus
@@ -15,7 +14,7 @@ from preprocess.finish.next_command import train_command
 from preprocess.finish.two_channels import channel_lines
 from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable
-from preprocess.plan.screening import Screening, describe_thresholds, length_verdict, screening_warning
+from preprocess.plan.screening import Screening, describe_thresholds, screening_warning
 from preprocess.plan.settings import Settings
 from preprocess.plan.slices import Slice
 
@@ -87,36 +86,6 @@ def _speakers(table: ClipTable, keys: Iterable[str]) -> set[str]:
     return {table.clips[key].speaker for key in keys}
 
 
-def show_problems(manifest: Manifest, table: ClipTable, rejected: dict[str, Rejected]) -> list[Rejected]:
-    """Print to stderr, and return, why rows and clips can't be used, as far as manifest and headers show."""
-    problems = [error for _, error in sorted(manifest.rejected + table.rejected, key=lambda item: item[0])]
-    problems += rejected.values()
-    _show_problems(problems, f"a run names them in {FAILURES_FILE}")
-    return problems
-
-
-def show_validation(
-    manifest: Manifest,
-    table: ClipTable,
-    headers: dict[str, Header],
-    rejected: dict[str, Rejected],
-    screening: Screening,
-) -> int:
-    """Print the result of --validate-only; returns the exit code, 0. Raises InputError where no clip can be read."""
-    problems = show_problems(manifest, table, rejected)
-    if not headers:
-        raise InputError(
-            str(manifest.path), "no clip that can be used", "at least one", f"The first problem: {problems[0]}"
-        )
-    hours: defaultdict[str, float] = defaultdict(float)
-    for header in headers.values():
-        hours[length_verdict(screening, header.duration_sec)] += header.duration_sec / 3600
-    shown = ", ".join(f"{name} {value:.3f} h" for name, value in sorted(hours.items()))
-    print(f"{len(headers)} of {len(table.clips)} clips can be opened (by the files' headers: {shown})")
-    print("nothing was encoded")
-    return 0
-
-
 def show_reused(settings: Settings, reports: list[ShardReport]) -> None:
     """Print how many clips were not encoded because of --reuse."""
     if settings.reuse:
@@ -131,9 +100,37 @@ def show_lines(lines: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
+def show_preview(settings: Settings, outcome: Outcome, how: str) -> None:
+    """Print what a run would write and lose. how: how that was found out."""
+    print(f"what a run would give, {how}:")
+    if settings.screening.min_code_entropy_bits is not None:
+        print("  (but for min_code_entropy_bits, which needs the codes)")
+    _show_accounts(settings, outcome, f"a run names them in {FAILURES_FILE}")
+    print("nothing was encoded", flush=True)
+
+
+def show_stop(error: InputError) -> None:
+    """Print to stderr why a run would stop."""
+    print(f"a run would stop: {error}", file=sys.stderr, flush=True)
+
+
 def show_outcome(settings: Settings, outcome: Outcome, corpus: Corpus, base: BaseModel) -> None:
     """Print what was written and lost, what of it may be wrong, and the command that trains on it."""
-    _show_problems([error for _, error in outcome.rejected_rows], f"see {FAILURES_FILE}")
+    _show_accounts(settings, outcome, f"see {FAILURES_FILE}")
+    show_lines(channel_lines(corpus))
+    noise = corpus.info["text_noise"]
+    if noise:
+        shown = ", ".join(f"{facts['rows']} {kind}" for kind, facts in noise.items())
+        print(f"noise in transcripts, rows by kind: {shown}; examples are in {REPORT_FILE}")
+    assert settings.out
+    print(f"wrote {settings.out}; look at {settings.out / REPORT_FILE}")
+    nothing = "nothing can be trained, since every voice is held out for validation: lower --val-speakers"
+    print(f"next: {train_command(corpus, base) or nothing}", flush=True)
+
+
+def _show_accounts(settings: Settings, outcome: Outcome, all_of_them: str) -> None:
+    """Print the problems, rows, clips and samples. all_of_them: where the problems are named."""
+    _show_problems([error for _, error in outcome.rejected_rows], all_of_them)
     screened = Counter(error.reason for _, error in outcome.rejected_rows if error.status == "screened")
     warning = screening_warning(settings.screening, screened, sum(outcome.rows.values()))
     if warning:
@@ -147,15 +144,6 @@ def show_outcome(settings: Settings, outcome: Outcome, corpus: Corpus, base: Bas
         print(f"noisy copies of clips, drawn as references only: {counts}")
     for split, count in outcome.usable_samples.items():
         print(f"{split}: {count} samples, {outcome.speakers[split]} speakers")
-    show_lines(channel_lines(corpus))
-    noise = corpus.info["text_noise"]
-    if noise:
-        shown = ", ".join(f"{facts['rows']} {kind}" for kind, facts in noise.items())
-        print(f"noise in transcripts, rows by kind: {shown}; examples are in {REPORT_FILE}")
-    assert settings.out
-    print(f"wrote {settings.out}; look at {settings.out / REPORT_FILE}")
-    nothing = "nothing can be trained, since every voice is held out for validation: lower --val-speakers"
-    print(f"next: {train_command(corpus, base) or nothing}", flush=True)
 
 
 def _show_problems(problems: list[Rejected], all_of_them: str) -> None:

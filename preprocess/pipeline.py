@@ -7,6 +7,7 @@ import torch
 from preprocess import console
 from preprocess.codec.load import load_codec
 from preprocess.codec.precision import BOSON_MODE, EncodeMode, check_mode
+from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import BaseModel, check_codec_fits, read_base_model
 from preprocess.corpus.dialogue import AS_WRITTEN
@@ -15,16 +16,24 @@ from preprocess.corpus.text import refuse_special_tokens
 from preprocess.dry_run import show_plan
 from preprocess.encode.agreement import measure_agreement
 from preprocess.encode.failure_budget import refuse_many_failures
-from preprocess.encode.make_shard import load_screening_networks
-from preprocess.encode.output_folder import corpus_settings, hold_finish, hold_folder, remove_leftovers
+from preprocess.encode.judge_clip import load_screening_networks
+from preprocess.encode.make_shard import ShardReport
+from preprocess.encode.output_folder import (
+    account_settings,
+    corpus_settings,
+    hold_finish,
+    hold_folder,
+    remove_leftovers,
+)
+from preprocess.encode.preview import preview_by_decoding, preview_by_headers
 from preprocess.encode.probe import probe_clips
 from preprocess.encode.reuse import check_reuse
 from preprocess.encode.run import make_shards, refuse_missing, split_by_state
-from preprocess.finish.accounts import finish_corpus
+from preprocess.finish.accounts import account_for, finish_corpus, refuse_empty
 from preprocess.finish.corpus_page import write_report
 from preprocess.finish.held_out import plan_validation
 from preprocess.manifest.read import Manifest, read_manifest
-from preprocess.plan.clips import build_clips
+from preprocess.plan.clips import ClipTable, build_clips
 from preprocess.plan.forecast import forecast
 from preprocess.plan.noisy_references import add_noisy_references
 from preprocess.plan.noisy_rows import add_fast_clips, noise_facts, noise_lines, take_out_noise
@@ -53,17 +62,18 @@ def make_corpus(settings: Settings) -> int:
     console.show_lines(noise_lines(noise))
     console.show_lines(forecast(settings, base, table, headers, plan_validation(settings, table, headers)))
     if settings.validate_only:
-        return console.show_validation(manifest, table, headers, rejected, settings.screening)
+        report = preview_by_decoding(settings.screening, table, headers, num_cores)
+        return _show_preview(settings, manifest, table, rejected, report, "with every clip decoded")
     if settings.noisy_references:
         add_noisy_references(settings, table, headers)
     if settings.dry_run:
-        console.show_problems(manifest, table, rejected)
+        report = preview_by_headers(settings.screening, table, headers)
+        how = "by the files' headers (--validate-only decodes every clip)"
+        exit_code = _show_preview(settings, manifest, table, rejected, report, how)
         show_plan(settings, base, table, headers, num_workers)
-        return 0
+        return exit_code
 
-    row_errors = [error for _, error in manifest.rejected + table.rejected]
-    refuse_many_failures("manifest", row_errors, manifest.num_rows, settings.max_failure_share)
-    refuse_many_failures("headers", rejected.values(), len(table.clips), settings.max_failure_share)
+    _refuse_many_failures(settings, manifest, table, rejected)
     assert settings.out  # required by the flags, unless nothing is written
     recorded = _load_networks(settings, mode, manifest, base)
     with hold_folder(settings.out, recorded, settings.slice):
@@ -99,6 +109,37 @@ def _read_manifest(settings: Settings, base: BaseModel) -> Manifest:
         as_written=settings.layout == AS_WRITTEN,
         speaker=settings.speaker,
     )
+
+
+def _refuse_many_failures(
+    settings: Settings, manifest: Manifest, table: ClipTable, rejected: dict[str, Rejected]
+) -> None:
+    """Stop before the encode where too many rows can't be read, or too many clips opened."""
+    row_errors = [error for _, error in manifest.rejected + table.rejected]
+    refuse_many_failures("manifest", row_errors, manifest.num_rows, settings.max_failure_share)
+    refuse_many_failures("headers", rejected.values(), len(table.clips), settings.max_failure_share)
+
+
+def _show_preview(
+    settings: Settings,
+    manifest: Manifest,
+    table: ClipTable,
+    rejected: dict[str, Rejected],
+    report: ShardReport,
+    how: str,
+) -> int:
+    """Print the accounts that a run would give. Returns the exit code: 1 where a run would stop."""
+    outcome = account_for(manifest, table, [report], rejected, account_settings(settings)).outcome
+    console.show_preview(settings, outcome, how)
+    try:
+        _refuse_many_failures(settings, manifest, table, rejected)
+        num_read = len(table.clips) - len(rejected)
+        refuse_many_failures("decoding", report.rejected.values(), num_read, settings.max_failure_share)
+        refuse_empty(manifest, outcome)
+    except InputError as error:
+        console.show_stop(error)
+        return 1
+    return 0
 
 
 def _load_networks(settings: Settings, mode: EncodeMode, manifest: Manifest, base: BaseModel) -> JsonObject:

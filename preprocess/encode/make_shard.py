@@ -26,15 +26,14 @@ from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.dialogue import audios_of, read_dialogue
 from preprocess.corpus.shards import QUALITY, Clip, write_shard
-from preprocess.corpus.text import normalise_text, num_digits
+from preprocess.corpus.text import num_digits
+from preprocess.encode.judge_clip import judge_clip, refuse_length
 from preprocess.encode.local_pool import worker_number
 from preprocess.encode.read_ahead import read_ahead
 from preprocess.encode.reuse import EarlierCorpus, Reused, open_earlier, recording_facts
-from preprocess.judges.figures import audio_figures, code_entropy_bits, text_figures
-from preprocess.judges.speaker import embed_voice, load_encoder
-from preprocess.judges.voice_activity import load_detector, speech_share
+from preprocess.judges.figures import code_entropy_bits
 from preprocess.plan.clips import ClipPlan
-from preprocess.plan.screening import Screening, claims_arabic, screen_figures
+from preprocess.plan.screening import screen_figures
 from preprocess.plan.shard_specs import ShardSpec
 
 FRAGMENTS_FOLDER = "fragments"
@@ -120,19 +119,15 @@ def _make_clip(
     spec: ShardSpec, plan: ClipPlan, audio: ClipAudio, tokenizer: HiggsAudioTokenizer, facts: CodecFacts
 ) -> tuple[Clip, JsonObject]:
     """(clip, its columns of the index besides those of its place in the tar). Raises Rejected if it is screened."""
-    where = str(plan.recording)
-    screen_figures(spec.screening, {"duration_sec": audio.duration_sec}, where)  # before hours of audio are measured
+    refuse_length(spec.screening, plan, audio.duration_sec)
     assert not isinstance(audio, TooLong), "audio of a length that the screening allows was not decoded"
-    quality = _screened_figures(spec, plan, audio)
-    voice = {}
-    if spec.screening.min_speaker_similarity is not None and not plan.augmentation:  # a copy goes with its clip
-        voice["voice"] = embed_voice(_samples(plan, audio))
+    quality, voice = judge_clip(spec.screening, plan, audio if isinstance(audio, Reused) else audio.audio)
     if isinstance(audio, Reused):
         codes, flac = audio.codes, audio.flac
     else:
         codes, flac = _encode(spec, plan, audio, tokenizer, facts)
     quality["code_entropy_bits"] = code_entropy_bits(codes)
-    screen_figures(spec.screening, quality, where)
+    screen_figures(spec.screening, quality, str(plan.recording))
     assert codes.shape[0] == facts.num_codebooks, codes.shape
     assert codes.max() < facts.codebook_size, codes.max()
     meta = _meta(plan, audio, quality)
@@ -190,41 +185,6 @@ def clip_in_progress(spec: ShardSpec) -> ClipPlan | None:
     path = _clip_path(spec)
     key = path.read_text() if path.is_file() else None
     return next((plan for plan in spec.clips if plan.key == key), None)
-
-
-def load_screening_networks(screening: Screening) -> None:
-    """Load the networks that the screening needs, so that workers forked from here share them."""
-    if screening.min_speech_share is not None:
-        load_detector()
-    if screening.min_speaker_similarity is not None:
-        load_encoder()
-
-
-def _screened_figures(spec: ShardSpec, plan: ClipPlan, audio: Decoded | Reused) -> dict[str, float]:
-    """Figures of a clip before it is encoded and made noisy. Raises Rejected where the screening drops it."""
-    where = str(plan.recording)
-    figures = dict(audio.figures) if isinstance(audio, Reused) else audio_figures(audio.audio)
-    known_speech_share = figures.pop("speech_share", None)
-    if plan.recording.channel is not None:  # nothing was mixed
-        figures.pop("channel_difference", None)
-    elif "channel_difference" not in figures:  # reused from a corpus in which it was not measured
-        figures["channel_difference"] = audio_figures(_samples(plan, audio))["channel_difference"]
-    if plan.text:
-        silence_sec = figures["leading_silence_sec"] + figures["trailing_silence_sec"]
-        figures |= text_figures(normalise_text(plan.text), audio.duration_sec - silence_sec)
-    if not claims_arabic(spec.screening, plan.language):
-        figures.pop("arabic_share", None)
-    screen_figures(spec.screening, figures, where)
-    if spec.screening.min_speech_share is not None:  # last: the others cost next to nothing
-        if known_speech_share is None:
-            known_speech_share = speech_share(_samples(plan, audio))
-        figures["speech_share"] = known_speech_share
-        screen_figures(spec.screening, figures, where)
-    return figures
-
-
-def _samples(plan: ClipPlan, audio: Decoded | Reused) -> Audio:
-    return plan.recording.decode() if isinstance(audio, Reused) else audio.audio
 
 
 def _meta(plan: ClipPlan, audio: Decoded | Reused, quality: dict[str, float]) -> JsonObject:

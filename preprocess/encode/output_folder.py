@@ -62,11 +62,9 @@ def corpus_settings(settings: Settings, manifest: Manifest, base: BaseModel, cod
         "settings": {
             "manifest_sha256": manifest.sha256,
             "hours_per_shard": settings.hours_per_shard,
-            "val_speakers": settings.val_speakers,
-            "seed": settings.seed,
+            **account_settings(settings),
             "device": settings.device,
             "precision": settings.precision,
-            "screening": asdict(settings.screening),
             **({"noisy_references": settings.noisy_references} if settings.noisy_references else {}),
         },
         "pins": {
@@ -75,6 +73,12 @@ def corpus_settings(settings: Settings, manifest: Manifest, base: BaseModel, cod
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
         },
     }
+
+
+def account_settings(settings: Settings) -> JsonObject:
+    """What decides which rows and clips a corpus keeps, and which are its validation split."""
+    chosen = {"val_speakers": settings.val_speakers, "seed": settings.seed}
+    return {**chosen, "screening": asdict(settings.screening)}
 
 
 @contextlib.contextmanager

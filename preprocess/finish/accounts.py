@@ -41,6 +41,15 @@ class Outcome:
     speakers: dict[str, int]  # by split
 
 
+@dataclass(frozen=True)
+class Account:
+    """What becomes of all rows and clips. rows: of the index, by key. lost: why the other clips are in no shard."""
+
+    outcome: Outcome
+    rows: Rows
+    lost: dict[str, Rejected]
+
+
 def finish_corpus(
     out: Path,
     manifest: Manifest,
@@ -54,6 +63,39 @@ def finish_corpus(
     Two accounts are asserted: each manifest row is written, merged, screened or failed; each clip is in exactly one
     shard, or screened or failed. Raises InputError where no row can be used.
     """
+    account = account_for(manifest, table, reports, rejected_clips, settings["settings"])
+    outcome, rows = account.outcome, account.rows
+    _write_failures(out, manifest, outcome.rejected_rows, account.lost)
+    refuse_empty(manifest, outcome, f" All of them: {out / FAILURES_FILE}")
+    originals = [row for row in rows.values() if not row["derived_from"]]
+    write_corpus(
+        out,
+        list(rows.values()),
+        {
+            **settings,
+            "hours": outcome.hours,
+            "lost_hours": outcome.lost_hours,
+            "rows": outcome.rows,
+            "clips": outcome.clips,
+            **({"derived_clips": outcome.derived} if any(outcome.derived.values()) else {}),
+            "speakers": outcome.speakers,
+            "samples": outcome.usable_samples,
+            "speech": speech_facts(originals),
+            "digits": _digits(originals),
+            "shards": [_shard_facts(report) for report in reports if report.rows],
+        },
+    )
+    return outcome
+
+
+def account_for(
+    manifest: Manifest,
+    table: ClipTable,
+    reports: list[ShardReport],
+    rejected_clips: dict[str, Rejected],
+    settings: JsonObject,
+) -> Account:
+    """What becomes of each row and clip. settings: screening, val_speakers and seed, as corpus.json has them."""
     rows = {row["key"]: {**row, "use": True, "reason": None} for report in reports for row in report.rows}
     lost = {**rejected_clips, **{key: error for report in reports for key, error in report.rejected.items()}}
     assert sum(len(report.rows) for report in reports) == len(rows), "a clip in two shards"
@@ -63,7 +105,7 @@ def finish_corpus(
     copies = {key for key, clip in table.clips.items() if clip.derived_from}
     originals = {key: row for key, row in rows.items() if key not in copies}
     rejected_rows = manifest.rejected + table.rejected
-    left_out = find_speaker_outliers(originals, table.clips, Screening(**settings["settings"]["screening"]))
+    left_out = find_speaker_outliers(originals, table.clips, Screening(**settings["screening"]))
     leaked = clips_in_validation(originals, table.clips, table.validation or set())
     left_out |= leaked
     duplicates = find_duplicates({key: row for key, row in originals.items() if key not in leaked}, table.clips)
@@ -77,40 +119,26 @@ def finish_corpus(
     lines = [use.line for use in written] + [line for line, _ in rejected_rows]
     assert len(set(lines)) == len(lines) == manifest.num_rows, "a manifest row twice, or in no account"
     _mark_usable(originals, table, written, duplicates, left_out)
-    validation = validation_clips(originals, table, written, settings["settings"])
+    validation = validation_clips(originals, table, written, settings)
     for key, row in originals.items():
         row["split"] = "val" if key in validation else "train"
     for key in copies & rows.keys():
         _follow_original(rows[key], originals.get(rows[key]["derived_from"]))
 
     rejected_rows.sort(key=lambda item: item[0])
-    _write_failures(out, manifest, rejected_rows, lost)
-    if not written:
+    outcome = _outcome(originals, copies, reports, written, rejected_rows, lost, left_out)
+    return Account(outcome, rows, lost)
+
+
+def refuse_empty(manifest: Manifest, outcome: Outcome, all_of_them: str = "") -> None:
+    """Raise InputError where no row can be used. all_of_them: where the problems are named."""
+    if not outcome.rows["written"]:
         raise InputError(
             str(manifest.path),
             "no row that can be used",
             "at least one utterance",
-            f"The first problem: {rejected_rows[0][1]} All of them: {out / FAILURES_FILE}",
+            f"The first problem: {outcome.rejected_rows[0][1]}{all_of_them}",
         )
-    outcome = _outcome(originals, copies, reports, written, rejected_rows, lost, left_out)
-    write_corpus(
-        out,
-        list(rows.values()),
-        {
-            **settings,
-            "hours": outcome.hours,
-            "lost_hours": outcome.lost_hours,
-            "rows": outcome.rows,
-            "clips": outcome.clips,
-            **({"derived_clips": outcome.derived} if copies else {}),
-            "speakers": outcome.speakers,
-            "samples": outcome.usable_samples,
-            "speech": speech_facts(originals.values()),
-            "digits": _digits(originals.values()),
-            "shards": [_shard_facts(report) for report in reports if report.rows],
-        },
-    )
-    return outcome
 
 
 def _why_lost(

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import preprocess.encode.judge_clip as judge_clip_module
 import preprocess.encode.make_shard as make_shard_module
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError, Rejected, costs_its_item
@@ -85,8 +86,8 @@ def raise_over(monkeypatch, place, name, surprise):
         monkeypatch.setattr(Recording, place, surprising(getattr(Recording, place), lambda given: given[0].path))
     else:
         monkeypatch.setattr(Recording, "duration_if_longer", remember)
-        original = getattr(make_shard_module, place)
-        monkeypatch.setattr(make_shard_module, place, surprising(original, lambda given: current[0]))
+        module = judge_clip_module if hasattr(judge_clip_module, place) else make_shard_module
+        monkeypatch.setattr(module, place, surprising(getattr(module, place), lambda given: current[0]))
 
 
 @pytest.mark.parametrize("seed", range(len(PLACES)))
