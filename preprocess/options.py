@@ -218,12 +218,17 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_previews(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--validate-only", action="store_true", help="check manifest and headers, encode nothing")
+    group.add_argument(
+        "--validate-only",
+        action="store_true",
+        help="decode and screen every clip as a run does, and say what it would lose; exit code 1 where it would stop",
+    )
     group.add_argument(
         "--dry-run",
         action="store_true",
         help="print how the manifest is read, one row as it will be trained, hours, size and time (with "
-        "--audio-tokenizer and --hubert: measured by encoding 3 clips); write nothing",
+        "--audio-tokenizer and --hubert: measured by encoding 3 clips), and what a run would lose by the files' "
+        "headers; exit code 1 where it would stop; write nothing",
     )
 
 
