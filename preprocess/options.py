@@ -221,7 +221,7 @@ def _add_previews(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--validate-only",
         action="store_true",
-        help="decode and screen every clip as a run does, and say what it would lose; exit code 1 where it would stop",
+        help="decode and screen every clip as a run does, and say what it would lose; exit code 1 where it stops",
     )
     group.add_argument(
         "--dry-run",
