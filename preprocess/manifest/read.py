@@ -21,7 +21,9 @@ from preprocess.corpus.text import normalise_text, num_letters, refuse_special_t
 from preprocess.manifest import ljspeech, metadata_json
 from preprocess.manifest.chatml import PromptSettings, row_from_chatml
 from preprocess.manifest.columns import Row, Turn, malformed_row, map_columns, row_from_columns
-from preprocess.manifest.tables import SUFFIXES, find_separator, read_records
+from preprocess.manifest.delimited import find_separator
+from preprocess.manifest.tables import SUFFIXES, read_records
+from preprocess.manifest.text_file import manifest_suffix
 
 _METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Hugging Face names the parts of a split like train-00000-of-00003.parquet.
@@ -139,7 +141,7 @@ def read_manifest(
         rows_before, rejected_before = len(manifest.rows), len(manifest.rejected)
         for found in _find_files(given) if given else ():
             dialect, records, dialect_columns = _open_dialect(found)
-            unit = _UNITS.get(dialect, "row" if found.suffix == ".parquet" else "line")
+            unit = _UNITS.get(dialect, "row" if manifest_suffix(found) == ".parquet" else "line")
             file = ManifestFile(found, unit, _last_line(manifest), validation)
             manifest.files.append(file)
             for number, record in records:
@@ -209,7 +211,7 @@ def _no_rows(path: Path, rejected: list[tuple[int, Rejected]]) -> InputError:
 
 def _open_dialect(path: Path) -> tuple[str, Iterator[tuple[int, object]], Mapping[str, str]]:
     """(dialect, records, {field: column} of this dialect) of a file."""
-    suffix = path.suffix.lower()
+    suffix = manifest_suffix(path)
     if suffix == ".json" and metadata_json.read_samples(path) is not None:
         return "metadata.json", metadata_json.read_sample_records(path), metadata_json.COLUMNS
     if suffix == ".csv" and ljspeech.is_ljspeech(path):
@@ -240,7 +242,7 @@ def _find_files(path: Path) -> list[Path]:
         found = sorted(path.parent.glob(path.name))
     else:
         found = [path]
-    if not found or not all(file.is_file() and file.suffix.lower() in SUFFIXES for file in found):
+    if not found or not all(file.is_file() and manifest_suffix(file) in SUFFIXES for file in found):
         wrong = next((file for file in found if file.is_file()), None)
         what = f"no {', no '.join(_METADATA)} and no Parquet files" if path.is_dir() else "no such file"
         raise InputError(

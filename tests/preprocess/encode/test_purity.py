@@ -259,12 +259,14 @@ def test_a_worker_that_dies_over_a_clip_costs_that_clip_and_the_next_run_mends_i
 
 def test_workers_that_die_before_any_clip_cost_their_shard(tmp_path, given, expected):
     """The first shard's worker is killed in both tries, as it starts; the command goes on."""
-    out, killed_twice = tmp_path / "out", tmp_path / "killed_twice"
+    out, killed_twice, begun = tmp_path / "out", tmp_path / "killed_twice", tmp_path / "begun"
+    begun.mkdir()
 
     def make_none_before() -> None:
         make_shard = preprocess.encode.run.make_shard
 
         def wait_and_make(spec, progress):
+            (begun / str(os.getpid())).touch()
             while not killed_twice.exists():
                 time.sleep(0.01)
             return make_shard(spec, progress)
@@ -272,8 +274,8 @@ def test_workers_that_die_before_any_clip_cost_their_shard(tmp_path, given, expe
         preprocess.encode.run.make_shard = wait_and_make
 
     process = start(out, given, before=make_none_before)
-    for _ in range(2):
-        wait_for(lambda: children(process), process)
+    for tries in (1, 2):
+        wait_for(lambda tries=tries: len(list(begun.iterdir())) == tries, process)
         (pid,) = children(process)
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda pid=pid: pid not in children(process), process)

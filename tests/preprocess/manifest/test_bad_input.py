@@ -74,7 +74,11 @@ def bad(tmp_path_factory, short_folder, tools):
 BAD_ROWS = {
     3: ("failed", "missing_file", "missing.wav", "no such file", "an audio file", "--audio-root"),
     4: ("failed", "empty_file", "zero.wav", "0 bytes", "an audio file", "Copy or record the file again"),
-    5: ("failed", "not_audio", "broken.wav", "no audio that libsndfile can open", "a whole WAV", "Convert the file"),
+    5: (
+        ("failed", "not_audio", "broken.wav", "no audio that libsndfile or ffprobe", "a whole audio file", "Copy or")
+        if shutil.which("ffprobe")
+        else ("failed", "needs_ffmpeg", "broken.wav", "no program ffprobe", "ffmpeg and ffprobe", "Install ffmpeg")
+    ),
     6: ("failed", "truncated", "cut.wav", "0.40 s of audio", "0.80 s, as its header says", "was cut short"),
     7: ("screened", "empty_transcript", "corpus.jsonl line 7", "'  '", "the words that are spoken", "Transcribe"),
     8: ("failed", "no_speaker", "line 8", "neither speaker nor reference_audio", "one of them", "Fill in one"),
