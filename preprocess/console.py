@@ -45,6 +45,8 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
         print("    --layout canonical puts references into turns of the assistant")
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
+    for column, count in sorted(manifest.none_words.items()):
+        print(f"  {count} rows say nan, None or the like as {column}: they have none")
     spellings = defaultdict(set)
     for name in _speakers(table, table.clips):
         spellings[name.casefold()].add(name)

@@ -35,7 +35,7 @@ def parse_settings(argv: list[str] | None) -> "Settings":
         args.val_speakers = "0" if args.val_manifest else "0.02"
 
     # Imported after the flags are read, so that --help need not wait for these.
-    from preprocess.manifest.columns import parse_columns
+    from preprocess.manifest.field_names import parse_columns
     from preprocess.plan.screening import load_screening
     from preprocess.plan.settings import Settings
     from preprocess.plan.slices import parse_slice

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.columns import Row, Turn, malformed_row, plain_name
+from preprocess.manifest.columns import Row, Turn
+from preprocess.manifest.values import is_missing, malformed_row, read_name
 
 _SHAPE = (
     "user: reference text, reference audio, instruction / assistant: text, audio; "
@@ -49,8 +50,9 @@ def row_from_chatml(line: int, where: str, record: JsonObject, prompt: PromptSet
 def _read_name(where: str, record: JsonObject, name: str) -> str | None:
     """A value of the row itself, else of its `misc`."""
     misc = record.get("misc")
-    value = record.get(name) or (misc.get(name) if isinstance(misc, dict) else None)
-    return None if value is None else plain_name(where, name, str(value))
+    if is_missing(record.get(name)) and isinstance(misc, dict):
+        return read_name(where, misc, name)
+    return read_name(where, record, name)
 
 
 def _read_turns(where: str, record: JsonObject) -> tuple[Turn, ...]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.columns import malformed_row
 from preprocess.manifest.text_file import manifest_suffix, read_text_bytes
+from preprocess.manifest.values import malformed_row
 
 _SEPARATORS = ",;\t"
 # Excel's first line, which names the separator: sep=;

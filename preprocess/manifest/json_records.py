@@ -11,10 +11,11 @@ from typing import Any
 
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.columns import FIELDS, OTHER_NAMES, malformed_row
+from preprocess.manifest.field_names import OTHER_NAMES
+from preprocess.manifest.values import malformed_row
 
 # An object with one of these is a row, whatever lists it has.
-_KEYS_OF_ROWS = {"messages", "supervisions", *FIELDS, *(name for names in OTHER_NAMES.values() for name in names)}
+_KEYS_OF_ROWS = {"messages", "supervisions", "audio", "text", *OTHER_NAMES["audio"], *OTHER_NAMES["text"]}
 _BLANKS = " \t\r\n"
 
 

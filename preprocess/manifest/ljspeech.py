@@ -5,7 +5,7 @@ from pathlib import Path
 
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.columns import malformed_row
+from preprocess.manifest.values import malformed_row
 
 # The third field: numbers and abbreviations written out as they are spoken.
 COLUMNS = {"text": "normalized_text"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.common.errors import Rejected
-from preprocess.manifest.columns import malformed_row
+from preprocess.manifest.values import malformed_row
 
 COLUMNS = {
     "audio": "audio_file",

@@ -16,14 +16,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError, Rejected, join_some
 from preprocess.corpus.text import normalise_text, num_letters, refuse_special_tokens
 from preprocess.manifest import ljspeech, metadata_json
 from preprocess.manifest.chatml import PromptSettings, row_from_chatml
-from preprocess.manifest.columns import Row, Turn, malformed_row, map_columns, row_from_columns
+from preprocess.manifest.columns import Row, Turn, row_from_columns
 from preprocess.manifest.delimited import find_separator
+from preprocess.manifest.field_names import map_columns, unused_columns
 from preprocess.manifest.tables import SUFFIXES, read_records
 from preprocess.manifest.text_file import manifest_suffix
+from preprocess.manifest.values import is_none_word, malformed_row
 
 _METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Hugging Face names the parts of a split like train-00000-of-00003.parquet.
@@ -64,6 +67,7 @@ class Manifest:
 
     dialects: {dialect: rows}. mapped: {(field, column): rows in which the field's column has another name}.
     ignored_columns: {column: rows}. own_system_texts: rows whose system text is not --system-text.
+    none_words: {column: rows in which it says "nan", "None"..., which is read as a missing value}.
     `line` counts rows through all files; in the first file, usually the only one, it is the line.
     """
 
@@ -74,6 +78,7 @@ class Manifest:
     mapped: Counter[tuple[str, str]] = field(default_factory=Counter)
     ignored_columns: Counter[str] = field(default_factory=Counter)
     own_system_texts: int = 0
+    none_words: Counter[str] = field(default_factory=Counter)
     files: list[ManifestFile] = field(default_factory=list)
 
     @property
@@ -188,9 +193,11 @@ def _add_record(
             )
         else:
             manifest.dialects[dialect] += 1
-            columns = map_columns(tuple(record), tuple(chosen.items()))
+            embedded = any(isinstance(value, Recording) for value in record.values())
+            columns = map_columns(tuple(record), tuple(chosen.items()), embedded)
             manifest.mapped.update((f, c) for f, c in columns.items() if f != c and record.get(c) is not None)
-            manifest.ignored_columns.update(name for name in record if name not in columns.values())
+            manifest.none_words.update(c for f, c in columns.items() if f != "text" and is_none_word(record.get(c)))
+            manifest.ignored_columns.update(unused_columns(record, columns))
             row = row_from_columns(line, where, record, columns)
         _check_characters(where, row)
         _check_paths(where, row)

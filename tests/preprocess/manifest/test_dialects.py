@@ -21,7 +21,7 @@ from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.shards import Corpus
 from preprocess.dry_run import show_plan
-from preprocess.manifest.columns import parse_columns
+from preprocess.manifest.field_names import parse_columns
 from preprocess.manifest.read import read_manifest
 from preprocess.options import parse_settings
 from preprocess.plan.clips import build_clips

@@ -245,7 +245,7 @@ def test_a_stray_quote_in_tsv_does_not_swallow_lines(tmp_path):
             "special_token",
             "<|AUDIO_OUT|>",
         ),
-        ({"audio_path": "a.wav", "text": "hi"}, "failed", "missing_column", "no audio among the columns audio_path"),
+        ({"sound": "a.wav", "text": "hi"}, "failed", "missing_column", "no audio among the columns sound"),
         ({"audio": "a.wav", "words": "hi"}, "failed", "missing_column", "no text"),
         ({"audio": "a.wav", "text": 5}, "failed", "malformed_row", "text = 5"),
         (
