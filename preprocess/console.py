@@ -13,6 +13,7 @@ from preprocess.finish.accounts import Outcome
 from preprocess.finish.corpus_page import REPORT_FILE
 from preprocess.finish.next_command import train_command
 from preprocess.finish.two_channels import channel_lines
+from preprocess.manifest.odd_speakers import speaker_warnings
 from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable
 from preprocess.plan.screening import Screening, describe_thresholds, length_verdict, screening_warning
@@ -22,8 +23,11 @@ from preprocess.plan.slices import Slice
 _SHOWN_PER_REASON = 5
 
 
-def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> None:
-    """Print dialects, number of clips, how columns were read, and what of the manifest is not used."""
+def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool, speaker: str | None = None) -> None:
+    """Print dialects, number of clips, how columns were read, and what of the manifest is not used.
+
+    speaker: that of --speaker.
+    """
     dialects = ", ".join(f"{count} rows of {name}" for name, count in sorted(manifest.dialects.items()))
     files = join_some((file.path.name for file in manifest.files), 3)
     print(f"{files}: {dialects}; {len(table.uses)} samples of {len(table.clips)} clips")
@@ -58,7 +62,19 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
         print(f"  {count} ids are in more than one row (nothing is merged by id): {ids}")
     if manifest.ignored_columns:
         print(f"  columns not used: {join_some(name or '(nameless)' for name in sorted(manifest.ignored_columns))}")
+    _show_speakers(manifest, speaker)
     sys.stdout.flush()
+
+
+def _show_speakers(manifest: Manifest, speaker: str | None) -> None:
+    """Print whose voice the rows without a speaker are, and what is odd about the speakers that rows name."""
+    for name, count in sorted(manifest.given_speakers.items()):
+        why = "as --speaker says" if speaker else "after their folder (--speaker NAME names another)"
+        print(f"  {count} rows name no speaker: they are the voice {name!r}, {why}")
+    num_own = sum(row.speaker is not None for row in manifest.rows) - manifest.given_speakers.total()
+    if speaker and num_own:
+        print(f"  {num_own} rows keep the speaker that they name: --speaker {speaker} is not theirs")
+    show_lines(speaker_warnings(manifest.rows))
 
 
 def show_encoder(faster_forms: dict[str, bool]) -> None:

@@ -17,8 +17,9 @@ EXAMPLE = """example:
   python -m preprocess.shard --manifest corpus.jsonl --model models/base \\
       --audio-tokenizer models/codec --hubert models/hubert --out shards/"""
 REQUIRED = {
-    "manifest": "the list of recordings: .jsonl, .json, .csv, .tsv or .parquet; or a folder with metadata.json, "
-    "metadata.csv (LJSpeech, audiofolder) or Parquet files; or a pattern ('data/train-*.parquet')",
+    "manifest": "the list of recordings: .jsonl, .json, .csv, .tsv (or .gz of one), .parquet, a .txt with | between "
+    "columns; or a folder with metadata.json, metadata.csv (LJSpeech, audiofolder), Parquet files or Kaldi's wav.scp "
+    "and text; or a pattern ('data/train-*.parquet')",
     "model": "folder of the Higgs Audio v2 base model (config and tokenizer are read)",
     "audio_tokenizer": "folder of the codec (config.json, model.pth)",
     "hubert": "folder of the HuBERT that the codec is built on",
@@ -36,6 +37,7 @@ def parse_settings(argv: list[str] | None) -> "Settings":
 
     # Imported after the flags are read, so that --help need not wait for these.
     from preprocess.manifest.field_names import parse_columns
+    from preprocess.manifest.values import parse_speaker
     from preprocess.plan.screening import load_screening
     from preprocess.plan.settings import Settings
     from preprocess.plan.slices import parse_slice
@@ -46,6 +48,7 @@ def parse_settings(argv: list[str] | None) -> "Settings":
         "columns": parse_columns,
         "screening": load_screening,
         "slice": parse_slice,
+        "speaker": parse_speaker,
     }
     for name, read in readers.items():
         try:
@@ -63,9 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
         description=textwrap.fill(
             "Encode recordings with Boson's codec and write shards for training. Manifest rows have `audio`, `text` "
             "and `speaker`, optionally `reference_audio` and `reference_text`, and `start` and `end` (seconds) for a "
-            "part of a longer file; ChatML voice-cloning rows, LJSpeech and Hugging Face's folders are read too. A "
-            "row that can't be used is named in failures.jsonl, and the command goes on with the others. Run the "
-            "same command again to continue where it stopped."
+            "part of a longer file; ChatML voice-cloning rows, LJSpeech, Kaldi, lhotse, NeMo and Hugging Face's "
+            "folders are read too. A row that can't be used is named in failures.jsonl, and the command goes on with "
+            "the others. Run the same command again to continue where it stopped."
         ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -92,6 +95,11 @@ def _add_recordings(group: argparse._ArgumentGroup) -> None:
         metavar="FIELD=COLUMN,...",
         help="the column of the manifest that holds a field, where it has another name: for Common Voice "
         "audio=path,text=sentence,speaker=client_id. The command prints which column it takes for which field",
+    )
+    group.add_argument(
+        "--speaker",
+        metavar="NAME",
+        help="the voice of the rows that name no speaker, for a corpus of one voice; one that a row names stays",
     )
     group.add_argument(
         "--val-speakers",

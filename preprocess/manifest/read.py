@@ -3,7 +3,9 @@
 columns        JSONL, JSON, CSV, TSV or Parquet with columns for audio, text, speaker and so on (columns.py)
 ChatML         JSONL or JSON with `messages`; rows of both may stand in one file (chatml.py)
 metadata.json  a folder with `samples` and text files (metadata_json.py)
-LJSpeech       metadata.csv of id|text|normalised text, and wavs/ (ljspeech.py)
+|              LJSpeech, piper, XTTS, F5, VITS: read by what their columns hold (pipes.py)
+Kaldi          a folder with wav.scp, text, utt2spk and segments (kaldi.py)
+lhotse         cuts as JSONL (lhotse.py)
 
 How the files were understood is reported; what could be understood in two ways is refused. A row that can't be used
 is rejected under its line number, and the others are read.
@@ -12,25 +14,19 @@ is rejected under its line number, and the others are read.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError, Rejected, join_some
 from preprocess.corpus.text import normalise_text, num_letters, refuse_special_tokens
-from preprocess.manifest import ljspeech, metadata_json
 from preprocess.manifest.chatml import PromptSettings, row_from_chatml
 from preprocess.manifest.columns import Row, Turn, row_from_columns
-from preprocess.manifest.delimited import find_separator
+from preprocess.manifest.dialects import find_files, open_dialect
 from preprocess.manifest.field_names import map_columns, unused_columns
-from preprocess.manifest.tables import SUFFIXES, read_records
-from preprocess.manifest.text_file import manifest_suffix
 from preprocess.manifest.values import is_none_word, malformed_row
 
-_METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
-# Hugging Face names the parts of a split like train-00000-of-00003.parquet.
-_PART = re.compile(r"-\d+-of-\d+$")
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 _ELSEWHERE = (
     (
@@ -45,7 +41,6 @@ _ELSEWHERE = (
     ),
     (re.compile("~/"), "a path with ~, which only a shell replaces", "Write the folder in full."),
 )
-_UNITS = {"metadata.json": "sample", "LJSpeech": "line"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,7 @@ class Manifest:
     dialects: {dialect: rows}. mapped: {(field, column): rows in which the field's column has another name}.
     ignored_columns: {column: rows}. own_system_texts: rows whose system text is not --system-text.
     none_words: {column: rows in which it says "nan", "None"..., which is read as a missing value}.
+    given_speakers: {speaker: rows that name none, and get the one of --speaker or of their folder}.
     `line` counts rows through all files; in the first file, usually the only one, it is the line.
     """
 
@@ -79,6 +75,7 @@ class Manifest:
     ignored_columns: Counter[str] = field(default_factory=Counter)
     own_system_texts: int = 0
     none_words: Counter[str] = field(default_factory=Counter)
+    given_speakers: Counter[str] = field(default_factory=Counter)
     files: list[ManifestFile] = field(default_factory=list)
 
     @property
@@ -130,30 +127,34 @@ def read_manifest(
     val_path: Path | None = None,
     keep_system: bool = False,
     as_written: bool = False,
+    speaker: str | None = None,
+    audio_root: Path | None = None,
 ) -> Manifest:
     """The manifest with all its rows, and those of `val_path` as the validation split.
 
     path, val_path: a file, a folder, or a pattern (`data/train-*.parquet`). columns: {field: column} as --columns
     gives it. keep_system: ChatML rows keep a system text of their own that differs from `system_text`. as_written:
-    they keep their turns. Raises InputError for a manifest without a usable row, a file that can't be read, a
-    column that could be several fields, a column of --columns that no row has, and, with as_written, a row without
-    turns.
+    they keep their turns. speaker: that of the rows that name none. audio_root: where recordings lie that are named
+    by their id; None for the folder of the file that names them.
+
+    Raises InputError for a manifest without a usable row, a file that can't be read, a column that could be several
+    fields, a column of --columns that no row has, and, with as_written, a row without turns.
     """
     manifest, columns = Manifest(path), dict(columns or {})
     prompt = PromptSettings(tuple(special_tokens), system_text, keep_system, as_written)
     seen: set[str] = set()
     for given, validation in ((path, False), (val_path, True)):
         rows_before, rejected_before = len(manifest.rows), len(manifest.rejected)
-        for found in _find_files(given) if given else ():
-            dialect, records, dialect_columns = _open_dialect(found)
-            unit = _UNITS.get(dialect, "row" if manifest_suffix(found) == ".parquet" else "line")
-            file = ManifestFile(found, unit, _last_line(manifest), validation)
+        for found in find_files(given) if given else ():
+            dialect = open_dialect(found, audio_root or found.parent, columns)
+            file = ManifestFile(found, dialect.unit, _last_line(manifest), validation)
             manifest.files.append(file)
-            for number, record in records:
+            for number, record in dialect.records:
                 names = set(record) if isinstance(record, dict) else set()
                 seen |= names
-                chosen = {f: c for f, c in dialect_columns.items() if c in names} | columns
-                _add_record(manifest, dialect, file.rows_before + number, record, chosen, prompt)
+                chosen = {f: c for f, c in dialect.columns.items() if c in names} | columns
+                voice = speaker or dialect.voice
+                _add_record(manifest, dialect.name, file.rows_before + number, record, chosen, prompt, voice)
         if given and len(manifest.rows) == rows_before:
             raise _no_rows(given, manifest.rejected[rejected_before:])
     strangers = sorted(set(columns.values()) - seen)
@@ -168,9 +169,18 @@ def _last_line(manifest: Manifest) -> int:
 
 
 def _add_record(
-    manifest: Manifest, dialect: str, line: int, record: object, chosen: dict[str, str], prompt: PromptSettings
+    manifest: Manifest,
+    dialect: str,
+    line: int,
+    record: object,
+    chosen: dict[str, str],
+    prompt: PromptSettings,
+    voice: str | None,
 ) -> None:
-    """Add a record to the manifest's usable or rejected rows, and count how it was understood."""
+    """Add a record to the manifest's usable or rejected rows, and count how it was understood.
+
+    voice: the speaker of a row that names none.
+    """
     where = manifest.where(line)
     try:
         if isinstance(record, Rejected):
@@ -205,6 +215,9 @@ def _add_record(
             if text is not None and (text or not row.turns):
                 _check_transcript(where, text, prompt.special_tokens)
         _check_special_tokens(where, row, prompt.special_tokens)
+        if voice and row.speaker is None:
+            row = replace(row, speaker=voice)
+            manifest.given_speakers[voice] += 1
         manifest.rows.append(row)
     except Rejected as rejected:
         manifest.rejected.append((line, rejected))
@@ -214,52 +227,6 @@ def _no_rows(path: Path, rejected: list[tuple[int, Rejected]]) -> InputError:
     first = str(rejected[0][1]) if rejected else "the file has no rows"
     found = f"no row that can be used, of {len(rejected)}"
     return InputError(str(path), found, "at least one utterance", f"The first problem: {first}")
-
-
-def _open_dialect(path: Path) -> tuple[str, Iterator[tuple[int, object]], Mapping[str, str]]:
-    """(dialect, records, {field: column} of this dialect) of a file."""
-    suffix = manifest_suffix(path)
-    if suffix == ".json" and metadata_json.read_samples(path) is not None:
-        return "metadata.json", metadata_json.read_sample_records(path), metadata_json.COLUMNS
-    if suffix == ".csv" and ljspeech.is_ljspeech(path):
-        return "LJSpeech", ljspeech.read_ljspeech(path), ljspeech.COLUMNS
-    sign = find_separator(path) if suffix == ".csv" else ","
-    dialect = "columns" if sign == "," else f"columns separated by {'tabs' if sign == chr(9) else sign}"
-    return dialect, read_records(path), {}
-
-
-def _find_files(path: Path) -> list[Path]:
-    """The manifest files of a file, a folder or a pattern, sorted by name. Raises InputError if there is none."""
-    if path.is_dir():
-        found = [path / name for name in _METADATA if (path / name).is_file()]
-        if not found:
-            found = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
-            splits = sorted({_PART.sub("", file.stem) for file in found if _PART.search(file.stem)})
-            if len(splits) > 1:
-                raise InputError(
-                    str(path),
-                    f"Parquet files of {len(splits)} splits: {', '.join(splits)}",
-                    "the rows to train on",
-                    f"Name one by a pattern, for example --manifest '{found[0].parent}/{splits[-1]}-*.parquet'",
-                )
-        elif len(found) > 1:
-            what = f"{len(found)} manifests: {', '.join(file.name for file in found)}"
-            raise InputError(str(path), what, "one", f"Name it, for example --manifest {found[0]}")
-    elif "*" in path.name:
-        found = sorted(path.parent.glob(path.name))
-    else:
-        found = [path]
-    if not found or not all(file.is_file() and manifest_suffix(file) in SUFFIXES for file in found):
-        wrong = next((file for file in found if file.is_file()), None)
-        what = f"no {', no '.join(_METADATA)} and no Parquet files" if path.is_dir() else "no such file"
-        raise InputError(
-            str(path),
-            f"a {wrong.suffix or 'nameless'} file" if wrong else what,
-            "a manifest: .jsonl, .json, .csv, .tsv or .parquet, or a folder with metadata.json, metadata.csv, "
-            "metadata.jsonl or Parquet files",
-            "Name it with --manifest.",
-        )
-    return found
 
 
 def _check_characters(where: str, row: Row) -> None:

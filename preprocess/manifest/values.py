@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from preprocess.common.errors import Rejected
+from preprocess.common.errors import InputError, Rejected
 from preprocess.corpus.text import has_control_characters, normalise_name
 
 # What pandas, R, SQL and JavaScript write for a value that is missing.
@@ -69,6 +69,17 @@ def plain_name(where: str, column: str, value: str | None) -> str | None:
     if value and has_control_characters(value):
         raise malformed_row(where, f"{column} = {value!r:.80}, with control characters", f"{column} as it is written")
     return normalise_name(value or "") or None
+
+
+def parse_speaker(text: str | None) -> str | None:
+    """--speaker as the names of rows are read. Raises InputError for what would be no name in a row."""
+    try:
+        name = read_name("--speaker", {"speaker": text}, "speaker")
+    except Rejected as rejected:
+        raise InputError("--speaker", repr(text), "a name", "Name the voice, as in --speaker salma.") from rejected
+    if text is not None and name is None:
+        raise InputError("--speaker", repr(text), "a name", "Name the voice, as in --speaker salma.")
+    return name
 
 
 def read_seconds(where: str, record: Mapping[str, object], field: str, column: str) -> float | None:

@@ -178,7 +178,7 @@ def test_ljspeech_takes_the_normalised_text_and_says_so(tmp_path, short_folder, 
     lines = []
     for number, row in enumerate(rows[:4]):
         shutil.copy(short_folder / row["audio"], folder / f"wavs/LJ001-{number}.wav")
-        lines.append(f'LJ001-{number}|"نص {number}" فقط|{row["text"]}')
+        lines.append(f'LJ001-{number}|"{row["text"]}" {number}|{row["text"]}')
     lines += ["", "LJ001-9", "LJ001-3|only one text"]
     (folder / "metadata.csv").write_text("\r\n".join(lines), encoding="utf-8", newline="")
     manifest = read(folder)
@@ -190,8 +190,8 @@ def test_ljspeech_takes_the_normalised_text_and_says_so(tmp_path, short_folder, 
     }
     ((line, error),) = manifest.rejected
     assert line == 6
-    assert_parts(error, "metadata.csv line 6", "1 fields", "id|text|normalised text", "Correct")
-    assert read(folder, "text=text").rows[0].text == '"نص 0" فقط'
+    assert_parts(error, "metadata.csv line 6", "1 fields in 'LJ001-9'", "id|text|normalised text", "Correct")
+    assert read(folder, "text=text").rows[0].text == f'"{rows[0]["text"]}" 0'
     lines = lines[:4]
     (folder / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
     assert said(capsys, manifest=folder, model=model_folder).startswith(
@@ -205,7 +205,13 @@ def test_pipes_without_recordings_beside_them_are_not_guessed_at(tmp_path):
     (tmp_path / "metadata.csv").write_text("a|x|y\n")
     with pytest.raises(InputError) as caught:
         read(tmp_path / "metadata.csv")
-    assert_parts(caught.value, "metadata.csv", "2 `|` and no folder", "wavs/ID.wav", "CSV with a header")
+    assert_parts(
+        caught.value,
+        "metadata.csv",
+        "lines with `|` such as 'a|x|y', and no column that names",
+        "wavs/ID.wav",
+        "CSV with a header",
+    )
 
 
 def test_a_folder_with_metadata_json(tmp_path, short_folder, rows, model_folder, capsys):
