@@ -49,6 +49,10 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool, speak
         print("    --layout canonical puts references into turns of the assistant")
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
+    if manifest.audio_marks:
+        print(
+            f"  {manifest.audio_marks} marks <|audio_bos|><|AUDIO|><|audio_eos|> came off the texts before recordings"
+        )
     for column, count in sorted(manifest.none_words.items()):
         print(f"  {count} rows say nan, None or the like as {column}: they have none")
     spellings = defaultdict(set)

@@ -21,7 +21,7 @@ from pathlib import Path
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError, Rejected, join_some
 from preprocess.corpus.text import normalise_text, num_letters, refuse_special_tokens
-from preprocess.manifest.chatml import PromptSettings, row_from_chatml
+from preprocess.manifest.chatml import PromptSettings, none_words_of, row_from_chatml
 from preprocess.manifest.columns import Row, Turn, row_from_columns
 from preprocess.manifest.dialects import find_files, open_dialect
 from preprocess.manifest.field_names import map_columns, unused_columns
@@ -62,6 +62,7 @@ class Manifest:
 
     dialects: {dialect: rows}. mapped: {(field, column): rows in which the field's column has another name}.
     ignored_columns: {column: rows}. own_system_texts: rows whose system text is not --system-text.
+    audio_marks: how many texts of references lost their <|AUDIO|> at the end.
     none_words: {column: rows in which it says "nan", "None"..., which is read as a missing value}.
     given_speakers: {speaker: rows that name none, and get the one of --speaker or of their folder}.
     `line` counts rows through all files; in the first file, usually the only one, it is the line.
@@ -74,6 +75,7 @@ class Manifest:
     mapped: Counter[tuple[str, str]] = field(default_factory=Counter)
     ignored_columns: Counter[str] = field(default_factory=Counter)
     own_system_texts: int = 0
+    audio_marks: int = 0
     none_words: Counter[str] = field(default_factory=Counter)
     given_speakers: Counter[str] = field(default_factory=Counter)
     files: list[ManifestFile] = field(default_factory=list)
@@ -189,7 +191,9 @@ def _add_record(
             raise malformed_row(where, f"{type(record).__name__} {str(record)[:60]!r}")
         if "messages" in record:
             manifest.dialects["ChatML"] += 1
-            row = row_from_chatml(line, where, record, prompt)
+            row, num_marks = row_from_chatml(line, where, record, prompt)
+            manifest.audio_marks += num_marks
+            manifest.none_words.update(none_words_of(record))
             has_own = row.system_text not in (None, prompt.system_text)
             manifest.own_system_texts += has_own
             if not (has_own and prompt.keep_system):
