@@ -1,5 +1,6 @@
 """Where the recordings lie that a manifest names by a path, a file's name or an id: found by looking at a few."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +21,12 @@ def find_place(root: Path, names: Sequence[str]) -> str | None:
     """
     chosen = names[:: max(len(names) // _TRIED, 1)]
     folders = ["", *(f"{folder}/" for folder in _FOLDERS if (root / folder).is_dir())]
+    # os.path.isfile: a whole text is no name of a file, which Path.is_file would raise about.
     suffixed = sum(map(has_audio_suffix, chosen)) * 2 > len(chosen)
     places = [f"{folder}{{}}" for folder in folders]
     if not suffixed:
         places = [place + suffix for place in reversed(places) for suffix in (*AUDIO_SUFFIXES, "")]
-    shares = {place: sum((root / at_place(place, name)).is_file() for name in chosen) for place in places}
+    shares = {place: sum(os.path.isfile(root / at_place(place, name)) for name in chosen) for place in places}
     best = max(places, key=shares.__getitem__)
     return best if shares[best] and 2 * shares[best] >= len(chosen) else None
 

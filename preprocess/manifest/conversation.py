@@ -1,14 +1,16 @@
 """The turns of a ChatML row as they stand there: texts and recordings, and the marks that stand for recordings."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import Rejected
 from preprocess.common.json_file import JsonObject
 from preprocess.manifest.columns import Turn
-from preprocess.manifest.values import malformed_row
+from preprocess.manifest.values import is_missing, malformed_row
 
 # As published rows of Higgs end the text of a reference whose recording is the assistant's next turn.
 _AUDIO_MARKS = re.compile(r"\s*<\|audio_bos\|>\s*<\|AUDIO\|>\s*<\|audio_eos\|>\s*\Z")
@@ -85,11 +87,19 @@ def _read_parts(where: str, content: object, attached: Iterator[object]) -> Iter
 def _read_recording(where: str, part: JsonObject) -> Recording:
     """An audio part. `offset` and `duration` cut it from a longer file; `duration` alone only describes the file."""
     path, offset, duration = part.get("audio_url") or part.get("audio"), part.get("offset"), part.get("duration")
-    if not offset:
+    if is_missing(offset):
         return Recording(_read_path(where, path))
-    if not all(isinstance(value, int | float) and value > 0 for value in (offset, duration) if value is not None):
-        raise malformed_row(where, f"offset {offset!r}, duration {duration!r}", "both in seconds, above 0")
-    return Recording(_read_path(where, path), offset, None if duration is None else offset + duration)
+    duration = None if is_missing(duration) else duration
+    if not (_is_number(offset) and offset >= 0 and (duration is None or (_is_number(duration) and duration > 0))):
+        found = f"offset {offset!r}, duration {duration!r}"
+        raise malformed_row(where, found, "seconds: an offset of 0 or more, a duration above 0")
+    if duration is None:
+        return Recording(_read_path(where, path), offset or None)
+    return Recording(_read_path(where, path), offset, offset + duration)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read_path(where: str, value: object) -> str:

@@ -16,6 +16,7 @@ from preprocess.manifest.audio_places import at_place, find_place, has_audio_suf
 from preprocess.manifest.languages import is_language_code
 
 _MOST_WORDS, _MOST_LETTERS = 4, 64  # of a speaker's name
+_LONGEST_WORD = 16  # letters; Chinese and Thai sentences have no blanks
 _FEW_LINES = 8
 _COMPARED = 200
 
@@ -47,7 +48,7 @@ def find_layout(path: Path, root: Path, rows: Sequence[Sequence[str]]) -> Layout
             others.remove(same[0])
     texts = list(others)
     if len(others) > 2 or (len(others) == 2 and not _are_respelled(*(columns[n] for n in others))):
-        languages = [n for n in others if all(map(is_language_code, columns[n]))]
+        languages = [n for n in others if all(map(is_language_code, columns[n])) and _come_again(columns[n])]
         names = [n for n in others if n not in languages and _are_names(columns[n])]
         for role, found in (("language", languages), ("speaker", names)):
             if len(found) > 1:
@@ -60,6 +61,8 @@ def find_layout(path: Path, root: Path, rows: Sequence[Sequence[str]]) -> Layout
     if len(texts) != 1:
         what = f"{len(texts)} columns that may be the text, none a respelling of another" if texts else "no text"
         raise _ambiguous(path, rows, what)
+    if len(others) > 1 and "normalized_text" not in roles and all(map(_is_word, columns[texts[0]])):
+        raise _ambiguous(path, rows, "single words where the text should be")
     roles[texts[0]] = "text"
     return Layout(tuple(roles), place)
 
@@ -107,9 +110,16 @@ def _is_id(column: list[str], paths: list[str]) -> bool:
 def _are_names(column: list[str]) -> bool:
     """Whether values are short and come again, as speakers do."""
     short = all(len(value) <= _MOST_LETTERS and len(value.split()) <= _MOST_WORDS for value in column)
+    return short and _come_again(column)
+
+
+def _come_again(column: list[str]) -> bool:
     num_different = len(set(column))
-    again = 2 * num_different <= len(column) or (num_different < len(column) < _FEW_LINES)
-    return short and again
+    return 2 * num_different <= len(column) or num_different < len(column) < _FEW_LINES
+
+
+def _is_word(text: str) -> bool:
+    return len(text.split()) < 2 and len(text) <= _LONGEST_WORD
 
 
 def _are_respelled(first: list[str], second: list[str]) -> bool:
