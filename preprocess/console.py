@@ -12,6 +12,7 @@ from preprocess.finish.accounts import Outcome
 from preprocess.finish.corpus_page import REPORT_FILE
 from preprocess.finish.next_command import train_command
 from preprocess.finish.two_channels import channel_lines
+from preprocess.manifest.odd_speakers import speaker_warnings
 from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable
 from preprocess.plan.screening import Screening, describe_thresholds, screening_warning
@@ -21,8 +22,11 @@ from preprocess.plan.slices import Slice
 _SHOWN_PER_REASON = 5
 
 
-def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> None:
-    """Print dialects, number of clips, how columns were read, and what of the manifest is not used."""
+def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool, speaker: str | None = None) -> None:
+    """Print dialects, number of clips, how columns were read, and what of the manifest is not used.
+
+    speaker: that of --speaker.
+    """
     dialects = ", ".join(f"{count} rows of {name}" for name, count in sorted(manifest.dialects.items()))
     files = join_some((file.path.name for file in manifest.files), 3)
     print(f"{files}: {dialects}; {len(table.uses)} samples of {len(table.clips)} clips")
@@ -34,17 +38,6 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
     if table.rows_without_speaker:
         voice = "clip" if any(row.turns for row in manifest.rows) else "reference"
         print(f"  {table.rows_without_speaker} rows name a reference and no speaker: each {voice} counts as a voice")
-    if manifest.named_by_flag:
-        num_own = len(manifest.rows) - manifest.named_by_flag
-        own = f"; {num_own} rows name their own" if num_own else ""
-        print(f"  {manifest.named_by_flag} rows without a speaker have that of --speaker{own}")
-    if manifest.speakers_are_languages:
-        print("  warning: the speakers are names of languages: all recordings of a language count as one voice")
-        print("    (--columns speaker=COLUMN names the right column)")
-    for field, count in sorted(manifest.words_for_nothing.items()):
-        print(f"  {field}: none in {count} rows, which write it as a word such as nan or None")
-    if manifest.num_marks:
-        print(f"  {manifest.num_marks} texts end in the marks of an audio (<|audio_bos|>...), which came off")
     if manifest.own_system_texts:
         what = "it is kept" if keep_system else "--system-text replaces it (--keep-system keeps it)"
         print(f"  {manifest.own_system_texts} rows have a system text of their own: {what}")
@@ -55,6 +48,12 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
         print("    --layout canonical puts references into turns of the assistant")
     for (field, column), count in sorted(manifest.mapped.items()):
         print(f"  {field} = column {column} ({count} rows)")
+    if manifest.audio_marks:
+        print(
+            f"  {manifest.audio_marks} marks <|audio_bos|><|AUDIO|><|audio_eos|> came off the texts before recordings"
+        )
+    for column, count in sorted(manifest.none_words.items()):
+        print(f"  {count} rows say nan, None or the like as {column}: they have none")
     spellings = defaultdict(set)
     for name in _speakers(table, table.clips):
         spellings[name.casefold()].add(name)
@@ -66,7 +65,19 @@ def show_manifest(manifest: Manifest, table: ClipTable, keep_system: bool) -> No
         print(f"  {count} ids are in more than one row (nothing is merged by id): {ids}")
     if manifest.ignored_columns:
         print(f"  columns not used: {join_some(name or '(nameless)' for name in sorted(manifest.ignored_columns))}")
+    _show_speakers(manifest, speaker)
     sys.stdout.flush()
+
+
+def _show_speakers(manifest: Manifest, speaker: str | None) -> None:
+    """Print whose voice the rows without a speaker are, and what is odd about the speakers that rows name."""
+    for name, count in sorted(manifest.given_speakers.items()):
+        why = "as --speaker says" if speaker else "after their folder (--speaker NAME names another)"
+        print(f"  {count} rows name no speaker: they are the voice {name!r}, {why}")
+    num_own = sum(row.speaker is not None for row in manifest.rows) - manifest.given_speakers.total()
+    if speaker and num_own:
+        print(f"  {num_own} rows keep the speaker that they name: --speaker {speaker} is not theirs")
+    show_lines(speaker_warnings(manifest.rows))
 
 
 def show_encoder(faster_forms: dict[str, bool]) -> None:

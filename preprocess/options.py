@@ -17,8 +17,9 @@ EXAMPLE = """example:
   python -m preprocess.shard --manifest corpus.jsonl --model models/base \\
       --audio-tokenizer models/codec --hubert models/hubert --out shards/"""
 REQUIRED = {
-    "manifest": "the list of recordings: .jsonl, .json, .csv, .tsv or .parquet; or a folder with metadata.json, "
-    "metadata.csv (LJSpeech, audiofolder) or Parquet files; or a pattern ('data/train-*.parquet')",
+    "manifest": "the list of recordings: .jsonl, .json, .csv, .tsv (or .gz of one), .parquet, a .txt with | between "
+    "columns; or a folder with metadata.json, metadata.csv (LJSpeech, audiofolder), Parquet files or Kaldi's wav.scp "
+    "and text; or a pattern ('data/train-*.parquet')",
     "model": "folder of the Higgs Audio v2 base model (config and tokenizer are read)",
     "audio_tokenizer": "folder of the codec (config.json, model.pth)",
     "hubert": "folder of the HuBERT that the codec is built on",
@@ -35,8 +36,8 @@ def parse_settings(argv: list[str] | None) -> "Settings":
         args.val_speakers = "0" if args.val_manifest else "0.02"
 
     # Imported after the flags are read, so that --help need not wait for these.
-    from preprocess.manifest.column_names import parse_columns
-    from preprocess.manifest.values import name_of
+    from preprocess.manifest.field_names import parse_columns
+    from preprocess.manifest.values import parse_speaker
     from preprocess.plan.screening import load_screening
     from preprocess.plan.settings import Settings
     from preprocess.plan.slices import parse_slice
@@ -45,9 +46,9 @@ def parse_settings(argv: list[str] | None) -> "Settings":
     problems = list(_wrong_numbers(args))
     readers: dict[str, Callable[[Any], object]] = {
         "columns": parse_columns,
-        "speaker": lambda name: name_of("--speaker", "NAME", name),
         "screening": load_screening,
         "slice": parse_slice,
+        "speaker": parse_speaker,
     }
     for name, read in readers.items():
         try:
@@ -65,9 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
         description=textwrap.fill(
             "Encode recordings with Boson's codec and write shards for training. Manifest rows have `audio`, `text` "
             "and `speaker`, optionally `reference_audio` and `reference_text`, and `start` and `end` (seconds) for a "
-            "part of a longer file; ChatML voice-cloning rows, LJSpeech and Hugging Face's folders are read too. A "
-            "row that can't be used is named in failures.jsonl, and the command goes on with the others. Run the "
-            "same command again to continue where it stopped."
+            "part of a longer file; ChatML voice-cloning rows, LJSpeech, Kaldi, lhotse, NeMo and Hugging Face's "
+            "folders are read too. A row that can't be used is named in failures.jsonl, and the command goes on with "
+            "the others. Run the same command again to continue where it stopped."
         ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -97,9 +98,8 @@ def _add_recordings(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--speaker",
-        default="",
         metavar="NAME",
-        help="the speaker of rows that name none: for a corpus of one voice. A speaker that a row names stays",
+        help="the voice of the rows that name no speaker, for a corpus of one voice; one that a row names stays",
     )
     group.add_argument(
         "--val-speakers",

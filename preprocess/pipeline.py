@@ -55,7 +55,7 @@ def make_corpus(settings: Settings) -> int:
     manifest = _read_manifest(settings, base)
     noise = take_out_noise(manifest, settings.screening)
     table = build_clips(manifest, settings.audio_root_of(settings.manifest), settings.val_audio_root)
-    console.show_manifest(manifest, table, settings.keep_system)
+    console.show_manifest(manifest, table, settings.keep_system, settings.speaker)
     console.show_screening(settings.screening)
     headers, rejected = probe_clips(table.clips.values(), num_cores)
     add_fast_clips(noise, table, headers)
@@ -108,6 +108,7 @@ def _read_manifest(settings: Settings, base: BaseModel) -> Manifest:
         keep_system=settings.keep_system,
         as_written=settings.layout == AS_WRITTEN,
         speaker=settings.speaker,
+        audio_root=settings.audio_root,
     )
 
 

@@ -1,28 +1,26 @@
-"""The ChatML dialect: `messages` in the voice-cloning shape, or already in the canonical one.
+"""The ChatML dialect: `messages` that clone a voice, read by what they have (voice_cloning.py).
 
 --layout as-written takes conversations of any shape: their turns are kept, and trained as Boson trains them.
 """
 
-import itertools
-import json
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import Rejected
 from preprocess.common.json_file import JsonObject
 from preprocess.manifest.columns import Row, Turn
-from preprocess.manifest.values import is_nothing, malformed_row, name_of, seconds_of
-from preprocess.manifest.voice_cloning import LacksPart, spoken_recordings
+from preprocess.manifest.conversation import describe_parts, describe_shape, read_turns, without_audio_marks
+from preprocess.manifest.values import is_missing, is_none_word, malformed_row, read_name
+from preprocess.manifest.voice_cloning import KnownTexts, Lacking, read_spoken
 
 _SHAPE = (
-    "a reference and a target, each with its text: user: text, audio / assistant: text, audio; "
-    "or user: text / assistant: audio, once per reference and once for the target"
+    "user: reference text, reference audio / assistant: text, audio, with or without an instruction after them; "
+    "or user: text / assistant: audio, once a reference and once for the target"
 )
+# As metadata.json and the pipelines built on it call them.
+_REFERENCE_TEXTS = ("ref_transcript", "reference_text", "ref_text")
+_TARGET_TEXTS = ("target_text", "target_transcript")
 _ROLES = ("system", "user", "assistant")
-# Boson's marks for an audio, as published rows write them behind the text that the assistant's audio says.
-_AUDIO_MARKS = re.compile(r"\s*<\|audio(?:_out)?_bos\|>\s*<\|AUDIO(?:_OUT)?\|>\s*<\|audio_eos\|>\s*")
 
 
 @dataclass(frozen=True)
@@ -35,92 +33,69 @@ class PromptSettings:
     as_written: bool = False
 
 
-def row_from_chatml(line: int, where: str, record: JsonObject, prompt: PromptSettings) -> Row:
-    """The Row of a conversation, with the text of its system turn. Raises Rejected where it can't be one."""
-    turns, num_marks = _take_off_marks(_read_turns(where, record))
+def row_from_chatml(line: int, where: str, record: JsonObject, prompt: PromptSettings) -> tuple[Row, int]:
+    """(Row of a conversation with the text of its system turn, number of audio marks that came off its texts).
+
+    Raises Rejected where it can't be one.
+    """
+    turns, num_marks = without_audio_marks(read_turns(where, record))
     if prompt.as_written:
         row = _row_as_written(line, where, turns, record.get("start_index"), prompt)
     else:
-        row = _voice_cloning_row(line, where, turns, prompt.keep_system)
+        row = _voice_cloning_row(line, where, turns, _known_texts(record), prompt.keep_system)
     system_text = " ".join(turns[0].texts) if turns[0].role == "system" else ""
-    return replace(
+    row = replace(
         row,
         speaker=_read_name(where, record, "speaker"),
         language=_read_name(where, record, "language"),
         id=_read_name(where, record, "id"),
         system_text=system_text or None,
-        num_marks=num_marks,
     )
+    return row, num_marks
 
 
 def _read_name(where: str, record: JsonObject, name: str) -> str | None:
     """A value of the row itself, else of its `misc`."""
     misc = record.get("misc")
-    value = misc.get(name) if is_nothing(record.get(name)) and isinstance(misc, dict) else record.get(name)
-    return name_of(where, name, value)
+    if is_missing(record.get(name)) and isinstance(misc, dict):
+        return read_name(where, misc, name)
+    return read_name(where, record, name)
 
 
-def _read_turns(where: str, record: JsonObject) -> tuple[Turn, ...]:
-    messages = record["messages"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise malformed_row(where, f"messages = {json.dumps(messages, ensure_ascii=False)[:60]}", "a list of turns")
-    if any(message.get("recipient") for message in messages):
-        expected = "turns that speak to the listener: this layout has no recipient"
-        action = "Remove the row, or the recipient if the turn is plain speech."
-        raise Rejected("failed", "recipient", where, "a turn with a recipient", expected, action)
-    audios = record.get("audios") or []
-    if not isinstance(audios, list):
-        raise malformed_row(where, f"audios = {json.dumps(audios, ensure_ascii=False)[:60]}", "a list of paths")
-    attached = iter(audios)
-    parts = [tuple(_read_parts(where, message.get("content"), attached)) for message in messages]
-    left_over = list(attached)
-    if left_over:
-        found = f"{len(audios)} audios and {len(audios) - len(left_over)} <audio> marks"
-        raise malformed_row(where, found, "one mark per audio")
-    return tuple(Turn(str(message.get("role")), own) for message, own in zip(messages, parts, strict=True))
+def none_words_of(record: JsonObject) -> list[str]:
+    """The names of a row that say "nan", "None" or the like."""
+    misc = record.get("misc")
+    names = ("speaker", "language", "id")
+    own = [name for name in names if is_none_word(record.get(name))]
+    return own + [name for name in names if isinstance(misc, dict) and is_none_word(misc.get(name))]
 
 
-def _take_off_marks(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], int]:
-    """The turns, and in how many the marks of an audio came off.
-
-    Published rows have them at the end of a user's text whose audio is the assistant's turn after it. Marks elsewhere
-    stay, and are refused as special tokens.
-    """
-    plain, num_marks = list(turns), 0
-    for number, (turn, answer) in enumerate(itertools.pairwise(turns)):
-        if turn.role != "user" or turn.kinds != ["text"] or answer.role != "assistant" or "audio" not in answer.kinds:
-            continue
-        (text,) = turn.texts
-        mark = next((mark for mark in _AUDIO_MARKS.finditer(text) if mark.end() == len(text)), None)
-        if mark:
-            plain[number] = turn._replace(parts=(text[: mark.start()],))
-            num_marks += 1
-    return tuple(plain), num_marks
+def _known_texts(record: JsonObject) -> KnownTexts:
+    """Transcripts that a row has beside its conversation: in itself or in its `misc`."""
+    misc = record.get("misc")
+    places = [record, *([misc] if isinstance(misc, dict) else [])]
+    found = []
+    for names in (_REFERENCE_TEXTS, _TARGET_TEXTS):
+        texts = [place[name] for name in names for place in places if isinstance(place.get(name), str)]
+        found.append(next((text for text in texts if not is_missing(text)), None))
+    return KnownTexts(*found)
 
 
-def _describe_shape(turns: tuple[Turn, ...]) -> str:
-    return " / ".join(f"{turn.role}: {_describe_parts(turn)}" for turn in turns) or "no turns"
-
-
-def _describe_parts(turn: Turn) -> str:
-    return ", ".join(turn.kinds) or "nothing"
-
-
-def _voice_cloning_row(line: int, where: str, turns: tuple[Turn, ...], keep_system: bool) -> Row:
+def _voice_cloning_row(line: int, where: str, turns: tuple[Turn, ...], known: KnownTexts, keep_system: bool) -> Row:
     if turns and turns[0].role == "system":
         if keep_system and turns[0].kinds != ["text"]:
-            found = f"a system turn of {_describe_parts(turns[0])}"
+            found = f"a system turn of {describe_parts(turns[0])}"
             expected = "one text, since --keep-system keeps it"
             action = "Write it as one text, or leave out --keep-system."
             raise Rejected("failed", "system_turn", where, found, expected, action)
         turns = turns[1:]
     try:
-        *references, (audio, text) = spoken_recordings(turns)
-    except LacksPart as lacks:
-        action = "Add what is lacking in one of these shapes, or remove the row."
-        found = f"{lacks}, in {_describe_shape(turns)}"
-        raise Rejected("failed", "not_voice_cloning", where, found, _SHAPE, action) from lacks
-    return Row(line, audio, text or "", references=tuple(references))
+        *references, (audio, text) = read_spoken(turns, known)
+    except Lacking as lacking:
+        found = f"{describe_shape(turns)}: {lacking}"
+        action = "Rewrite the row in one of these shapes, or remove it."
+        raise Rejected("failed", "not_voice_cloning", where, found, _SHAPE, action) from lacking
+    return Row(line, audio, text, references=tuple(references))
 
 
 def _row_as_written(
@@ -145,18 +120,14 @@ def _row_as_written(
             "failed",
             "no_target",
             where,
-            f"{_describe_shape(turns)}, trained from turn {start_index} on",
+            f"{describe_shape(turns)}, trained from turn {start_index} on",
             "audio in a turn of the assistant that is trained: the last one, or those from start_index on",
             "Correct start_index or the turns, or remove the row.",
         )
     kept = _with_system_turn(where, turns, prompt)
     has_system_text = turns[0].role == "system" and "audio" not in turns[0].kinds
     others = turns[1:] if has_system_text else turns
-    recordings: list[tuple[Recording, str | None]]
-    try:
-        recordings = [*spoken_recordings(others)]
-    except LacksPart:
-        recordings = _recordings_with_text(turns)
+    recordings = _recordings(others) or _recordings_with_text(turns)
     audio, text = recordings.pop(trained[-1])
     start_index += len(kept) - len(turns)
     return Row(line, audio, text or "", references=tuple(recordings), turns=kept, start_index=start_index)
@@ -174,6 +145,14 @@ def _with_system_turn(where: str, turns: tuple[Turn, ...], prompt: PromptSetting
     return (Turn("system", (prompt.system_text,)), *others)
 
 
+def _recordings(turns: tuple[Turn, ...]) -> list[tuple[Recording, str | None]]:
+    """(recording, transcript) of each audio of a conversation that clones a voice; [] for another one."""
+    try:
+        return [*read_spoken(turns)]
+    except Lacking:
+        return []
+
+
 def _recordings_with_text(turns: tuple[Turn, ...]) -> list[tuple[Recording, str | None]]:
     """(recording, transcript) of each audio: the text just before it in a turn of the assistant, else None."""
     found: list[tuple[Recording, str | None]] = []
@@ -184,39 +163,3 @@ def _recordings_with_text(turns: tuple[Turn, ...]) -> list[tuple[Recording, str 
                 found.append((part, transcript))
             transcript = part if isinstance(part, str) and turn.role == "assistant" else None
     return found
-
-
-def _read_parts(where: str, content: object, attached: Iterator[object]) -> Iterator[str | Recording]:
-    """The parts of a turn; each `<audio>` in a string stands for the next attached file."""
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, str):
-            part = {"type": "text", "text": part}
-        if not isinstance(part, dict):
-            raise malformed_row(where, f"content {json.dumps(part)[:60]}", "text, or parts of text and audio")
-        if part.get("type") == "text" and isinstance(part.get("text"), str):
-            for number, text in enumerate(part["text"].split("<audio>")):
-                if number:
-                    yield Recording(_read_path(where, next(attached, None)))
-                if text or "<audio>" not in part["text"]:
-                    yield text
-        elif part.get("type") == "audio":
-            yield _read_recording(where, part)
-        else:
-            raise malformed_row(where, f"a part of type {part.get('type')!r}", "parts of type text or audio")
-
-
-def _read_recording(where: str, part: JsonObject) -> Recording:
-    """An audio part. `offset` and `duration` cut it from a longer file; `duration` alone only describes the file."""
-    path = _read_path(where, part.get("audio_url") or part.get("audio"))
-    start_sec, duration_sec = (seconds_of(where, name, part.get(name)) for name in ("offset", "duration"))
-    if start_sec is None or (start_sec == 0 and duration_sec is None):
-        return Recording(path)
-    if duration_sec == 0:
-        raise malformed_row(where, f"offset {start_sec}, duration 0", "a duration above 0 s")
-    return Recording(path, start_sec, None if duration_sec is None else start_sec + duration_sec)
-
-
-def _read_path(where: str, value: object) -> str:
-    if not isinstance(value, str) or value in ("", "placeholder"):
-        raise malformed_row(where, "audio without a path", "audio_url, or as many `audios` as <audio> marks")
-    return value

@@ -1,6 +1,5 @@
-"""The columns dialect: a record of named values becomes a Row. column_names.py says which column is which field."""
+"""The columns dialect: how a record of named values becomes a Row; field_names.py says which column holds what."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,11 +7,15 @@ from typing import NamedTuple
 from preprocess.audio.recording import Recording
 from preprocess.common.errors import Rejected, join_some
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.column_names import FIELDS
-from preprocess.manifest.values import channel_of, is_nothing, is_word_for_nothing, malformed_row, name_of, seconds_of
-
-# Fields in which a word for nothing (nan, None) is read as nothing. In a text it may be what was said.
-_MAY_BE_NOTHING = ("speaker", "language", "reference_audio", "reference_text", "id", "start", "end", "channel")
+from preprocess.manifest.field_names import FIELDS
+from preprocess.manifest.values import (
+    malformed_row,
+    read_channel,
+    read_name,
+    read_seconds,
+    read_value,
+    read_words,
+)
 
 
 class Turn(NamedTuple):
@@ -38,7 +41,6 @@ class Row:
 
     turns: the conversation, system turn first, where it is kept as written. `references` are then its other audios,
     and `text` is "" where the row does not say which words are spoken. start_index: the first turn that is trained.
-    num_marks: texts of ChatML from which the marks of an audio came off.
     """
 
     line: int
@@ -51,7 +53,6 @@ class Row:
     system_text: str | None = None  # the row's own, where it replaces --system-text
     turns: tuple[Turn, ...] = ()
     start_index: int = 0
-    num_marks: int = 0
 
     @property
     def draws_reference(self) -> bool:
@@ -72,55 +73,38 @@ class Row:
 def row_from_columns(line: int, where: str, record: JsonObject, columns: Mapping[str, str]) -> Row:
     """The Row of a record of named values. Raises Rejected where the record can't be one."""
     audio = _read_recording(where, record, columns["audio"])
-    text = _read_text(where, record, columns["text"])
+    text = read_words(where, record, columns["text"])
+    speaker = read_name(where, record, columns["speaker"])
+    language = read_name(where, record, columns["language"])
     reference = _read_recording(where, record, columns["reference_audio"])
-    reference_text = _read_text(where, record, columns["reference_text"])
-    if is_nothing(reference_text):
-        reference_text = None
+    reference_text = read_value(where, record, columns["reference_text"])
+    id_ = read_name(where, record, columns["id"])
     if audio is None or text is None:
         missing = [field for field, value in (("audio", audio), ("text", text)) if not value]
         raise _missing_fields(where, record, columns, missing)
     if reference_text and not reference:
         raise malformed_row(where, "reference_text without reference_audio", "both, or neither")
-    return Row(
-        line,
-        _cut(where, record, columns, audio),
-        text,
-        name_of(where, columns["speaker"], record.get(columns["speaker"])),
-        name_of(where, columns["language"], record.get(columns["language"])),
-        name_of(where, columns["id"], record.get(columns["id"])),
-        ((reference, reference_text),) if reference else (),
-    )
+    start_sec, end_sec = _read_part(where, record, columns)
+    channel = read_channel(where, record, columns["channel"])
+    if (start_sec, end_sec, channel) != (None, None, None):
+        audio = audio._replace(start_sec=start_sec, end_sec=end_sec, channel=channel)
+    return Row(line, audio, text, speaker, language, id_, ((reference, reference_text),) if reference else ())
 
 
-def words_for_nothing(record: JsonObject, columns: Mapping[str, str]) -> list[str]:
-    """The fields of a record in which a word such as nan was read as nothing."""
-    return [field for field in _MAY_BE_NOTHING if is_word_for_nothing(record.get(columns[field]))]
+def _read_part(where: str, record: JsonObject, columns: Mapping[str, str]) -> tuple[float | None, float | None]:
+    """(start, end) in seconds; a duration counts from the start where no end is given."""
+    start_sec, end_sec = (read_seconds(where, record, field, columns[field]) for field in ("start", "end"))
+    if start_sec is not None and end_sec is None and "duration" in columns:
+        duration_sec = read_seconds(where, record, "duration", columns["duration"])
+        end_sec = None if duration_sec is None else start_sec + duration_sec
+    return check_part(where, start_sec, end_sec)
 
 
-def unused_columns(record: JsonObject, columns: Mapping[str, str]) -> list[str]:
-    """The columns of a record that no field is read from. A duration without a start is none."""
-    has_start = not is_nothing(record.get(columns["start"]))
-    used = {column for field, column in columns.items() if field != "duration" or has_start}
-    return [name for name in record if name not in used]
-
-
-def _cut(where: str, record: JsonObject, columns: Mapping[str, str], audio: Recording) -> Recording:
-    """The part and the channel of the file that the record names.
-
-    `duration` beside a start says where the part ends; alone it only describes the file.
-    """
-    start_sec, end_sec, duration_sec = (
-        seconds_of(where, columns[field], record.get(columns[field])) for field in ("start", "end", "duration")
-    )
-    if start_sec is not None and end_sec is None and duration_sec is not None:
-        end_sec = start_sec + duration_sec
+def check_part(where: str, start_sec: float | None, end_sec: float | None) -> tuple[float | None, float | None]:
+    """The two times of a part. Raises Rejected for an end that does not come after the start."""
     if end_sec is not None and end_sec <= (start_sec or 0.0):
         raise malformed_row(where, f"start {start_sec} s, end {end_sec} s", "an end after the start")
-    if end_sec is None:
-        start_sec = start_sec or None  # a part that is all of the file
-    channel = channel_of(where, columns["channel"], record.get(columns["channel"]))
-    return audio._replace(start_sec=start_sec, end_sec=end_sec, channel=channel)
+    return start_sec, end_sec
 
 
 def _missing_fields(where: str, record: JsonObject, columns: Mapping[str, str], missing: list[str]) -> Rejected:
@@ -139,14 +123,5 @@ def _read_recording(where: str, record: JsonObject, column: str) -> Recording | 
     value = record.get(column)
     if isinstance(value, Recording):  # embedded in a Parquet file
         return value
-    path = _read_text(where, record, column)
-    return None if path is None or is_nothing(path) else Recording(path)
-
-
-def _read_text(where: str, record: JsonObject, column: str) -> str | None:
-    value = record.get(column)
-    if value is None or isinstance(value, str):
-        return value
-    if is_nothing(value):
-        return None
-    raise malformed_row(where, f"{column} = {json.dumps(value, default=str)[:60]}", f"{column} as a string")
+    path = read_value(where, record, column)
+    return Recording(path) if path else None

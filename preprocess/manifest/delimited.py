@@ -7,23 +7,22 @@ it begins is refused, and reading goes on with the next one.
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.text_file import manifest_suffix, read_text
+from preprocess.manifest.text_file import manifest_suffix, read_text_bytes
 from preprocess.manifest.values import malformed_row
 
-_SEPARATORS = ",;\t|"
+_SEPARATORS = ",;\t"
 # Excel's first line, which names the separator: sep=;
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _QUOTED = '"[^"]*(?:""[^"]*)*'  # without its closing quote
 # A quote behind a backslash, as MySQL and Spark write it; the backslash itself is not behind one.
 _ESCAPED_QUOTE = re.compile(r'(?<!\\)((?:\\\\)*)\\"')
-_PLAIN_QUOTES = "\t|"  # the separators of files in which a quote is often just a quote
 _MOST_LINES = 1000  # of one field in quotes
 _CLOSED, _OPEN, _MISPLACED = "closed", "open", "misplaced"
 
@@ -44,24 +43,19 @@ class Table:
     first_row: int
 
 
-def read_delimited(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, JsonObject | Rejected]]:
+def read_delimited(path: Path) -> Iterator[tuple[int, JsonObject | Rejected]]:
     """(line where it starts, {column: value}) per row that is not blank; a Rejected for a row that can't be read.
 
-    columns: those of a file without a header, between which a `|` stands. Raises InputError for a header with a
-    single column or with a name twice.
+    Raises InputError for a header with a single column or with a name twice.
     """
-    for line, record, _ in _read_counted(read_text(path), path, columns):
+    for line, record, _ in _read_counted(_read_text(path), path):
         yield line, record
 
 
-def first_line(path: Path) -> str:
-    """The first line that is not blank."""
-    return next((line for line in split_lines(read_text(path)) if line.strip()), "")
-
-
 def find_separator(path: Path) -> str:
-    """The sign between columns: a tab in .tsv; else what the line `sep=` names, or what the header has most often."""
-    return _find_separator(path, first_line(path))
+    """The sign between columns: a tab in .tsv; in .csv what the line `sep=` or else the header has most often."""
+    lines = _split_lines(_read_text(path))
+    return _find_separator(path, next((line for line in lines if line.strip()), ""))
 
 
 def _find_separator(path: Path, header: str) -> str:
@@ -73,7 +67,11 @@ def _find_separator(path: Path, header: str) -> str:
     return max(_SEPARATORS, key=outside_quotes.count)  # the first of equals
 
 
-def split_lines(text: str) -> list[str]:
+def _read_text(path: Path) -> str:
+    return read_text_bytes(path).decode(errors="replace")
+
+
+def _split_lines(text: str) -> list[str]:
     """Lines with their ends: \\n, or \\r\\n; \\r alone ends a line only where no line ends otherwise."""
     sign = "\n" if "\n" in text else "\r"
     lines = [line + sign for line in text.split(sign)]
@@ -81,11 +79,11 @@ def split_lines(text: str) -> list[str]:
     return [*lines, last] if last else lines
 
 
-def _read_counted(text: str, path: Path, columns: Sequence[str] = ()) -> list[_Counted]:
+def _read_counted(text: str, path: Path) -> list[_Counted]:
     """All rows, in the way of writing quotes in quotes ("" or \\") that leaves fewer of them unread."""
-    rows = _count_lines(text, path, columns)
+    rows = _count_lines(text, path)
     if '\\"' in text:
-        by_backslash = _count_lines(_ESCAPED_QUOTE.sub(r'\1""', text), path, columns)
+        by_backslash = _count_lines(_ESCAPED_QUOTE.sub(r'\1""', text), path)
         if _num_rejected(by_backslash) < _num_rejected(rows):
             return by_backslash
     return rows
@@ -95,8 +93,8 @@ def _num_rejected(rows: list[_Counted]) -> int:
     return sum(isinstance(record, Rejected) for _, record, _ in rows)
 
 
-def _count_lines(text: str, path: Path, columns: Sequence[str] = ()) -> list[_Counted]:
-    table = Table(split_lines(text), "|", list(columns), 0) if columns else _open_table(text, path)
+def _count_lines(text: str, path: Path) -> list[_Counted]:
+    table = _open_table(text, path)
     if table is None:
         return []
     rows, position, num_blank = [], table.first_row, 0
@@ -114,7 +112,7 @@ def _count_lines(text: str, path: Path, columns: Sequence[str] = ()) -> list[_Co
 
 def _open_table(text: str, path: Path) -> Table | None:
     """The table; None for a text without a line."""
-    lines = split_lines(text)
+    lines = _split_lines(text)
     first = next((number for number, line in enumerate(lines) if line.strip()), None)
     if first is None:
         return None
@@ -160,7 +158,7 @@ def _read_values(
 ) -> tuple[list[str] | Rejected, int]:
     """The values of the row that begins in a line, and the number of lines that they take.
 
-    With tabs or | a quote may be a sign of the text: there the line counts as it is, where its quotes make no sense.
+    In TSV a quote may be a sign of the text: there the line counts as it is, where its quotes make no sense.
     """
     line = lines[position].rstrip("\r\n")
     plain = line.split(separator)
@@ -169,20 +167,20 @@ def _read_values(
     if '"' not in line:
         return plain, 1
     values, state = _split_quoted(line, separator)
-    may_be_text = separator in _PLAIN_QUOTES
-    if state == _CLOSED and not (may_be_text and len(values) != num_columns == len(plain)):
+    is_tsv = separator == "\t"
+    if state == _CLOSED and not (is_tsv and len(values) != num_columns == len(plain)):
         return values, 1
-    if may_be_text and state != _OPEN:
+    if is_tsv and state != _OPEN:
         return plain, 1
     if state == _MISPLACED:
         found = f"a quote out of place: {line[:60]!r}"
         return malformed_row("", found, 'fields in quotes, with "" for a quote in one'), 1
     values, num_lines = _join_lines(lines, position, separator)
     swallows = any(separator in rest for value in values for rest in re.split("[\r\n]", value)[1:])
-    if values and not swallows and not (may_be_text and len(values) != num_columns):
+    if values and not swallows and not (is_tsv and len(values) != num_columns):
         return values, num_lines
     each_is_a_row = all(line.count(separator) == len(plain) - 1 for line in lines[position : position + num_lines])
-    if may_be_text and len(plain) == num_columns and each_is_a_row:
+    if is_tsv and len(plain) == num_columns and each_is_a_row:
         return plain, 1
     found = f"a quote that is never closed, or only behind other rows: {line[:60]!r}"
     return malformed_row("", found, "fields in quotes that end before the next row"), 1

@@ -11,11 +11,11 @@ from typing import Any
 
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.column_names import is_known
+from preprocess.manifest.field_names import OTHER_NAMES
 from preprocess.manifest.values import malformed_row
 
-# An object with one of these is a row, whatever lists it has. So is one with a column that holds a field.
-_KEYS_OF_ROWS = {"messages", "supervisions"}
+# An object with one of these is a row, whatever lists it has.
+_KEYS_OF_ROWS = {"messages", "supervisions", "audio", "text", *OTHER_NAMES["audio"], *OTHER_NAMES["text"]}
 _BLANKS = " \t\r\n"
 
 
@@ -90,7 +90,7 @@ def _find_list(path: Path, text: str, first: int, whole: JsonObject) -> int | No
     there twice.
     """
     lists = [name for name, value in whole.items() if _is_list_of_objects(value)]
-    known = sorted(name for name in whole if name in _KEYS_OF_ROWS or is_known(name))
+    known = sorted(whole.keys() & _KEYS_OF_ROWS)
     if len(known) > 1 and all(isinstance(value, list | dict) for value in whole.values()):
         action = "Write it by rows (pandas: to_json(..., orient='records', lines=True))."
         raise InputError(str(path), f"a table written by columns: {', '.join(known)}", "rows: objects", action)

@@ -1,120 +1,129 @@
-"""The Kaldi dialect: a folder with wav.scp, text, perhaps utt2spk, and segments where recordings are long.
+"""The Kaldi dialect: a folder with wav.scp and text; utt2spk, utt2lang and segments where they are there.
 
-A row is a line of `text`. wav.scp names files: a line that ends in `|` is a shell command, and is not run.
+Each line of `text` is a row. Recordings and segments without a line in `text` are refused under their own line.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from preprocess.common.errors import Rejected
+from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.text_file import read_text
+from preprocess.manifest.text_file import read_text_bytes
 from preprocess.manifest.values import malformed_row
 
-TEXT = "text"
-_RECORDINGS = "wav.scp"
+_AUDIO, _TEXT, _SPEAKERS, _LANGUAGES, _PARTS = "wav.scp", "text", "utt2spk", "utt2lang", "segments"
+NAMES = (_AUDIO, _TEXT, _PARTS)
 
 
-class _Line(NamedTuple):
-    number: int
-    value: str
+def find_kaldi_files(folder: Path) -> list[Path]:
+    """The files whose lines are counted, of a Kaldi folder; [] for a folder that is none.
 
-
-def is_kaldi(path: Path) -> bool:
-    """Whether a file is the `text` of a Kaldi folder."""
-    return path.name == TEXT and (path.parent / _RECORDINGS).is_file()
-
-
-def read_kaldi(folder: Path) -> Iterator[tuple[int, JsonObject | Rejected]]:
-    """(line of `text`, record or why it has none) per utterance.
-
-    Utterances of segments, or else of wav.scp, that are not in `text` come last, numbered on from its last line.
+    Raises InputError for a folder with wav.scp and without text.
     """
-    has_segments = (folder / "segments").is_file()
-    recordings, segments = _read_map(folder, _RECORDINGS), _read_map(folder, "segments")
-    speakers = _read_map(folder, "utt2spk")
-    texts, last = set(), 0
-    for last, (name, text) in _read_lines(folder, TEXT):
-        record: JsonObject | Rejected
+    if not (folder / _AUDIO).is_file():
+        return []
+    if not (folder / _TEXT).is_file():
+        found, expected = f"{_AUDIO} without {_TEXT}", f"a Kaldi folder: {_AUDIO}, {_TEXT} and {_SPEAKERS}"
+        raise InputError(str(folder), found, expected, f"Add {_TEXT}: lines of an utterance and its words.")
+    return [folder / _TEXT, _utterances_file(folder)]
+
+
+def is_kaldi_file(path: Path) -> bool:
+    """Whether a file belongs to a Kaldi folder."""
+    return path.name in NAMES and (path.parent / _AUDIO).is_file() and (path.parent / _TEXT).is_file()
+
+
+def read_kaldi(path: Path) -> Iterator[tuple[int, JsonObject | Rejected]]:
+    """(line, record or why it has none) of a line of `text`, or of a line of wav.scp or segments without text."""
+    return _read_rows(path.parent) if path.name == _TEXT else _without_text(path)
+
+
+def _utterances_file(folder: Path) -> Path:
+    """The file that lists all utterances: segments, or without it wav.scp."""
+    return folder / (_PARTS if (folder / _PARTS).is_file() else _AUDIO)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(line, key, what follows it) of each line that is not blank."""
+    for number, line in enumerate(read_text_bytes(path).decode(errors="replace").split("\n"), start=1):
+        if fields := line.strip().split(maxsplit=1):
+            yield number, fields[0], "".join(fields[1:])
+
+
+def _table(path: Path) -> dict[str, list[str]]:
+    """{key: the values of its lines, each once} of a file; {} where there is none."""
+    values: dict[str, list[str]] = {}
+    for _, key, value in _lines(path) if path.is_file() else ():
+        known = values.setdefault(key, [])
+        if value not in known:
+            known.append(value)
+    return values
+
+
+def _without_text(path: Path) -> Iterator[tuple[int, Rejected]]:
+    texts = _table(path.parent / _TEXT)
+    for number, key, _ in _lines(path):
+        if key not in texts:
+            found, expected = f"{key}, which has no line in {_TEXT}", "an utterance with its words"
+            yield number, Rejected("failed", "no_transcript", "", found, expected, f"Add {key} to {_TEXT}.")
+
+
+def _read_rows(folder: Path) -> Iterator[tuple[int, JsonObject | Rejected]]:
+    tables = {name: _table(folder / name) for name in (_AUDIO, _PARTS, _SPEAKERS, _LANGUAGES)}
+    seen: dict[str, int] = {}
+    for number, key, text in _lines(folder / _TEXT):
+        first = seen.setdefault(key, number)
         try:
-            if name in texts:
-                raise malformed_row("", f"the utterance {name} for the second time", "each utterance once")
-            texts.add(name)
-            record = _locate(name, recordings, segments) if has_segments else _locate_whole(name, name, recordings)
-            speaker = speakers.get(name)
-            if isinstance(speaker, Rejected):
-                raise speaker
-            record |= {"text": text, "speaker": speaker.value if speaker else None, "id": name}
+            if first != number:
+                raise malformed_row("", f"{key} again, as in line {first}", "each utterance once")
+            yield number, _read_row(tables, key, text)
         except Rejected as rejected:
-            record = rejected
-        yield last, record
-    source, of_source = ("segments", segments) if has_segments else (_RECORDINGS, recordings)
-    silent = [name for name in of_source if name not in texts]
-    for number, name in enumerate(silent, start=last + 1):
-        found = f"the utterance {name} of {source}, which is not in text"
-        action = "Write its transcript into text, or remove it."
-        yield number, Rejected("failed", "missing_value", "", found, "a transcript per utterance", action)
+            yield number, rejected
 
 
-def _locate(name: str, recordings: dict[str, _Line | Rejected], segments: dict[str, _Line | Rejected]) -> JsonObject:
-    """The audio, start and end of an utterance of a long recording."""
-    segment = segments.get(name)
-    if segment is None:
-        raise malformed_row("", f"the utterance {name}, which is not in segments", "a line of segments per utterance")
-    if isinstance(segment, Rejected):
-        raise segment
-    values = segment.value.split()
-    if len(values) not in (3, 4):
-        found = f"{segment.value!r:.60} in segments line {segment.number}"
-        raise malformed_row("", found, "the recording, its start and its end in seconds")
-    recording, start, end, *channel = values
-    whole = _locate_whole(name, recording, recordings)
-    # Kaldi's -1: to the end of the recording. Sides of a telephone call are A and B.
-    channels = {"A": "0", "B": "1"}
-    return whole | {
-        "start": start,
-        "end": None if end.startswith("-1") else end,
-        "channel": channels.get(channel[0], channel[0]) if channel else None,
-    }
+def _read_row(tables: dict[str, dict[str, list[str]]], key: str, text: str) -> JsonObject:
+    record: JsonObject = {"id": key, "text": text}
+    recording = key
+    if tables[_PARTS]:
+        recording, record["start"], record["end"] = _read_part(key, _value(tables, _PARTS, key))
+    record["audio"] = _read_path(recording, _value(tables, _AUDIO, recording))
+    if tables[_SPEAKERS]:
+        record["speaker"] = _value(tables, _SPEAKERS, key)
+    if tables[_LANGUAGES].get(key):
+        record["language"] = _value(tables, _LANGUAGES, key)
+    return record
 
 
-def _locate_whole(name: str, recording: str, recordings: dict[str, _Line | Rejected]) -> JsonObject:
-    """The audio of a recording."""
-    line = recordings.get(recording)
-    if line is None:
-        raise malformed_row("", f"the recording {recording} of {name}, which is not in wav.scp", "a line of wav.scp")
-    if isinstance(line, Rejected):
-        raise line
-    path = line.value.strip()
-    place = f"wav.scp line {line.number}"
-    if path.endswith("|") or path.startswith("|"):
-        found, expected = f"a shell command in {place}: {path[:60]}", "the path of an audio file"
-        action = "Run the command yourself, and name the file that it writes."
-        raise Rejected("failed", "shell_command", "", found, expected, action)
-    if path == "-" or path.rpartition(":")[2].isdigit():
-        found, expected = f"a place in an archive in {place}: {path[:60]}", "the path of an audio file"
-        action = "Write each recording to a file of its own (Kaldi: wav-copy), and name it."
-        raise Rejected("failed", "archive", "", found, expected, action)
-    return {"audio": path}
+def _value(tables: dict[str, dict[str, list[str]]], name: str, key: str) -> str:
+    """What a file says about a key. Raises Rejected where it says nothing, or two things."""
+    values = tables[name].get(key, [])
+    if len(values) == 1 and values[0]:
+        return values[0]
+    found = f"{key} with {len(values)} values in {name}" if len(values) > 1 else f"{key}, which is not in {name}"
+    action = f"Correct {name}, or remove the utterance."
+    raise Rejected("failed", f"not_in_{name.replace('.', '_')}", "", found, f"one line of {key} in {name}", action)
 
 
-def _read_map(folder: Path, name: str) -> dict[str, _Line | Rejected]:
-    """{first word: the rest of the line}, {} without the file; a word that is there twice has a Rejected."""
-    found: dict[str, _Line | Rejected] = {}
-    for number, (key, value) in _read_lines(folder, name) if (folder / name).is_file() else ():
-        if key in found:
-            found[key] = malformed_row("", f"{key} for the second time in {name} line {number}", "each name once")
-        elif not value:
-            found[key] = malformed_row("", f"nothing behind {key} in {name} line {number}", "a value per name")
-        else:
-            found[key] = _Line(number, value)
-    return found
+def _read_part(key: str, value: str) -> tuple[str, float, float | None]:
+    """(recording, start, end) of a line of segments, in seconds; an end of -1 is the end of the recording."""
+    try:
+        recording, start, end = value.split()[:3]
+        start_sec, end_sec = float(start), float(end)
+    except ValueError:
+        start_sec = end_sec = math.nan
+    if not start_sec >= 0 or not (end_sec == -1 or end_sec > start_sec):
+        raise malformed_row("", f"{key} {value} in {_PARTS}", "a recording, its start and end in seconds")
+    return recording, start_sec, None if end_sec == -1 else end_sec
 
 
-def _read_lines(folder: Path, name: str) -> Iterator[tuple[int, tuple[str, str]]]:
-    """(number, (first word, the rest)) of the lines that are not blank."""
-    for number, line in enumerate(read_text(folder / name).split("\n"), start=1):
-        if line.strip():
-            first, *rest = line.strip().split(maxsplit=1)
-            yield number, (first, rest[0] if rest else "")
+def _read_path(recording: str, value: str) -> str:
+    if value.endswith("|"):
+        found = f"a shell command for {recording} in {_AUDIO}: {value[:80]}"
+        action = "Run the commands, and name the files that they write."
+        raise Rejected("failed", "shell_command", "", found, "the path of an audio file", action)
+    if value.rpartition(":")[0].endswith(".ark"):
+        action = "Extract the archive's recordings (Kaldi: wav-copy), and name the files."
+        found = f"a part of an archive for {recording} in {_AUDIO}: {value[:80]}"
+        raise Rejected("failed", "kaldi_archive", "", found, "the path of an audio file", action)
+    return value

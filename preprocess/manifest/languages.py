@@ -1,24 +1,22 @@
-"""Which names are those of languages, as corpora write them: ISO 639-1 codes, perhaps with a region, or words."""
+"""Codes of languages, to tell a language from a speaker."""
 
 import re
 
-from preprocess.corpus.text import is_arabic_language
-
-# The two letters of each code, one after another.
-_ISO_639_1 = set(
-    re.findall(
-        "..",
-        "aaabaeafakamanarasavayazbabebgbhbibmbnbobrbscacechcocrcscucvcydadedvdzeeeleneoeseteufafffifjfofrfyga"
-        "gdglgngugvhahehihohrhthuhyhziaidieigiiikioisitiujajvkakgkikjkkklkmknkokrkskukvkwkylalblglilnloltlulv"
-        "mgmhmimkmlmnmrmsmtmynanbndnengnlnnnonrnvnyocojomorospapiplpsptqurmrnrorurwsascsdsesgsiskslsmsnsosqsr"
-        "ssstsusvswtatetgthtitktltntotrtstttwtyugukuruzvevivowawoxhyiyozazhzu",
-    )
-)
-_WORDS = {"english", "french", "german", "spanish", "chinese", "persian", "urdu", "turkish", "hebrew", "russian"}
-_REGION = re.compile(r"[-_][A-Za-z]{2,4}$")
+# ISO 639-1, the ISO 639-3 codes of Arabic and its varieties, and what Asian corpora write.
+_LISTED = """
+aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el
+en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu
+ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na
+nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so
+sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
+ara arb arz ary arq ars apc acm aeb afb ajp ayl eng deu fra spa ita por rus tur fas urd hin cmn yue jpn kor jp
+cn arabic english german french spanish italian portuguese russian turkish persian urdu hindi
+"""
+_CODES = set(_LISTED.split())
+_WRITTEN = re.compile(r"([a-z]+)(?:[-_](?:[a-z]{2,4}|\d{3}))?")
 
 
-def is_language(name: str) -> bool:
-    """Whether a name is that of a language: "ar", "ar-EG", "arz", "Arabic", "en_US"."""
-    word = _REGION.sub("", name.strip()).lower()
-    return word in _ISO_639_1 or word in _WORDS or is_arabic_language(word)
+def is_language_code(text: str) -> bool:
+    """Whether a text is a language: "ar", "ZH", "en-US", "ar_EG", "Arabic"."""
+    written = _WRITTEN.fullmatch(text.strip().lower())
+    return written is not None and written[1] in _CODES

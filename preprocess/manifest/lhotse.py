@@ -1,89 +1,102 @@
-"""The lhotse dialect: JSONL of cuts, each a part of a recording with one supervision that says who speaks what."""
+"""The lhotse dialect: cuts as JSONL. Each supervision of a cut is one clip, by its times in the recording."""
 
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeGuard
 
 from preprocess.common.errors import Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.values import malformed_row, seconds_of
+from preprocess.manifest.values import is_missing, malformed_row
 
-_TRIM = "Write the cuts with `lhotse cut trim-to-supervisions`."
-# What lhotse itself forgives where a supervision ends after its cut.
-_TOLERANCE_SEC = 0.05
-
-
-def is_cut(record: JsonObject) -> bool:
-    """Whether a record of a JSON file is a cut, and no row of columns."""
-    return "supervisions" in record or (record.get("type") in ("MonoCut", "MultiCut", "MixedCut", "PaddingCut"))
+_TYPES = ("MonoCut", "MultiCut", "MixedCut", "PaddingCut", "DataCut")
+_TOLERANCE_SEC = 0.05  # times are rounded
 
 
-def record_of_cut(cut: JsonObject) -> JsonObject:
-    """The cut as a record of columns. Raises Rejected for a cut that is no part of one file with one supervision."""
-    name = f"the cut {cut.get('id')}"
-    kind = cut.get("type", "MonoCut")
-    if kind not in ("MonoCut", "MultiCut"):
-        raise _refusal(f"{name} of type {kind}", "cuts of one recording", "Save the mixed audio as files of its own.")
-    supervisions, recording = cut.get("supervisions") or [], cut.get("recording")
-    if not isinstance(supervisions, list) or not all(isinstance(each, dict) for each in supervisions):
-        raise malformed_row("", f"supervisions of {name} that are no objects", "a list of supervisions")
-    if len(supervisions) != 1:
-        raise _refusal(f"{name} with {len(supervisions)} supervisions", "one supervision per cut", _TRIM)
-    if not isinstance(recording, dict):
-        raise _refusal(f"{name} without a recording", "cuts with recordings", "Save the cuts with their recordings.")
-    if recording.get("transforms"):
-        found = f"{name} of a recording that lhotse changes ({str(recording['transforms'])[:40]})"
-        raise _refusal(found, "recordings as they are in their files", "Leave the changed cuts out.")
-    (supervision,) = supervisions
+def is_cut(record: object) -> TypeGuard[JsonObject]:
+    """Whether a record is a cut of lhotse."""
+    if not isinstance(record, dict):
+        return False
+    return record.get("type") in _TYPES or {"supervisions", "recording"} <= record.keys()
+
+
+def read_cuts(records: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
+    """(number, record or why it has none) per supervision; the numbers count supervisions, and cuts without one."""
+    per_cut = (_read_cut(record) if is_cut(record) else [record] for _, record in records)
+    yield from enumerate(itertools.chain.from_iterable(per_cut), start=1)
+
+
+def _read_cut(cut: JsonObject) -> list[JsonObject | Rejected]:
+    name = str(cut.get("id"))
+    if cut.get("type") not in (None, "MonoCut", "MultiCut"):
+        found = f"the cut {name}, a {cut['type']}"
+        action = "Save what it mixes as audio files (lhotse: cuts.save_audios), or leave it out."
+        return [Rejected("failed", "mixed_cut", "", found, "a MonoCut: speech as it was recorded", action)]
+    supervisions = cut.get("supervisions")
+    if not isinstance(supervisions, list) or not supervisions:
+        return [malformed_row("", f"the cut {name} without supervisions", "one or more, each with its text")]
+    read: list[JsonObject | Rejected] = []
+    for supervision in supervisions:
+        try:
+            read.append(_read_supervision(name, cut, supervision))
+        except Rejected as rejected:
+            read.append(rejected)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = f"the cut {name}, which can't be read ({type(error).__name__}: {error})"
+            read.append(malformed_row("", what, "a cut as lhotse writes it"))
+    return read
+
+
+def _read_supervision(name: str, cut: JsonObject, supervision: JsonObject) -> JsonObject:
     start_sec, end_sec = _times(name, cut, supervision)
-    whole = start_sec == 0 and abs(end_sec - (recording.get("duration") or 0)) < 1e-3
+    recording = cut.get("recording")
+    if not isinstance(recording, dict):
+        raise malformed_row("", f"the cut {name} without a recording", "a recording: features alone are no audio")
+    changed = [t.get("name", str(t)) for t in recording.get("transforms") or [] if t.get("name") != "Resample"]
+    if changed:
+        action = "Save the cuts as audio files (lhotse: cuts.save_audios)."
+        found = f"the cut {name}, whose recording is changed by {', '.join(changed)}"
+        raise Rejected("failed", "transformed_audio", "", found, "a recording as its file has it", action)
     path, channel = _source(name, recording, supervision.get("channel", cut.get("channel")))
+    whole = start_sec == 0 and abs(end_sec - float(recording.get("duration") or 0)) < 1e-3
     return {
         "audio": path,
-        "channel": channel,
         "text": supervision.get("text"),
         "speaker": supervision.get("speaker"),
         "language": supervision.get("language"),
-        "id": supervision.get("id"),
+        "id": supervision.get("id") if not is_missing(supervision.get("id")) else cut.get("id"),
         "start": None if whole else start_sec,
         "end": None if whole else end_sec,
+        "channel": channel,
     }
 
 
 def _times(name: str, cut: JsonObject, supervision: JsonObject) -> tuple[float, float]:
-    """Start and end of the supervision in the recording, in seconds. Its start counts from that of the cut."""
-    cut_start, cut_sec = (seconds_of("", f"{key} of {name}", cut.get(key)) for key in ("start", "duration"))
-    start = supervision.get("start")
-    length = seconds_of("", f"duration of the supervision of {name}", supervision.get("duration"))
-    if cut_start is None or cut_sec is None or not isinstance(start, int | float) or length is None:
-        raise malformed_row("", f"no start and duration of {name} or its supervision", "both, in seconds")
-    if start < -_TOLERANCE_SEC or start + length > cut_sec + _TOLERANCE_SEC:
-        found = f"a supervision from {start} to {start + length:.3f} s in {name} of {cut_sec} s"
-        raise _refusal(found, "a supervision within its cut", _TRIM)
-    start = max(float(start), 0.0)
-    end = min(start + length, cut_sec)
-    return round(cut_start + start, 9), round(cut_start + end, 9)
+    """(start, end) of a supervision in the recording; its own times count from the start of the cut."""
+    cut_start_sec, cut_sec = float(cut.get("start") or 0), float(cut["duration"])
+    start_sec, length_sec = float(supervision.get("start") or 0), float(supervision["duration"])
+    end_sec = start_sec + length_sec
+    if start_sec < -_TOLERANCE_SEC or end_sec > cut_sec + _TOLERANCE_SEC:
+        found = f"the cut {name}, with a supervision from {start_sec} s to {end_sec} s of its {cut_sec} s"
+        raise malformed_row("", found, "supervisions within their cut")
+    start_sec, end_sec = max(start_sec, 0.0), min(end_sec, cut_sec)
+    return round(cut_start_sec + start_sec, 8), round(cut_start_sec + end_sec, 8)
 
 
-def _source(name: str, recording: JsonObject, channel: Any) -> tuple[str, int | None]:
-    """(path, channel or None for the only one) of a recording's file."""
-    sources = [source for source in recording.get("sources") or [] if isinstance(source, dict)]
-    wanted = channel if isinstance(channel, list) else [channel]
-    sources = [source for source in sources if set(wanted) <= {None, *source.get("channels", [])}]
-    if len(sources) != 1:
-        raise _refusal(f"{len(sources)} files for channel {channel} of {name}", "one file", _TRIM)
-    (source,) = sources
-    kind, path, channels = source.get("type"), source.get("source"), source.get("channels") or [0]
-    if kind != "file" or not isinstance(path, str):
-        found = f"{name} with a source of type {kind}: {str(path)[:60]}"
-        action = "Save its audio as a file (lhotse: cut.save_audio), and name that."
-        raise Rejected(
-            "failed", "shell_command" if kind == "command" else "audio_elsewhere", "", found, "a file", action
-        )
-    if len(channels) == 1 or sorted(map(str, wanted)) == sorted(map(str, channels)):
-        return path, None
-    if len(wanted) > 1:
-        raise _refusal(f"{len(wanted)} of {len(channels)} channels in {name}", "one channel, or all", _TRIM)
-    return path, None if wanted[0] is None else channels.index(wanted[0])
-
-
-def _refusal(found: str, expected: str, action: str) -> Rejected:
-    return Rejected("failed", "not_one_utterance", "", found, expected, action)
+def _source(name: str, recording: JsonObject, wanted: object) -> tuple[str, int | None]:
+    """(path, channel of the file or None for all of it) for the wanted channel, or list of channels."""
+    sources: list[Any] = recording["sources"]
+    channels = wanted if isinstance(wanted, list) else [wanted]
+    source = next((s for s in sources if len(sources) == 1 or channels[0] in s["channels"]), None)
+    if source is None:
+        raise malformed_row("", f"the cut {name}, whose channel {wanted} no source has", "a source of its recording")
+    if source["type"] != "file":
+        found = f"the cut {name}, whose audio comes from a {source['type']}: {str(source['source'])[:60]}"
+        action = "Save it as a file (lhotse: cuts.save_audios), and name that."
+        raise Rejected("failed", "audio_elsewhere", "", found, "audio from a file", action)
+    own = source.get("channels") or [0]
+    if len(own) == 1 or wanted is None or channels == own:
+        return source["source"], None
+    if len(channels) > 1:
+        found = f"the cut {name}, with the channels {channels} of {own}"
+        raise malformed_row("", found, "one channel, or all, whose mean is used")
+    return source["source"], own.index(channels[0])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from preprocess.common.errors import Rejected
+from preprocess.common.errors import InputError, Rejected
 from preprocess.manifest.text_file import read_text_bytes
 from preprocess.manifest.values import malformed_row
 
@@ -40,10 +40,10 @@ def read_sample_records(path: Path) -> Iterator[tuple[int, object]]:
             yield number, malformed_row("", f"transcript_file = {json.dumps(name)[:60]}", "the name of a file")
         else:
             try:
-                text = (path.parent / name).read_bytes().decode("utf-8-sig")
+                text = read_text_bytes(path.parent / name).decode()
                 yield number, {**sample, "transcript": text}
-            except (OSError, UnicodeDecodeError) as error:
-                why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            except (InputError, UnicodeDecodeError) as error:
+                why = error.found if isinstance(error, InputError) else "not UTF-8"
                 found = f"{path.parent / name}, which can't be read ({why})"
                 expected = "a text file in UTF-8 beside metadata.json"
                 action = "Correct transcript_file, or write the text itself as transcript."

@@ -1,215 +1,172 @@
-"""Files with `|` between columns and no header, read by what the columns hold.
+"""Files with `|` between columns: LJSpeech, piper, XTTS, F5, VITS, GPT-SoVITS, with or without a header.
 
-    LJ001-0001|text|normalised text      LJSpeech: wavs/ID.wav for each; one speaker, named after the folder
-    id|speaker|text                      piper, VITS
-    wavs/x.wav|text|speaker              F5-TTS, XTTS
-
-A line with more or fewer fields than the others is refused: a `|` in its text would move the fields. A file with a
-header (audio_file|text|speaker_name) is a table like any other.
+pipe_columns.py says what the columns of a file without a header hold. A `|` inside a text makes the number of fields
+wrong: its line is refused.
 """
 
-import difflib
-import itertools
-import unicodedata
+import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
-from preprocess.corpus.text import num_letters
-from preprocess.manifest.column_names import OTHER_NAMES, is_known
-from preprocess.manifest.delimited import find_separator, first_line, read_delimited, split_lines
-from preprocess.manifest.languages import is_language
-from preprocess.manifest.text_file import read_text
+from preprocess.manifest.audio_places import at_place, find_place
+from preprocess.manifest.field_names import map_columns
+from preprocess.manifest.pipe_columns import Layout, find_layout
+from preprocess.manifest.text_file import manifest_suffix, read_text_bytes
 from preprocess.manifest.values import malformed_row
 
-_AUDIO_SUFFIXES = (
-    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".webm", ".mp4", ".aif", ".aiff", ".au"),
-    *(".oga", ".spx", ".sph", ".amr", ".caf", ".w64"),
-)
-_FOLDERS = ("", "wavs/", "wav/", "audio/", "clips/")
-_SAMPLE = 200  # rows that decide what the columns hold
-_LONGEST_NAME = 40  # characters of a speaker's
-# One text respells another where this share of their characters is the same, in the same order.
-_ALIKE = 0.6
-# The normalised text: numbers and abbreviations written out as they are spoken.
-COLUMNS = {"text": "normalized_text"}
-_HEADER = "Write a header as its first line, for example audio|text|speaker."
+SUFFIXES = (".csv", ".txt", ".list", ".lst")
 
 
-def is_without_header(path: Path, chosen: Iterable[str] = ()) -> bool:
-    """Whether a file has a `|` in its first line, which is no header. chosen: columns that --columns names."""
-    first = first_line(path)
-    if "|" not in first:
+class _Line(NamedTuple):
+    number: int
+    fields: list[str]
+    text: str
+
+
+class PipedFile(NamedTuple):
+    """A file as understood: `dialect` as it is printed, {field: column} of its records, and the records."""
+
+    dialect: str
+    columns: Mapping[str, str]
+    records: Iterator[tuple[int, JsonObject | Rejected]]
+    has_speakers: bool
+
+
+def is_piped(path: Path) -> bool:
+    """Whether a text file has `|` in its first line that is not blank."""
+    if manifest_suffix(path) not in SUFFIXES:
         return False
-    separator = find_separator(path)
-    names = {name.strip().strip('"') for name in first.split(separator)}
-    return not names & {*chosen, "audio", *OTHER_NAMES["audio"]} or not any(
-        is_known(name) or name in chosen for name in names - {"audio", *OTHER_NAMES["audio"]}
-    )
+    return "|" in next((line for line in _text_lines(path) if line.strip()), "")
 
 
-def find_columns(path: Path) -> tuple[str, ...]:
-    """What each column holds. Raises InputError where that can't be told."""
-    lines = [line.rstrip("\r\n").split("|") for line in split_lines(read_text(path)) if line.strip()]
-    counts = Counter(len(fields) for fields in lines)
-    num_columns = max(counts, key=lambda number: (counts[number], number))
-    sample = [fields for fields in lines if len(fields) == num_columns][:_SAMPLE]
-    columns = [[fields[number].strip().strip('"') for fields in sample] for number in range(num_columns)]
-    audio = _find_audio(path, columns)
-    others = [number for number in range(num_columns) if number != audio]
-    names = _name_columns(path, {number: columns[number] for number in others})
-    return tuple(names.get(number, "audio") for number in range(num_columns))
+def read_piped(path: Path, root: Path, chosen: Mapping[str, str]) -> PipedFile:
+    """Read a file with `|`; recordings are looked for under `root`. chosen: {field: column} of --columns.
+
+    Raises InputError where its columns can be understood in two ways, or not at all.
+    """
+    lines = [_Line(n, text.split("|"), text) for n, text in enumerate(_text_lines(path), 1) if text.strip()]
+    names = [name.strip() for name in lines[0].fields]
+    if any(column.isdecimal() for column in chosen.values()):
+        num_fields = _usual_number(lines)
+        names = [str(number) for number in range(1, 1 + num_fields)]
+        return _with_names(root, _unquoted(lines, num_fields), names, chosen)
+    if _is_header(names, chosen):
+        return _with_names(root, _unquoted(lines[1:], len(names)), names, chosen)
+    return _by_content(path, root, _unquoted(lines, _usual_number(lines)))
 
 
-def dialect_of(columns: tuple[str, ...]) -> str:
-    """What the report calls a file with these columns."""
-    return "LJSpeech" if columns in (("audio", "text"), ("audio", "text", "normalized_text")) else "|".join(columns)
+def _text_lines(path: Path) -> list[str]:
+    return [line.rstrip("\r") for line in read_text_bytes(path).decode(errors="replace").split("\n")]
 
 
-def read_pipes(
-    path: Path, columns: tuple[str, ...], speaker: str | None = None
+def _unquoted(lines: list[_Line], num_fields: int) -> list[_Line]:
+    """The lines, their fields without the quotes that a CSV writer puts round a quote or a `|`.
+
+    Quotes that are part of the text stay: nothing is doubled in them, and they hold no `|`.
+    """
+    return [line._replace(fields=_unquote(line, num_fields)) for line in lines]
+
+
+def _unquote(line: _Line, num_fields: int) -> list[str]:
+    if '"' not in line.text or (len(line.fields) == num_fields and '""' not in line.text):
+        return line.fields
+    try:
+        (fields,) = csv.reader([line.text], delimiter="|", strict=True)
+    except (csv.Error, ValueError):
+        return line.fields
+    return fields if len(fields) == num_fields else line.fields
+
+
+def _usual_number(lines: list[_Line]) -> int:
+    """How many fields most lines have; the first of equals."""
+    return Counter(len(line.fields) for line in lines).most_common(1)[0][0]
+
+
+def _is_header(names: list[str], chosen: Mapping[str, str]) -> bool:
+    """Whether a line names a text, and a recording or its id."""
+    if len(set(names)) < len(names):
+        return False
+    columns = map_columns(tuple(names), tuple(chosen.items()))
+    return columns["text"] in names and bool({columns["audio"], columns["id"]} & set(names))
+
+
+def _with_names(root: Path, lines: list[_Line], names: list[str], chosen: Mapping[str, str]) -> PipedFile:
+    """A file whose columns have names. The ids name the recordings where no other column does."""
+    columns = map_columns(tuple(names), tuple(chosen.items()))
+    named_by = columns["audio"] if columns["audio"] in names else columns["id"]
+    audio = names.index(named_by) if named_by in names else None
+    ours = {} if named_by == columns["audio"] else {"audio": "audio"}
+    place = None if audio is None else find_place(root, [fields[audio] for fields in _whole(lines, len(names))])
+
+    def record(fields: list[str]) -> JsonObject:
+        values: JsonObject = dict(zip(names, fields, strict=True))
+        if audio is not None and fields[audio].strip():
+            values["audio" if ours else named_by] = at_place(place or "{}", fields[audio])
+        return values
+
+    records = _records(lines, "|".join(names), len(names), record)
+    return PipedFile("columns separated by |", ours, records, columns["speaker"] in names)
+
+
+def _by_content(path: Path, root: Path, lines: list[_Line]) -> PipedFile:
+    num_fields = _usual_number(lines)
+    if num_fields < 2:
+        raise InputError(str(path), "mostly lines without `|`", "one `|` or more per line", "Correct the lines.")
+    layout = find_layout(path, root, _whole(lines, num_fields))
+    if layout.is_ljspeech:
+        return PipedFile("LJSpeech", {"text": "normalized_text"}, _ljspeech(lines, layout), has_speakers=False)
+
+    def record(fields: list[str]) -> JsonObject:
+        values: JsonObject = {role: value for role, value in zip(layout.roles, fields, strict=True) if role}
+        name = values["audio"] if "audio" in values else values["id"]
+        return values | {"audio": at_place(layout.place, name) if name.strip() else ""}
+
+    described = "|".join(role or "nothing" for role in layout.roles)
+    columns = {"text": "normalized_text"} if "normalized_text" in layout.roles else {}
+    records = _records(lines, described, num_fields, record)
+    return PipedFile(described, columns, records, "speaker" in layout.roles)
+
+
+def _ljspeech(lines: list[_Line], layout: Layout) -> Iterator[tuple[int, JsonObject | Rejected]]:
+    """Rows of id|text|normalised text; where a row, or all of them, have one text, it is both."""
+
+    def record(fields: list[str]) -> JsonObject:
+        audio = at_place(layout.place, fields[0]) if fields[0].strip() else ""
+        return {"audio": audio, "id": fields[0], "text": fields[1], "normalized_text": fields[-1]}
+
+    expected = "id|text or id|text|normalised text"
+    short = [line for line in lines if len(line.fields) == 2 < len(layout.roles)]
+    long = [line for line in lines if line not in short]
+    found = [*_records(long, expected, len(layout.roles), record), *_records(short, expected, 2, record)]
+    return iter(sorted(found, key=lambda numbered: numbered[0]))
+
+
+def _records(
+    lines: list[_Line], expected: str, num_fields: int, record: Callable[[list[str]], JsonObject]
 ) -> Iterator[tuple[int, JsonObject | Rejected]]:
-    """(line, record or why it has none) per line. speaker: of rows where no column names it; else the folder's."""
-    find_audio = _AudioPaths(path)
-    for line, record in read_delimited(path, columns):
-        if isinstance(record, Rejected):
-            yield line, record
-            continue
-        num_fields = sum(value is not None for value in record.values())
-        if "normalized_text" in record and num_fields == len(columns) - 1:  # id|text
-            record["normalized_text"] = record["text"]
-        elif num_fields < len(columns):
-            expected = "id|text|normalised text" if "normalized_text" in record else "|".join(columns)
-            yield line, malformed_row("", f"{num_fields} fields", expected)
-            continue
-        if "speaker" not in record:
-            record["speaker"] = speaker or path.absolute().parent.name
-        if Path(record["audio"]).suffix.lower() not in _AUDIO_SUFFIXES and "/" not in record["audio"]:
-            record["id"] = record["audio"]
-        record["audio"] = find_audio(record["audio"])
-        yield line, record
+    strays = _with_stray_sign(lines)
+    for line in lines:
+        if len(line.fields) != num_fields or line.number in strays:
+            found = f"{len(line.fields)} fields in {line.text!r:.70}"
+            yield line.number, malformed_row("", found, f"{expected}, without a | inside a text")
+        else:
+            yield line.number, record(line.fields)
 
 
-def _find_audio(path: Path, columns: Sequence[Sequence[str]]) -> int:
-    """The number of the column with files, or with the ids of files in wavs/."""
-    with_suffix = [n for n, values in enumerate(columns) if _share(values, _is_file_name) > 0.5]
-    if len(with_suffix) == 1:
-        return with_suffix[0]
-    if with_suffix:
-        raise InputError(str(path), f"{len(with_suffix)} columns with audio files", "one, or a header", _HEADER)
-    is_there = _AudioPaths(path).is_there
-    ids = [n for n, values in enumerate(columns) if any(map(is_there, values[:20]))]
-    if ids:
-        return ids[0]
-    if any((path.parent / folder).is_dir() for folder in _FOLDERS[1:]):
-        return 0  # each file will be missed by its name
-    raise InputError(
-        str(path),
-        f"a first line with {len(columns) - 1} `|` and no folder {path.parent / 'wavs'}, nor names of audio files",
-        "LJSpeech: lines of id|text|normalised text, and the recordings as wavs/ID.wav; or columns with a header",
-        "Put the recordings there, or write the manifest as CSV with a header (audio,text,speaker).",
-    )
+def _whole(lines: list[_Line], num_fields: int) -> list[list[str]]:
+    """The fields of the lines that have so many, and no `|` that seems part of a text."""
+    strays = _with_stray_sign(lines)
+    return [line.fields for line in lines if len(line.fields) == num_fields and line.number not in strays]
 
 
-def _name_columns(path: Path, columns: dict[int, Sequence[str]]) -> dict[int, str]:
-    """{number: name} of the columns besides the audio."""
-    names: dict[int, str] = {}
-    left = {number: values for number, values in columns.items() if any(values)}
-    names |= dict.fromkeys(columns.keys() - left.keys(), "empty")
-    languages = [number for number, values in left.items() if _share(values, is_language) == 1]
-    if len(languages) == 1 and len(left) > 1:
-        names[languages[0]] = "language"
-        del left[languages[0]]
-    if len(left) == 1:
-        return names | dict.fromkeys(left, "text")
-    pair = _respelled(left)
-    if pair and len(left) == 2:
-        return names | dict(zip(pair, ("text", "normalized_text"), strict=True))
-    speaker = _find_speaker(left)
-    rest = sorted(left.keys() - {speaker})
-    if speaker is not None and len(rest) == 1:
-        return names | {speaker: "speaker", rest[0]: "text"}
-    if speaker is not None and pair and rest == list(pair):
-        return names | {speaker: "speaker", pair[0]: "text", pair[1]: "normalized_text"}
-    found = f"{len(columns) + 1} columns without names, of which several may be the text or the speaker"
-    raise InputError(str(path), found, "columns that tell which is which, or a header", _HEADER)
-
-
-def _find_speaker(columns: dict[int, Sequence[str]]) -> int | None:
-    """The column of a speaker: short names that repeat where the texts hardly do. None where that is not plain."""
-    names = [number for number, values in columns.items() if _share(values, _may_be_name) == 1]
-    plain = [n for n in names if all(_is_name_beside(columns[n], columns[other]) for other in columns if other != n)]
-    return plain[0] if len(plain) == 1 else None
-
-
-def _is_name_beside(names: Sequence[str], texts: Sequence[str]) -> bool:
-    """Whether values are names of speakers and those of another column are not."""
-    repeats = len(set(names)) <= len(names) / 2 and len(set(texts)) >= 0.9 * len(texts)
-    shorter = _letters(texts) > 3 * _letters(names)
-    is_text = _share(texts, _may_be_name) < 1
-    return repeats or shorter or (is_text and len(set(names)) < len(set(texts)))
-
-
-def _respelled(columns: dict[int, Sequence[str]]) -> tuple[int, int] | None:
-    """The two neighbouring columns of texts in which each row says the same, spelled out in the second."""
-    numbers = sorted(columns)
-    for first, second in itertools.pairwise(numbers):
-        spelled = ([_letters_only(text) for text in columns[number]] for number in (first, second))
-        pairs = [pair for pair in zip(*spelled, strict=True) if all(pair)][:30]
-        alike = sum(difflib.SequenceMatcher(a=a, b=b, autojunk=False).ratio() > _ALIKE for a, b in pairs)
-        if pairs and alike > len(pairs) / 2:
-            return first, second
-    return None
-
-
-def _letters_only(text: str) -> str:
-    """The letters and digits: with or without its diacritics, a word is the same."""
-    return "".join(sign for sign in unicodedata.normalize("NFD", text.lower()) if sign.isalnum())
-
-
-def _share(values: Sequence[str], test: Callable[[str], bool]) -> float:
-    given = [value for value in values if value]
-    return sum(map(test, given)) / max(len(given), 1)
-
-
-def _is_file_name(value: str) -> bool:
-    return value.lower().endswith(_AUDIO_SUFFIXES)
-
-
-def _may_be_name(value: str) -> bool:
-    return len(value) <= _LONGEST_NAME and len(value.split()) <= 3
-
-
-def _letters(values: Sequence[str]) -> float:
-    return sum(map(num_letters, values)) / max(len(values), 1)
-
-
-class _AudioPaths:
-    """Where the files of a table lie: beside it or in wavs/, perhaps without their suffix in the table."""
-
-    def __init__(self, path: Path) -> None:
-        self.folder = path.parent
-        self.form: tuple[str, str] | None = None  # that of the last file that was there
-
-    def is_there(self, value: str) -> bool:
-        """Whether a value names a file."""
-        return self._form_of(value) is not None
-
-    def __call__(self, value: str) -> str:
-        """The path of the file that a value names, relative to the table; a likely one where there is none."""
-        value = value.strip()
-        form = self._form_of(value) or (("", "") if _is_file_name(value) else ("wavs/", ".wav"))
-        return form[0] + value + form[1]
-
-    def _form_of(self, value: str) -> tuple[str, str] | None:
-        suffixes = ("",) if _is_file_name(value) else _AUDIO_SUFFIXES
-        forms = [(folder, suffix) for folder in _FOLDERS for suffix in suffixes]
-        if self.form in forms:
-            forms.insert(0, self.form)
-        for folder, suffix in forms:
-            if value and (self.folder / (folder + value + suffix)).is_file():
-                self.form = folder, suffix
-                return self.form
-        return None
+def _with_stray_sign(lines: list[_Line]) -> set[int]:
+    """Numbers of the lines in which a `|` stands between blanks, where most lines have none like that."""
+    between = {
+        line.number for line in lines if any(a.endswith(" ") and b.startswith(" ") for a, b in pairwise(line.fields))
+    }
+    return between if 2 * len(between) <= len(lines) else set()

@@ -2,10 +2,10 @@
 
 columns        JSONL, JSON, CSV, TSV or Parquet with columns for audio, text, speaker and so on (columns.py)
 ChatML         JSONL or JSON with `messages`; rows of both may stand in one file (chatml.py)
-lhotse         JSONL of cuts, one supervision per cut (lhotse.py)
 metadata.json  a folder with `samples` and text files (metadata_json.py)
+|              LJSpeech, piper, XTTS, F5, VITS: read by what their columns hold (pipes.py)
 Kaldi          a folder with wav.scp, text, utt2spk and segments (kaldi.py)
-pipes          id|text|normalised text of LJSpeech, and other files with | and no header (pipes.py)
+lhotse         cuts as JSONL (lhotse.py)
 
 How the files were understood is reported; what could be understood in two ways is refused. A row that can't be used
 is rejected under its line number, and the others are read.
@@ -14,26 +14,19 @@ is rejected under its line number, and the others are read.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError, Rejected, join_some
-from preprocess.common.json_file import JsonObject
 from preprocess.corpus.text import normalise_text, num_letters, refuse_special_tokens
-from preprocess.manifest import kaldi, lhotse, metadata_json, pipes
-from preprocess.manifest.chatml import PromptSettings, row_from_chatml
-from preprocess.manifest.column_names import map_columns
-from preprocess.manifest.columns import Row, Turn, row_from_columns, unused_columns, words_for_nothing
-from preprocess.manifest.delimited import find_separator
-from preprocess.manifest.languages import is_language
-from preprocess.manifest.tables import SUFFIXES, read_records
-from preprocess.manifest.text_file import manifest_suffix
-from preprocess.manifest.values import malformed_row
+from preprocess.manifest.chatml import PromptSettings, none_words_of, row_from_chatml
+from preprocess.manifest.columns import Row, Turn, row_from_columns
+from preprocess.manifest.dialects import find_files, open_dialect
+from preprocess.manifest.field_names import map_columns, unused_columns
+from preprocess.manifest.values import is_none_word, malformed_row
 
-_METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.txt", "metadata.parquet")
-# Hugging Face names the parts of a split like train-00000-of-00003.parquet.
-_PART = re.compile(r"-\d+-of-\d+$")
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 _ELSEWHERE = (
     (
@@ -48,7 +41,6 @@ _ELSEWHERE = (
     ),
     (re.compile("~/"), "a path with ~, which only a shell replaces", "Write the folder in full."),
 )
-_UNITS = {"metadata.json": "sample"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +62,9 @@ class Manifest:
 
     dialects: {dialect: rows}. mapped: {(field, column): rows in which the field's column has another name}.
     ignored_columns: {column: rows}. own_system_texts: rows whose system text is not --system-text.
-    words_for_nothing: {field: rows in which a word such as nan was read as no value}. named_by_flag: rows without a
-    speaker, which have that of --speaker.
+    audio_marks: how many texts of references lost their <|AUDIO|> at the end.
+    none_words: {column: rows in which it says "nan", "None"..., which is read as a missing value}.
+    given_speakers: {speaker: rows that name none, and get the one of --speaker or of their folder}.
     `line` counts rows through all files; in the first file, usually the only one, it is the line.
     """
 
@@ -82,8 +75,9 @@ class Manifest:
     mapped: Counter[tuple[str, str]] = field(default_factory=Counter)
     ignored_columns: Counter[str] = field(default_factory=Counter)
     own_system_texts: int = 0
-    words_for_nothing: Counter[str] = field(default_factory=Counter)
-    named_by_flag: int = 0
+    audio_marks: int = 0
+    none_words: Counter[str] = field(default_factory=Counter)
+    given_speakers: Counter[str] = field(default_factory=Counter)
     files: list[ManifestFile] = field(default_factory=list)
 
     @property
@@ -116,19 +110,6 @@ class Manifest:
         return self.place(line)[0].validation
 
     @property
-    def num_marks(self) -> int:
-        """Texts of ChatML from which the marks of an audio came off."""
-        return sum(row.num_marks for row in self.rows)
-
-    @property
-    def speakers_are_languages(self) -> bool:
-        """Whether the speakers that rows name are only the rows' languages, or names of languages."""
-        named = [row for row in self.rows if row.speaker]
-        return bool(named) and all(
-            row.speaker in (row.language, None) or is_language(str(row.speaker)) for row in named
-        )
-
-    @property
     def repeated_ids(self) -> list[str]:
         """Ids of more than one row, sorted."""
         counts = Counter(row.id for row in self.rows if row.id is not None)
@@ -149,30 +130,33 @@ def read_manifest(
     keep_system: bool = False,
     as_written: bool = False,
     speaker: str | None = None,
+    audio_root: Path | None = None,
 ) -> Manifest:
     """The manifest with all its rows, and those of `val_path` as the validation split.
 
     path, val_path: a file, a folder, or a pattern (`data/train-*.parquet`). columns: {field: column} as --columns
     gives it. keep_system: ChatML rows keep a system text of their own that differs from `system_text`. as_written:
-    they keep their turns. speaker: that of rows which name none. Raises InputError for a manifest without a usable
-    row, a file that can't be read, a column that could be several fields, a column of --columns that no row has, and,
-    with as_written, a row without turns.
+    they keep their turns. speaker: that of the rows that name none. audio_root: where recordings lie that are named
+    by their id; None for the folder of the file that names them.
+
+    Raises InputError for a manifest without a usable row, a file that can't be read, a column that could be several
+    fields, a column of --columns that no row has, and, with as_written, a row without turns.
     """
     manifest, columns = Manifest(path), dict(columns or {})
     prompt = PromptSettings(tuple(special_tokens), system_text, keep_system, as_written)
     seen: set[str] = set()
     for given, validation in ((path, False), (val_path, True)):
         rows_before, rejected_before = len(manifest.rows), len(manifest.rejected)
-        for found in _find_files(given) if given else ():
-            dialect, records, dialect_columns = _open_dialect(found, columns.values(), speaker)
-            unit = _UNITS.get(dialect, "row" if manifest_suffix(found) == ".parquet" else "line")
-            file = ManifestFile(found, unit, _last_line(manifest), validation)
+        for found in find_files(given) if given else ():
+            dialect = open_dialect(found, audio_root or found.parent, columns)
+            file = ManifestFile(found, dialect.unit, _last_line(manifest), validation)
             manifest.files.append(file)
-            for number, record in records:
+            for number, record in dialect.records:
                 names = set(record) if isinstance(record, dict) else set()
                 seen |= names
-                chosen = {f: c for f, c in dialect_columns.items() if c in names} | columns
-                _add_record(manifest, dialect, file.rows_before + number, record, chosen, prompt, speaker)
+                chosen = {f: c for f, c in dialect.columns.items() if c in names} | columns
+                voice = speaker or dialect.voice
+                _add_record(manifest, dialect.name, file.rows_before + number, record, chosen, prompt, voice)
         if given and len(manifest.rows) == rows_before:
             raise _no_rows(given, manifest.rejected[rejected_before:])
     strangers = sorted(set(columns.values()) - seen)
@@ -193,9 +177,12 @@ def _add_record(
     record: object,
     chosen: dict[str, str],
     prompt: PromptSettings,
-    speaker: str | None,
+    voice: str | None,
 ) -> None:
-    """Add a record to the manifest's usable or rejected rows, and count how it was understood."""
+    """Add a record to the manifest's usable or rejected rows, and count how it was understood.
+
+    voice: the speaker of a row that names none.
+    """
     where = manifest.where(line)
     try:
         if isinstance(record, Rejected):
@@ -204,7 +191,9 @@ def _add_record(
             raise malformed_row(where, f"{type(record).__name__} {str(record)[:60]!r}")
         if "messages" in record:
             manifest.dialects["ChatML"] += 1
-            row = row_from_chatml(line, where, record, prompt)
+            row, num_marks = row_from_chatml(line, where, record, prompt)
+            manifest.audio_marks += num_marks
+            manifest.none_words.update(none_words_of(record))
             has_own = row.system_text not in (None, prompt.system_text)
             manifest.own_system_texts += has_own
             if not (has_own and prompt.keep_system):
@@ -217,95 +206,31 @@ def _add_record(
                 "Use --layout canonical, or leave this file out.",
             )
         else:
-            if lhotse.is_cut(record):
-                dialect, record = "lhotse", _record_of_cut(where, record)
             manifest.dialects[dialect] += 1
-            columns = map_columns(tuple(record), tuple(chosen.items()))
+            embedded = any(isinstance(value, Recording) for value in record.values())
+            columns = map_columns(tuple(record), tuple(chosen.items()), embedded)
             manifest.mapped.update((f, c) for f, c in columns.items() if f != c and record.get(c) is not None)
+            manifest.none_words.update(c for f, c in columns.items() if f != "text" and is_none_word(record.get(c)))
             manifest.ignored_columns.update(unused_columns(record, columns))
-            manifest.words_for_nothing.update(words_for_nothing(record, columns))
             row = row_from_columns(line, where, record, columns)
-        if speaker and row.speaker is None:
-            row = replace(row, speaker=speaker)
-            manifest.named_by_flag += 1
         _check_characters(where, row)
         _check_paths(where, row)
         for _, text in row.recordings:
             if text is not None and (text or not row.turns):
                 _check_transcript(where, text, prompt.special_tokens)
         _check_special_tokens(where, row, prompt.special_tokens)
+        if voice and row.speaker is None:
+            row = replace(row, speaker=voice)
+            manifest.given_speakers[voice] += 1
         manifest.rows.append(row)
     except Rejected as rejected:
         manifest.rejected.append((line, rejected))
-
-
-def _record_of_cut(where: str, cut: JsonObject) -> JsonObject:
-    try:
-        return lhotse.record_of_cut(cut)
-    except Rejected as rejected:
-        raise rejected.at(where) from rejected
 
 
 def _no_rows(path: Path, rejected: list[tuple[int, Rejected]]) -> InputError:
     first = str(rejected[0][1]) if rejected else "the file has no rows"
     found = f"no row that can be used, of {len(rejected)}"
     return InputError(str(path), found, "at least one utterance", f"The first problem: {first}")
-
-
-def _open_dialect(
-    path: Path, chosen: Iterable[str], speaker: str | None
-) -> tuple[str, Iterator[tuple[int, object]], Mapping[str, str]]:
-    """(dialect, records, its {field: column}) of a file. chosen, speaker: what --columns and --speaker name."""
-    suffix = manifest_suffix(path)
-    if kaldi.is_kaldi(path):
-        return "Kaldi", kaldi.read_kaldi(path.parent), {}
-    if suffix == ".json" and metadata_json.read_samples(path) is not None:
-        return "metadata.json", metadata_json.read_sample_records(path), metadata_json.COLUMNS
-    if suffix in (".csv", ".txt") and pipes.is_without_header(path, chosen):
-        columns = pipes.find_columns(path)
-        return pipes.dialect_of(columns), pipes.read_pipes(path, columns, speaker), pipes.COLUMNS
-    sign = find_separator(path) if suffix in (".csv", ".txt") else ","
-    dialect = "columns" if sign == "," else f"columns separated by {'tabs' if sign == chr(9) else sign}"
-    return dialect, read_records(path), {}
-
-
-def _find_files(path: Path) -> list[Path]:
-    """The manifest files of a file, a folder or a pattern, sorted by name. Raises InputError if there is none."""
-    if path.is_dir():
-        names = [*_METADATA, *(f"{name}.gz" for name in _METADATA), kaldi.TEXT]
-        found = [path / name for name in names if (path / name).is_file()]
-        if not found:
-            found = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
-            splits = sorted({_PART.sub("", file.stem) for file in found if _PART.search(file.stem)})
-            if len(splits) > 1:
-                raise InputError(
-                    str(path),
-                    f"Parquet files of {len(splits)} splits: {', '.join(splits)}",
-                    "the rows to train on",
-                    f"Name one by a pattern, for example --manifest '{found[0].parent}/{splits[-1]}-*.parquet'",
-                )
-        elif len(found) > 1:
-            what = f"{len(found)} manifests: {', '.join(file.name for file in found)}"
-            raise InputError(str(path), what, "one", f"Name it, for example --manifest {found[0]}")
-    elif "*" in path.name:
-        found = sorted(path.parent.glob(path.name))
-    else:
-        found = [path]
-    if not found or not all(file.is_file() and _is_manifest(file) for file in found):
-        wrong = next((file for file in found if file.is_file()), None)
-        what = f"no {', no '.join(_METADATA)} and no Parquet files" if path.is_dir() else "no such file"
-        raise InputError(
-            str(path),
-            f"a {wrong.suffix or 'nameless'} file" if wrong else what,
-            "a manifest: .jsonl, .json, .csv, .tsv or .txt (also gzipped, .gz) or .parquet, or a folder with "
-            "metadata.json, metadata.csv, metadata.jsonl or Parquet files, or Kaldi's wav.scp and text",
-            "Name it with --manifest.",
-        )
-    return found
-
-
-def _is_manifest(path: Path) -> bool:
-    return manifest_suffix(path) in SUFFIXES or kaldi.is_kaldi(path)
 
 
 def _check_characters(where: str, row: Row) -> None:

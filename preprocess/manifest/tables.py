@@ -14,7 +14,7 @@ from preprocess.manifest.delimited import read_delimited
 from preprocess.manifest.json_records import read_json
 from preprocess.manifest.text_file import manifest_suffix, read_text_bytes
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def read_records(path: Path) -> Iterator[tuple[int, object]]:
@@ -26,7 +26,7 @@ def read_records(path: Path) -> Iterator[tuple[int, object]]:
     suffix = manifest_suffix(path)
     if suffix == ".parquet":
         yield from _parquet_records(path)
-    elif suffix in (".csv", ".tsv", ".txt"):
+    elif suffix in (".csv", ".tsv"):
         yield from read_delimited(path)
     else:
         yield from read_json(path, read_text_bytes(path))

@@ -16,11 +16,6 @@ def manifest_suffix(path: Path) -> str:
     return (Path(name.stem) if name.suffix == ".gz" else name).suffix
 
 
-def read_text(path: Path) -> str:
-    """The text of a file as read_text_bytes reads it, with U+FFFD for invalid bytes."""
-    return read_text_bytes(path).decode(errors="replace")
-
-
 def read_text_bytes(path: Path) -> bytes:
     """The bytes of a text file without a byte order mark; unpacked if it is gzipped, whatever its name.
 

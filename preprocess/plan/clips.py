@@ -168,7 +168,14 @@ class _Builder:
         if row.speaker is None:
             found = "neither speaker nor reference_audio"
             expected = "one of them: the name of the voice, or another recording of it"
-            raise Rejected("failed", "no_speaker", where, found, expected, "Fill in one of the two columns.")
+            raise Rejected(
+                "failed",
+                "no_speaker",
+                where,
+                found,
+                expected,
+                "Fill in one of the two columns; --speaker NAME if all is one voice.",
+            )
         clip = self._clip(row.audio, row)
         first = self.first_drawn.setdefault(clip.key, row)
         if first is not row:

@@ -23,7 +23,7 @@ class Settings:
 
     audio_root: Path | None  # what audio paths are relative to; None: the folder of the manifest that names them
     columns: Mapping[str, str]  # {field: column of the manifest}, where their names differ
-    speaker: str | None  # of rows that name none
+    speaker: str | None  # the voice of the rows that name none
     val_speakers: str  # voices held out for validation: a number ("3") or a share with a point ("0.02")
     val_manifest: Path | None  # a manifest of the validation split
     reuse: Path | None  # a finished corpus, whose codes are reused for recordings that did not change

@@ -74,7 +74,6 @@ def test_each_flag_sets_its_field_to_a_value_of_its_type_and_no_other_field(name
     (tmp_path / "thresholds.yaml").write_text("max_peak: 1.5\n")
     special = {
         "columns": ("audio=path", {"audio": "path"}),
-        "speaker": (" salma ", "salma"),
         "val_speakers": ("3", "3"),
         "screening": ("thresholds.yaml", Screening(max_peak=1.5)),
         "slice": ("2/3", Slice(2, 3)),
@@ -84,6 +83,7 @@ def test_each_flag_sets_its_field_to_a_value_of_its_type_and_no_other_field(name
         "device": ("cuda", "cuda"),
         "precision": ("bf16", "bf16"),
         "system_text": ("Speak.", "Speak."),
+        "speaker": ("salma", "salma"),
     }
     plain = {bool: (True, True), int: ("7", 7), float: ("0.25", 0.25)}
     hint = get_type_hints(Settings)[name]
@@ -237,3 +237,15 @@ def test_a_validation_manifest_holds_out_no_voices_and_has_its_own_folder(tmp_pa
     assert parsed(val_manifest=tmp_path / "val/v.jsonl", audio_root=tmp_path).val_audio_root == tmp_path
     args = parsed()
     assert (args.val_speakers, args.val_audio_root) == ("0.02", None)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "None", "sal\0ma"])
+def test_a_speaker_without_a_name_is_refused(name):
+    with pytest.raises(InputError) as caught:
+        parsed(speaker=name)
+    assert_parts(caught.value, "--speaker", repr(name), "a name", "--speaker salma")
+
+
+def test_the_speaker_is_written_as_the_speakers_of_rows_are():
+    assert parsed(speaker=" Jose\u0301 ").speaker == "Jos\u00e9"
+    assert parsed(speaker="7.0").speaker == "7"

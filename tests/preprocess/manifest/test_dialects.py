@@ -21,7 +21,7 @@ from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.shards import Corpus
 from preprocess.dry_run import show_plan
-from preprocess.manifest.column_names import parse_columns
+from preprocess.manifest.field_names import parse_columns
 from preprocess.manifest.read import read_manifest
 from preprocess.options import parse_settings
 from preprocess.plan.clips import build_clips
@@ -190,7 +190,7 @@ def test_ljspeech_takes_the_normalised_text_and_says_so(tmp_path, short_folder, 
     }
     ((line, error),) = manifest.rejected
     assert line == 6
-    assert_parts(error, "metadata.csv line 6", "1 fields", "id|text|normalised text", "Correct")
+    assert_parts(error, "metadata.csv line 6", "1 fields in 'LJ001-9'", "id|text|normalised text", "Correct")
     assert read(folder, "text=text").rows[0].text == f'"{rows[0]["text"]}" 0'
     lines = lines[:4]
     (folder / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
@@ -205,7 +205,13 @@ def test_pipes_without_recordings_beside_them_are_not_guessed_at(tmp_path):
     (tmp_path / "metadata.csv").write_text("a|x|y\n")
     with pytest.raises(InputError) as caught:
         read(tmp_path / "metadata.csv")
-    assert_parts(caught.value, "metadata.csv", "2 `|` and no folder", "wavs/ID.wav", "CSV with a header")
+    assert_parts(
+        caught.value,
+        "metadata.csv",
+        "lines with `|` such as 'a|x|y', and no column that names",
+        "wavs/ID.wav",
+        "CSV with a header",
+    )
 
 
 def test_a_folder_with_metadata_json(tmp_path, short_folder, rows, model_folder, capsys):

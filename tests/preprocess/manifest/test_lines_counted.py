@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from preprocess.common.errors import InputError, Rejected
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
-from preprocess.manifest.delimited import _count_lines, split_lines
+from preprocess.manifest.delimited import _count_lines, _split_lines
 from preprocess.manifest.read import read_manifest
 from preprocess.manifest.tables import read_records
 from tests.preprocess.helpers import assert_parts
@@ -88,7 +88,7 @@ def test_rows_and_refused_and_blank_lines_are_all_lines_of_any_bytes(data, tmp_p
             rows = _count_lines(text, path)  # asserts that it has counted each line
         except InputError:
             continue
-        lines = split_lines(text)
+        lines = _split_lines(text)
         assert "".join(lines) == text
         taken = [line for first, _, num_lines in rows for line in range(first, first + num_lines)]
         assert len(taken) == len(set(taken))

@@ -166,12 +166,9 @@ def test_ms_swift_rows_with_audio_marks_and_attached_files(tmp_path):
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda m: m.pop(), "no audio of the assistant at the end, in user: text, audio, text"),
-        (lambda m: m[2]["content"].pop(0), "no text of the assistant's audio"),
-        (
-            lambda m: m[1]["content"].pop(0),
-            "no text before the reference, in user: audio, text / assist",
-        ),
+        (lambda m: m.pop(), "user: text, audio, text"),
+        (lambda m: m[2]["content"].pop(0), "user: text, audio, text / assistant: audio"),
+        (lambda m: m[1]["content"].pop(0), "user: audio, text / assistant: text, audio"),
         (lambda m: m.extend(m[1:]), "assistant: text, audio / user: text, audio, text"),
         (lambda m: m.clear(), "no turns"),
     ],
@@ -181,7 +178,7 @@ def test_chatml_of_another_shape_is_refused_by_line(change, found, tmp_path):
     change(row["messages"])
     error = problem(write_jsonl(tmp_path / "m.jsonl", [canonical_row(), row]), 2)
     assert (error.status, error.reason) == ("failed", "not_voice_cloning")
-    assert_parts(error, "m.jsonl line 2", found, "a reference and a target, each", "Add what is lacking")
+    assert_parts(error, "m.jsonl line 2", found, "user: reference text, reference audio", "Rewrite the row")
 
 
 def test_a_recipient_turn_is_refused(tmp_path):
@@ -196,7 +193,7 @@ def test_a_recipient_turn_is_refused(tmp_path):
     ("part", "found"),
     [
         ({"type": "audio", "audio_url": "", "raw_audio": "UklGRg=="}, "audio without a path"),
-        ({"type": "audio", "audio_url": "a.wav", "offset": -1.5}, "offset = -1.5"),
+        ({"type": "audio", "audio_url": "a.wav", "offset": -1.5}, "offset -1.5, duration None"),
         ({"type": "image", "image_url": "x.png"}, "a part of type 'image'"),
     ],
 )
@@ -337,7 +334,7 @@ def test_columns_that_are_not_used_are_reported(tmp_path):
     ("name", "text", "found", "action"),
     [
         ("m.jsonl", None, "no such file", "--manifest"),
-        ("m.docx", "x", "a .docx file", "--manifest"),
+        ("m.txt", "x", "a .txt file", "--manifest"),
         ("m.jsonl", "", "no row that can be used, of 0", "the file has no rows"),
         ("m.jsonl", "{\n{\n", "no row that can be used, of 2", "m.jsonl line 1"),
         ("m.jsonl", " \n\n", "no row that can be used, of 0", "the file has no rows"),
