@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from preprocess.common.errors import InputError
-from preprocess.manifest import metadata_json, pipes
+from preprocess.manifest import metadata_json, pipe_separated
 from preprocess.manifest.delimited import find_separator
 from preprocess.manifest.kaldi import find_kaldi_files, is_kaldi_file, read_kaldi
 from preprocess.manifest.lhotse import is_cut, read_cuts
@@ -39,8 +39,8 @@ def open_dialect(path: Path, root: Path, chosen: Mapping[str, str]) -> Dialect:
         return Dialect("Kaldi", "line", read_kaldi(path))
     if suffix == ".json" and metadata_json.read_samples(path) is not None:
         return Dialect("metadata.json", "sample", metadata_json.read_sample_records(path), metadata_json.COLUMNS)
-    if pipes.is_piped(path):
-        piped = pipes.read_piped(path, root, chosen)
+    if pipe_separated.is_piped(path):
+        piped = pipe_separated.read_piped(path, root, chosen)
         voice = None if piped.has_speakers else path.absolute().parent.name
         return Dialect(piped.dialect, "line", piped.records, piped.columns, voice)
     if suffix not in SUFFIXES:
@@ -74,7 +74,7 @@ def find_files(path: Path) -> list[Path]:
     return found
 
 
-_ALL_SUFFIXES = {*SUFFIXES, *pipes.SUFFIXES}
+_ALL_SUFFIXES = {*SUFFIXES, *pipe_separated.SUFFIXES}
 
 
 def _find_in_folder(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 columns        JSONL, JSON, CSV, TSV or Parquet with columns for audio, text, speaker and so on (columns.py)
 ChatML         JSONL or JSON with `messages`; rows of both may stand in one file (chatml.py)
 metadata.json  a folder with `samples` and text files (metadata_json.py)
-|              LJSpeech, piper, XTTS, F5, VITS: read by what their columns hold (pipes.py)
+|              LJSpeech, piper, XTTS, F5, VITS: read by what their columns hold (pipe_separated.py)
 Kaldi          a folder with wav.scp, text, utt2spk and segments (kaldi.py)
 lhotse         cuts as JSONL (lhotse.py)
 
