@@ -174,7 +174,7 @@ def test_validate_only_names_every_problem_and_encodes_nothing(bad, model_folder
         assert f"corpus.jsonl line {line}:" in said.err
     for name in ("missing.wav", "zero.wav", "broken.wav"):
         assert name in said.err
-    assert "too_long 0.009 h" in said.out
+    assert "0.009 h too_long" in said.out
     assert "nothing was encoded" in said.out
     assert sorted(bad[0].parent.iterdir()) == before
 
