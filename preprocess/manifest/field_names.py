@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from preprocess.common.errors import InputError, join_some
 from preprocess.common.json_file import JsonObject
-from preprocess.manifest.values import is_number
+from preprocess.manifest.values import is_channel
 
 FIELDS = (
     *("audio", "text", "speaker", "language", "reference_audio", "reference_text"),
@@ -128,6 +128,6 @@ def _folded(name: str) -> str:
 def unused_columns(record: JsonObject, columns: Mapping[str, str]) -> Iterator[str]:
     """The columns of a record that hold no field."""
     for name, value in record.items():
-        is_words = name == columns["channel"] and isinstance(value, str) and not is_number(value)
+        is_words = name == columns["channel"] and isinstance(value, str) and not is_channel(value)
         if is_words or name not in columns.values():
             yield name

@@ -40,7 +40,7 @@ def _read_cut(cut: JsonObject) -> list[JsonObject | Rejected]:
             read.append(_read_supervision(name, cut, supervision))
         except Rejected as rejected:
             read.append(rejected)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             what = f"the cut {name}, which can't be read ({type(error).__name__}: {error})"
             read.append(malformed_row("", what, "a cut as lhotse writes it"))
     return read

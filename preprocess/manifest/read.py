@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preprocess.audio.recording import Recording
-from preprocess.common.errors import InputError, Rejected, join_some
+from preprocess.common.errors import InputError, Rejected, costs_its_item, join_some
 from preprocess.corpus.text import normalise_text, num_letters, refuse_special_tokens
 from preprocess.manifest.chatml import PromptSettings, none_words_of, row_from_chatml
 from preprocess.manifest.columns import Row, Turn, row_from_columns
@@ -185,44 +185,47 @@ def _add_record(
     """
     where = manifest.where(line)
     try:
-        if isinstance(record, Rejected):
-            raise record.at(where)
-        if not isinstance(record, dict):
-            raise malformed_row(where, f"{type(record).__name__} {str(record)[:60]!r}")
-        if "messages" in record:
-            manifest.dialects["ChatML"] += 1
-            row, num_marks = row_from_chatml(line, where, record, prompt)
-            manifest.audio_marks += num_marks
-            manifest.none_words.update(none_words_of(record))
-            has_own = row.system_text not in (None, prompt.system_text)
-            manifest.own_system_texts += has_own
-            if not (has_own and prompt.keep_system):
-                row = replace(row, system_text=None)
-        elif prompt.as_written:
-            raise InputError(
-                "--layout as-written",
-                f"{where}: a row without messages",
-                "ChatML alone: rows of other dialects have no turns to keep",
-                "Use --layout canonical, or leave this file out.",
-            )
-        else:
-            manifest.dialects[dialect] += 1
-            embedded = any(isinstance(value, Recording) for value in record.values())
-            columns = map_columns(tuple(record), tuple(chosen.items()), embedded)
-            manifest.mapped.update((f, c) for f, c in columns.items() if f != c and record.get(c) is not None)
-            manifest.none_words.update(c for f, c in columns.items() if f != "text" and is_none_word(record.get(c)))
-            manifest.ignored_columns.update(unused_columns(record, columns))
-            row = row_from_columns(line, where, record, columns)
-        _check_characters(where, row)
-        _check_paths(where, row)
-        for _, text in row.recordings:
-            if text is not None and (text or not row.turns):
-                _check_transcript(where, text, prompt.special_tokens)
-        _check_special_tokens(where, row, prompt.special_tokens)
-        if voice and row.speaker is None:
-            row = replace(row, speaker=voice)
-            manifest.given_speakers[voice] += 1
-        manifest.rows.append(row)
+        with costs_its_item(where):
+            if isinstance(record, Rejected):
+                raise record.at(where)
+            if not isinstance(record, dict):
+                raise malformed_row(where, f"{type(record).__name__} {str(record)[:60]!r}")
+            if "messages" in record:
+                manifest.dialects["ChatML"] += 1
+                row, num_marks = row_from_chatml(line, where, record, prompt)
+                manifest.audio_marks += num_marks
+                manifest.none_words.update(none_words_of(record))
+                has_own = row.system_text not in (None, prompt.system_text)
+                manifest.own_system_texts += has_own
+                if not (has_own and prompt.keep_system):
+                    row = replace(row, system_text=None)
+            elif prompt.as_written:
+                raise InputError(
+                    "--layout as-written",
+                    f"{where}: a row without messages",
+                    "ChatML alone: rows of other dialects have no turns to keep",
+                    "Use --layout canonical, or leave this file out.",
+                )
+            else:
+                manifest.dialects[dialect] += 1
+                embedded = any(isinstance(value, Recording) for value in record.values())
+                columns = map_columns(tuple(record), tuple(chosen.items()), embedded)
+                manifest.mapped.update((f, c) for f, c in columns.items() if f != c and record.get(c) is not None)
+                manifest.none_words.update(
+                    c for f, c in columns.items() if f != "text" and is_none_word(record.get(c))
+                )
+                manifest.ignored_columns.update(unused_columns(record, columns))
+                row = row_from_columns(line, where, record, columns)
+            _check_characters(where, row)
+            _check_paths(where, row)
+            for _, text in row.recordings:
+                if text is not None and (text or not row.turns):
+                    _check_transcript(where, text, prompt.special_tokens)
+            _check_special_tokens(where, row, prompt.special_tokens)
+            if voice and row.speaker is None:
+                row = replace(row, speaker=voice)
+                manifest.given_speakers[voice] += 1
+            manifest.rows.append(row)
     except Rejected as rejected:
         manifest.rejected.append((line, rejected))
 

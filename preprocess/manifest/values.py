@@ -11,6 +11,7 @@ from preprocess.corpus.text import has_control_characters, normalise_name
 # What pandas, R, SQL and JavaScript write for a value that is missing.
 _NONE_WORDS = {"nan", "none", "null", "n/a", "#n/a", "<na>", "\\n", "undefined"}
 # A whole number as pandas writes it where another row of the column had none.
+_SIDES = {"left", "right", "l", "r", "a", "b", "both", "mono", "stereo"}
 _WHOLE = re.compile(r"(-?\d+)\.0")
 
 
@@ -54,8 +55,10 @@ def read_name(where: str, record: Mapping[str, object], column: str) -> str | No
     value = record.get(column)
     if is_missing(value):
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(int(value)) if value == int(value) else repr(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     name = plain_name(where, column, _text(where, column, value))
     whole = _WHOLE.fullmatch(name or "")
     return whole[1] if whole else name
@@ -96,9 +99,11 @@ def read_seconds(where: str, record: Mapping[str, object], field: str, column: s
     return seconds
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a number or a string of digits."""
-    return isinstance(value, int | float) or (isinstance(value, str) and bool(re.fullmatch(r"\s*-?[\d.]+\s*", value)))
+def is_channel(value: object) -> bool:
+    """Whether a value says which channel is meant: by a number, or by a word for a side, which is refused."""
+    if isinstance(value, str):
+        return value.strip().lower() in _SIDES or bool(re.fullmatch(r"\s*-?[\d.]+\s*", value))
+    return isinstance(value, int | float)
 
 
 def read_channel(where: str, record: Mapping[str, object], column: str) -> int | None:
@@ -107,7 +112,7 @@ def read_channel(where: str, record: Mapping[str, object], column: str) -> int |
     Raises Rejected for a number that can't be one, a truth value or a list.
     """
     value = record.get(column)
-    if is_missing(value) or (isinstance(value, str) and not is_number(value)):
+    if is_missing(value) or (isinstance(value, str) and not is_channel(value)):
         return None
     name = str(value).strip().removesuffix(".0")
     if not name.isdecimal():

@@ -212,7 +212,7 @@ def test_a_row_picks_its_channel(value, tmp_path):
     assert read_row(tmp_path, channel=value).audio == Recording("a.wav", channel=1)
 
 
-@pytest.mark.parametrize("value", [-1, 0.5, "1.5", True, [0], math.inf], ids=repr)
+@pytest.mark.parametrize("value", [-1, 0.5, "1.5", True, [0], math.inf, "left", " B "], ids=repr)
 def test_what_is_no_number_of_a_channel_is_refused(value, tmp_path):
     error = refusal(tmp_path, {**GOOD, "audio": "a.wav", "channel": value})
     assert_parts(error, "m.jsonl line 2", "channel = ", "a channel's number, from 0", "Correct the row")
