@@ -1,6 +1,7 @@
 """The lhotse dialect: cuts as JSONL. Each supervision of a cut is one clip, by its times in the recording."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeGuard
 
@@ -75,6 +76,8 @@ def _times(name: str, cut: JsonObject, supervision: JsonObject) -> tuple[float, 
     cut_start_sec, cut_sec = float(cut.get("start") or 0), float(cut["duration"])
     start_sec, length_sec = float(supervision.get("start") or 0), float(supervision["duration"])
     end_sec = start_sec + length_sec
+    if not math.isfinite(cut_start_sec + cut_sec + end_sec):  # no number would be no end: all of the recording
+        raise malformed_row("", f"the cut {name}, with times that are no numbers", "start and duration in seconds")
     if start_sec < -_TOLERANCE_SEC or end_sec > cut_sec + _TOLERANCE_SEC:
         found = f"the cut {name}, with a supervision from {start_sec} s to {end_sec} s of its {cut_sec} s"
         raise malformed_row("", found, "supervisions within their cut")

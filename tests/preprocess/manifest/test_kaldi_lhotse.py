@@ -183,6 +183,8 @@ def source(kind, text):
         (cut(supervision(3.0, 2.5)), "malformed_row", "from 3.0 s to 5.5 s of its 5.0 s"),
         (cut(supervision(-0.5, 2.0)), "malformed_row", "from -0.5 s to 1.5 s"),
         (cut(supervision(1.0, 0.0)), "malformed_row", "start 3.0 s, end 3.0 s"),
+        (cut(supervision(1.0, float("nan"))), "malformed_row", "times that are no numbers"),
+        (cut(supervision(duration=10**400)), "malformed_row", "which can't be read (OverflowError"),
         (cut(supervision(), recording=source("command", "sox x -t wav -")), "audio_elsewhere", "a command: sox x"),
         (cut(supervision(), recording=source("url", "https://h/a.wav")), "audio_elsewhere", "a url: https"),
         (cut(supervision(), recording=None), "malformed_row", "without a recording"),
