@@ -31,8 +31,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocess.common.errors import InputError
-from preprocess.common.files import atomic_file, write_atomically, write_json
+from preprocess.common.files import atomic_file, write_atomically
 from preprocess.common.json_file import JsonObject
+from preprocess.common.record import read_record, write_record
+from preprocess.corpus.corpus_record import CorpusForm
 from preprocess.corpus.storage import Cache, Storage, open_folder
 
 T = TypeVar("T")
@@ -168,7 +170,7 @@ def write_corpus(folder: Path, index_rows: list[JsonObject], corpus: JsonObject)
     write_atomically(folder / INDEX_FILE, data)
     index = {"name": INDEX_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     info = {"format_version": FORMAT_VERSION, "index": index, **corpus}
-    write_json(folder / CORPUS_FILE, info, sort_keys=True, ensure_ascii=False)
+    write_record(folder / CORPUS_FILE, info)
 
 
 def read_meta(data: bytes) -> JsonObject:
@@ -201,12 +203,9 @@ def read_info(storage: Storage) -> JsonObject:
     if data is None:
         action = "Run the same `python -m preprocess.shard` command again: it continues where it stopped."
         raise InputError(str(storage.root), f"no {CORPUS_FILE}", "a folder that preprocess.shard finished", action)
-    try:
-        info: JsonObject = json.loads(data)
-        version = info.get("format_version")
-    except (ValueError, AttributeError, RecursionError) as error:
-        found = f"no JSON object ({error})"
-        raise InputError(where, found, "what preprocess.shard wrote", "Copy it again.") from error
+    action = "Copy it again, or run the same `python -m preprocess.shard` command again: it writes it anew."
+    info = read_record(where, data, CorpusForm, action)
+    version = info["format_version"]
     if version != FORMAT_VERSION:
         action = "Read it with the release that wrote it, or run preprocess.shard again into a new folder."
         raise InputError(where, f"format_version {version}", str(FORMAT_VERSION), action)

@@ -5,12 +5,11 @@ versions and instruction set writes the same bytes. A shard is finished when tar
 the fragment is written last.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,10 @@ from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTo
 from preprocess.audio.decode import Audio, flac_16khz, num_flac_samples
 from preprocess.audio.noise import augment
 from preprocess.codec.load import encode_waveform, load_codec, resample_to_codec
-from preprocess.common.errors import Rejected, costs_its_item, explain_write_errors
-from preprocess.common.files import sha256_file, write_atomically
+from preprocess.common.errors import InputError, Rejected, costs_its_item, explain_write_errors
+from preprocess.common.files import sha256_file
 from preprocess.common.json_file import JsonObject
+from preprocess.common.record import Form, read_record, write_record
 from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.dialogue import audios_of, read_dialogue
@@ -39,6 +39,17 @@ from preprocess.plan.shard_specs import ShardSpec
 FRAGMENTS_FOLDER = "fragments"
 # What to do where a shard can't be written.
 KEPT_SHARDS = "Free space or name another --out; the same command goes on from the shards that are finished."
+
+
+class _FragmentForm(Form):
+    """A fragment of the index: what became of one shard's clips."""
+
+    identity: str
+    rows: list[dict[str, Any]]
+    rejected: dict[str, dict[str, str]]
+    lost_sec: dict[str, float]
+    num_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -241,17 +252,27 @@ def _write_fragment(spec: ShardSpec, report: ShardReport) -> None:
         "sha256": report.sha256,
     }
     _fragment_path(spec).parent.mkdir(exist_ok=True)
-    write_atomically(_fragment_path(spec), json.dumps(fragment, ensure_ascii=False, sort_keys=True).encode())
+    write_record(_fragment_path(spec), fragment)
 
 
 def read_finished(spec: ShardSpec) -> ShardReport | None:
-    """The report of a finished shard, perhaps of an earlier run; None where tar or fragment are not of this spec."""
+    """The report of a finished shard, perhaps of an earlier run.
+
+    None where its fragment is missing, damaged or of another spec, and where the tar is not the one of the fragment.
+    """
     path, tar = _fragment_path(spec), spec.out / f"{spec.name}.tar"
     if not path.is_file():
         return None
-    fragment = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        fragment = read_record(str(path), path.read_bytes(), _FragmentForm, "Nothing to do: the shard is made again.")
+    except InputError as damaged:
+        print(f"{spec.name} is made again: {damaged}", flush=True)
+        return None
     num_bytes = tar.stat().st_size if tar.is_file() else 0
     if fragment["identity"] != spec.identity or fragment["num_bytes"] != num_bytes:
+        return None
+    if num_bytes and sha256_file(tar) != fragment["sha256"]:
+        print(f"{spec.name} is made again: {tar} does not have the sha256 that its fragment says", flush=True)
         return None
     rejected = {key: Rejected(**record) for key, record in fragment["rejected"].items()}
     return ShardReport(spec.name, fragment["rows"], rejected, fragment["lost_sec"], num_bytes, fragment["sha256"])

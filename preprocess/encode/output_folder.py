@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 
 from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ
 from preprocess.common.errors import InputError, explain_write_errors
-from preprocess.common.files import write_json
 from preprocess.common.json_file import JsonObject, flatten
 from preprocess.common.locks import locked
+from preprocess.common.record import SEAL, Form, read_record, record_bytes, write_record
 from preprocess.corpus.base_model import BaseModel
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import CORPUS_FILE, FORMAT_VERSION
@@ -101,9 +100,9 @@ def hold_folder(out: Path, settings: JsonObject, part: Slice | None = None) -> I
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / _BEGIN_LOCK, _OTHER_FILE_SYSTEM):  # slices may begin at the same moment
             if not path.is_file():
-                write_json(path, settings, sort_keys=True, ensure_ascii=False)
+                write_record(path, settings)
             held.enter_context(_held(path, "another run that is writing here", shared=part is not None))
-            _refuse_other_settings(out, json.loads(path.read_text()), settings)
+            _refuse_other_settings(out, _read_settings(path, settings), settings)
             if part:
                 held.enter_context(_held(out / f".slice-{part.number}.lock", f"another run of slice {part}"))
                 _refuse_other_count(out / _SLICES_FILE, part.count)
@@ -127,10 +126,31 @@ def _held(path: Path, holder: str, shared: bool = False) -> contextlib.AbstractC
     return locked(path, _OTHER_FILE_SYSTEM, taken=taken, patience_sec=_LOCK_PATIENCE_SEC, shared=shared)
 
 
+class _SlicesForm(Form):
+    """Into how many slices the work on a folder is divided."""
+
+    count: int
+
+
+def _read_settings(path: Path, now: JsonObject) -> JsonObject:
+    """The settings of the earlier runs on a folder; a damaged file is written again with those of this run.
+
+    Nothing is lost by that: each finished shard names the settings that it was made with.
+    """
+    try:
+        before = read_record(str(path), path.read_bytes(), Form, "Nothing to do: it is written again.")
+    except InputError as damaged:
+        print(damaged, flush=True)
+        path.write_bytes(record_bytes(now))  # in place: runs lock this very file
+        return now
+    return {name: value for name, value in before.items() if name != SEAL}
+
+
 def _refuse_other_count(path: Path, count: int) -> None:
     if not path.is_file():
-        write_json(path, {"count": count})
-    before = json.loads(path.read_text())["count"]
+        write_record(path, {"count": count})
+    action = f"If no slice is running, delete {path} and start all slices again: what is finished is kept."
+    before = read_record(str(path), path.read_bytes(), _SlicesForm, action)["count"]
     if before != count:
         raise InputError(
             str(path),

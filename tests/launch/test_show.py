@@ -19,6 +19,7 @@ from engine.speak.decoded import decode_codes
 from launch.show import main
 from preprocess.codec.load import hubert_from, load_codec
 from preprocess.common.errors import InputError
+from preprocess.common.record import write_record
 from preprocess.corpus.dialogue import canonical_dialogue
 from preprocess.corpus.shards import Corpus
 from tests.fixtures.corpus import WORDS, random_clip, write_clips
@@ -209,7 +210,7 @@ def test_codes_are_not_decoded_without_the_corpus_s_own_codec(corpus, codec_fold
     other = shutil.copytree(corpus.folder, tmp_path / "other")
     info = json.loads((other / "corpus.json").read_text())
     info["codec"]["fingerprint"] = "0123456789abcdef"
-    (other / "corpus.json").write_text(json.dumps(info))
+    write_record(other / "corpus.json", info)
     codec = ["--audio-tokenizer", str(codec_folder), "--hubert", str(hubert_folder)]
     with pytest.raises(InputError) as caught:
         main([str(other), key, "--audio", str(out), *codec])

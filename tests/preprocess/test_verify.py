@@ -16,6 +16,7 @@ import pytest
 
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
+from preprocess.common.record import write_record
 from preprocess.corpus.shards import Corpus, write_corpus
 from preprocess.corpus.verify_shards import compare_with_webdataset, verify_corpus, verify_shard
 from tests.preprocess.corpus.test_shards import make_clips, write
@@ -47,7 +48,7 @@ def spoil(folder, change, hashed: bool = True) -> None:
     if hashed:
         info = json.loads((folder / "corpus.json").read_text())
         info["shards"][0] |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        (folder / "corpus.json").write_text(json.dumps(info))
+        write_record(folder / "corpus.json", info)
 
 
 def flip(offset):

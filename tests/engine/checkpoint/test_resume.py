@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from engine.checkpoint import checkpoint, resume
 from preprocess.common.errors import InputError
 from preprocess.common.files import replace_link
+from preprocess.common.record import write_record
 from tests.fixtures import gate
 from tests.fixtures.ranks import RankError
 
@@ -97,7 +98,7 @@ def test_another_base_codec_and_corpus_are_refused_by_name(tmp_path, run, one_ra
     facts = json.loads((corpus / "corpus.json").read_text())
     facts["codec"]["fingerprint"] = "another codec"
     facts["shards"][0]["sha256"] = "0" * 64
-    (corpus / "corpus.json").write_text(json.dumps(facts))
+    write_record(corpus / "corpus.json", facts)
     error = refusal(one_rank, base, corpus, run)
     assert error.where.endswith("step-000004: base, codec, corpus")
     for name in ("base", "codec", "corpus"):

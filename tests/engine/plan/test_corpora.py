@@ -17,6 +17,7 @@ from engine.loop import _seed_pack
 from engine.plan.corpora import Corpora
 from engine.plan.plan import describe_plan
 from preprocess.common.errors import InputError
+from preprocess.common.record import write_record
 from tests.fixtures import gate
 from tests.fixtures.corpus import write_random_corpus
 from tests.fixtures.index import (
@@ -297,7 +298,7 @@ def test_corpora_that_disagree_are_refused_with_all_that_differs(tmp_path, model
     info["codec"]["fingerprint"] = "another codec"
     info["text_tokenizer"]["fingerprint"] = "another tokenizer"
     info["layout"] = {"system_text": "Speak.", "normaliser_version": 0}
-    (other / "corpus.json").write_text(json.dumps(info))
+    write_record(other / "corpus.json", info)
     error = refused(model_folder, [random_corpus.folder, other])
     assert error.where == str(other / "corpus.json")
     assert error.found.startswith(

@@ -13,7 +13,9 @@ import webdataset
 
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
+from preprocess.common.record import write_record
 from preprocess.corpus.shards import Clip, Corpus, write_corpus, write_shard
+from tests.fixtures.corpus import PROMPT_FACTS
 from tests.preprocess.helpers import assert_parts
 
 INDEX_REST = {
@@ -48,7 +50,7 @@ def write(folder, clips):
     rows = [{**row, "frames": clip.codes.shape[1], **INDEX_REST} for row, clip in zip(rows, clips, strict=True)]
     path = folder / "shard-000000.tar"
     shard = {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    write_corpus(folder, rows, {"shards": [shard], "codec": {}, "text_tokenizer": {}, "layout": {}})
+    write_corpus(folder, rows, {"shards": [shard], **PROMPT_FACTS})
     return Corpus(folder)
 
 
@@ -151,7 +153,7 @@ def test_many_shards_need_few_open_files(tmp_path):
         path = tmp_path / f"shard-{number:06d}.tar"
         rows += [{**row, "frames": clip.codes.shape[1], **INDEX_REST} for row in write_shard(path, [clip])]
         shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
-    write_corpus(tmp_path, rows, {"shards": shards, "codec": {}, "text_tokenizer": {}, "layout": {}})
+    write_corpus(tmp_path, rows, {"shards": shards, **PROMPT_FACTS})
     corpus, expected = Corpus(tmp_path), {clip.key: clip.codes for clip in clips}
     for row in [*range(200), *reversed(range(200))]:
         clip = corpus.clip(row)
@@ -170,7 +172,7 @@ def test_a_folder_that_is_not_finished_is_refused(tmp_path):
 def test_a_corpus_of_another_format_is_refused(tmp_path):
     write(tmp_path, make_clips())
     info = json.loads((tmp_path / "corpus.json").read_text())
-    (tmp_path / "corpus.json").write_text(json.dumps({**info, "format_version": 2}))
+    write_record(tmp_path / "corpus.json", {**info, "format_version": 2})
     with pytest.raises(InputError) as caught:
         Corpus(tmp_path)
     assert_parts(caught.value, "corpus.json", "format_version 2", "1", "again into a new folder")
@@ -180,5 +182,5 @@ def test_the_fingerprint_changes_with_the_split_and_the_prompt(tmp_path):
     fingerprint = write(tmp_path, make_clips()).fingerprint
     info = json.loads((tmp_path / "corpus.json").read_text())
     assert Corpus(tmp_path).fingerprint == fingerprint
-    (tmp_path / "corpus.json").write_text(json.dumps({**info, "layout": {"system_text": "Shout."}}))
+    write_record(tmp_path / "corpus.json", {**info, "layout": {**info["layout"], "system_text": "Shout."}})
     assert Corpus(tmp_path).fingerprint != fingerprint

@@ -15,9 +15,11 @@ import pytest
 
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
+from preprocess.common.record import record_bytes
 from preprocess.corpus import storage
 from preprocess.corpus.shards import Clip, Corpus, write_corpus, write_shard
 from preprocess.corpus.storage import Cache
+from tests.fixtures.corpus import PROMPT_FACTS
 from tests.preprocess.corpus.test_shards import INDEX_REST, make_clips
 from tests.preprocess.helpers import assert_parts
 
@@ -34,7 +36,7 @@ def folder(tmp_path_factory):
         for row, clip in zip(write_shard(path, part), part, strict=True):
             rows.append({**row, "frames": clip.codes.shape[1], **INDEX_REST})
         shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
-    write_corpus(folder, rows, {"shards": shards, "codec": {}, "text_tokenizer": {}, "layout": {}})
+    write_corpus(folder, rows, {"shards": shards, **PROMPT_FACTS})
     return folder
 
 
@@ -224,7 +226,7 @@ def test_a_cache_smaller_than_the_corpus_is_told_and_a_full_disk_refused(tmp_pat
 
     info = json.loads((folder / "corpus.json").read_text())
     info["shards"][0]["bytes"] = 10**18
-    fsspec.filesystem("memory").pipe("/vast/corpus.json", json.dumps(info).encode())
+    fsspec.filesystem("memory").pipe("/vast/corpus.json", record_bytes(info))
     with pytest.raises(InputError) as caught:
         Corpus("memory://vast", Cache(tmp_path / "other"))
     assert_parts(caught.value, f"cache {tmp_path / 'other'}", "GB free on its disk", "1000000000.0 GB", "--cache-gb")

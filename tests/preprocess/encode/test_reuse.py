@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from preprocess.common.record import write_record
 from preprocess.corpus.shards import Corpus
 from preprocess.encode import make_shard
 from tests.preprocess.helpers import assert_parts, folder_bytes, refused, shard, write_jsonl
@@ -114,7 +115,7 @@ def altered(old, folder, **changes):
     info = json.loads((folder / "corpus.json").read_text())
     for name, values in changes.items():
         info[name] |= values
-    (folder / "corpus.json").write_text(json.dumps(info))
+    write_record(folder / "corpus.json", info)
     return folder
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from preprocess.common.record import write_record
 from preprocess.corpus.shards import CORPUS_FILE, INDEX_FILE
 from tests.preprocess.helpers import flags, write_jsonl
 
@@ -51,7 +52,7 @@ def test_a_stopped_verify_says_how_far_it_came(tmp_path, random_corpus):
     """While it waits for somebody to read its problems: 10,000 shards that are not there."""
     info = json.loads((random_corpus.folder / CORPUS_FILE).read_text())
     info["shards"] += [{**info["shards"][0], "name": f"shard-1{number:05d}.tar"} for number in range(10_000)]
-    (tmp_path / CORPUS_FILE).write_text(json.dumps(info))
+    write_record(tmp_path / CORPUS_FILE, info)
     (tmp_path / INDEX_FILE).write_bytes((random_corpus.folder / INDEX_FILE).read_bytes())
     with begin("preprocess.verify", str(tmp_path)) as process:
         assert process.stdout.readline().startswith("problem")

@@ -12,6 +12,7 @@ import soundfile
 from preprocess import verify
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
+from preprocess.common.record import write_record
 from preprocess.corpus.shards import Clip, Corpus, read_info, write_corpus, write_shard
 from preprocess.corpus.storage import LocalFolder
 from preprocess.encode.verify_codes import choose_rows
@@ -129,7 +130,7 @@ def test_another_codec_and_an_unknown_root_are_refused(tmp_path, made, tools):
     other = shutil.copytree(out, tmp_path / "other")
     info = json.loads((other / "corpus.json").read_text())
     info["codec"]["fingerprint"] = "0123456789abcdef"
-    (other / "corpus.json").write_text(json.dumps(info))
+    write_record(other / "corpus.json", info)
     with pytest.raises(InputError) as caught:
         run(other, tools, audio_root=tmp_path)
     assert_parts(
