@@ -1,8 +1,10 @@
 """The project as a whole: names that don't collide, a README whose commands exist."""
 
 import ast
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -37,6 +39,15 @@ def modules(package: str) -> list[Path]:
     found = sorted((ROOT / package).rglob("*.py"))
     assert len(found) > 3, package
     return found
+
+
+@pytest.mark.parametrize("door", [*PARSERS, "launch.train"])
+def test_no_command_asks_a_hub(door):
+    """huggingface_hub takes the setting as it is imported, whoever imports it."""
+    says = f"import {door}, huggingface_hub.constants as hub; print(hub.HF_HUB_OFFLINE)"
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", says], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True"
 
 
 def readme_commands() -> list[list[str]]:

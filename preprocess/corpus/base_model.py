@@ -70,8 +70,16 @@ def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
     if given.get("model_type") != HiggsAudioConfig.model_type:
         found = f"model_type {given.get('model_type')!r:.80}"
         raise InputError(str(path), found, repr(HiggsAudioConfig.model_type), action)
+    _refuse_code(path, given, action)
     config = _make_config(path, given, action)
     return BaseModel(folder, config, _read_tokenizer(folder, config, action))
+
+
+def _refuse_code(path: Path, given: JsonObject, action: str) -> None:
+    """Raise InputError for a file that names code to run: transformers, in Boson's engine say, would ask to run it."""
+    if "auto_map" in given:
+        found = f"auto_map = {str(given['auto_map'])[:60]}, code that would run"
+        raise InputError(str(path), found, "no code of its own, each file as it was downloaded", action)
 
 
 def _make_config(path: Path, given: JsonObject, action: str) -> HiggsAudioConfig:
@@ -115,7 +123,8 @@ def _fits(value: object, usual: object) -> bool:
 
 def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreTrainedTokenizerFast:
     expected = "the tokenizer's files beside the model's, each as it was downloaded"
-    read_json_object(folder / "tokenizer_config.json", expected, action)
+    settings = read_json_object(folder / "tokenizer_config.json", expected, action)
+    _refuse_code(folder / "tokenizer_config.json", settings, action)
     name = "tokenizer.json"
     read_file(folder / name, expected, action)
     placeholders = {"<|AUDIO|>": config.audio_in_token_idx, "<|AUDIO_OUT|>": config.audio_out_token_idx}

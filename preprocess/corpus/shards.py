@@ -273,13 +273,22 @@ class Corpus:
         Raises InputError, with shard and key, for a member that does not match the index or the format.
         """
         meta = self.meta(row)
-        codes = self._decode(row, "codes", read_codes)
+        codes = self._decode(row, "codes", self._read_codes)
         flac = self._decode(row, "flac", bytes) if waveform and self._places["flac_bytes"][row] else None
         return Clip(self.index.column("key")[row].as_py(), meta, codes, flac)
 
     def meta(self, row: int) -> JsonObject:
         """The json member of the clip of index row `row`. Raises InputError as `clip` does."""
         return self._decode(row, "json", read_meta)
+
+    def _read_codes(self, data: bytes) -> npt.NDArray[np.uint16]:
+        """As read_codes. Raises ValueError for codes that the codec does not have, too."""
+        codes, codec = read_codes(data), self.info["codec"]
+        if len(codes) != codec["num_codebooks"]:
+            raise ValueError(f"codes of {len(codes)} codebooks, not {codec['num_codebooks']}")
+        if codes.max() >= codec["codebook_size"]:  # on a GPU it would end in a device assert
+            raise ValueError(f"code {codes.max()} of a codebook of {codec['codebook_size']}")
+        return codes
 
     def _decode(self, row: int, member: str, decode: Callable[[bytes], T]) -> T:
         offset, size, crc32 = (int(self._places[f"{member}_{part}"][row]) for part in ("offset", "bytes", "crc32"))

@@ -38,6 +38,8 @@ _KINDS = {
     tarfile.DIRTYPE: "a folder",
     tarfile.FIFOTYPE: "a pipe",
 }
+# What a clip's json member and its row of the index both say.
+_SHARED = ("speaker", "language", "duration_sec")
 _RECOPY = "Copy the shard again, or delete it and run preprocess.shard again to rebuild it."
 _FOREIGN = "Another program wrote this: copy the shard from the folder that preprocess.shard wrote."
 
@@ -70,7 +72,7 @@ def verify_corpus(folder: Path | str) -> Iterator[tuple[str, list[InputError]]]:
     info = read_info(storage)
     rows_of: dict[str, Rows] = {shard["name"]: {} for shard in info["shards"]}
     problems, seen = [], set()
-    for row in read_index(storage, info).select(["frames", *PLACES_SCHEMA.names]).to_pylist():
+    for row in read_index(storage, info).select(["frames", *_SHARED, *PLACES_SCHEMA.names]).to_pylist():
         where = f"{storage.root / INDEX_FILE}[{row['key']}]"
         if row["key"] in seen:
             problems.append(InputError(where, "two rows of this key", "one row per clip", "Copy the folder again."))
@@ -214,7 +216,10 @@ def _verify_member(where: str, member: Member, row: JsonObject | None, codec: Js
         return
     try:
         if member.suffix == "json":
-            read_meta(member.payload)
+            meta = read_meta(member.payload)
+            for name in _SHARED:
+                if name in meta and meta[name] != row[name]:
+                    raise ValueError(f"{name} {meta[name]!r}, and {row[name]!r} in {INDEX_FILE}")
         elif member.suffix == "codes.npy":
             codes = read_codes(member.payload)
             shape = codec.get("num_codebooks", len(codes)), row["frames"]

@@ -208,16 +208,32 @@ def test_a_run_on_a_finished_folder_changes_nothing(tmp_path, given, expected, c
     assert folder_bytes(out) == expected
 
 
-@pytest.mark.parametrize("damage", ["tar is gone", "tar is cut", "fragment is gone"])
-def test_a_damaged_shard_is_made_again(damage, tmp_path, given, expected):
-    out = tmp_path / "out"
+TAR, FRAGMENT, SETTINGS = "shard-000001.tar", "fragments/shard-000001.json", "settings.json"
+DAMAGES = {
+    "tar is gone": (TAR, None),
+    "tar is cut": (TAR, lambda data: data[:-512]),
+    "a bit of the tar is another": (TAR, lambda data: data[:3000] + bytes([data[3000] ^ 1]) + data[3001:]),
+    "fragment is gone": (FRAGMENT, None),
+    "fragment is cut": (FRAGMENT, lambda data: data[: len(data) // 2]),
+    "fragment is empty": (FRAGMENT, lambda data: b""),
+    "fragment names another speaker": (FRAGMENT, lambda data: data.replace(b'"speaker": "', b'"speaker": "x')),
+    "settings are cut": (SETTINGS, lambda data: data[: len(data) // 2]),
+    "settings are empty": (SETTINGS, lambda data: b""),
+    "settings are other ones": (SETTINGS, lambda data: data.replace(b'"seed": 0', b'"seed": 1')),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_made_again(damage, tmp_path, given, expected):
+    out, (changed, change) = tmp_path / "out", DAMAGES[damage]
     for name, data in expected.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(data)
-    if damage == "tar is cut":
-        (out / "shard-000001.tar").write_bytes(expected["shard-000001.tar"][:-512])
+    if change:
+        assert change(expected[changed]) != expected[changed]
+        (out / changed).write_bytes(change(expected[changed]))
     else:
-        (out / ("shard-000001.tar" if damage == "tar is gone" else "fragments/shard-000001.json")).unlink()
+        (out / changed).unlink()
     assert shard(out=out, workers=1, **given) == 0
     assert folder_bytes(out) == expected
 

@@ -230,7 +230,7 @@ def test_a_model_without_tokenizer_is_refused(tmp_path, short_folder, tools, mod
         ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "can't be opened (expected value at line 1"),
         ("tokenizer.json", "{}", "can't be opened (Model missing"),
         ("tokenizer_config.json", '{"a', "broken JSON (Unterminated string"),
-        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', "requires you to execute"),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', "code that would run"),
     ],
 )
 def test_a_broken_tokenizer_is_refused_by_its_file(name, text, found, tmp_path, model_folder):
