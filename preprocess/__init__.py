@@ -2,6 +2,6 @@
 
 import os
 
-# Models are folders: no command asks a hub for anything. huggingface_hub reads this when it is imported; every command
-# imports this package before it.
+# Models are folders: no command asks a hub for anything. huggingface_hub reads this when it is imported, and every
+# command imports this package before it.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -76,7 +76,7 @@ def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
 
 
 def _refuse_code(path: Path, given: JsonObject, action: str) -> None:
-    """Raise InputError for a file that names code to run: transformers, in Boson's engine say, would ask to run it."""
+    """Raise InputError for a file that names code: transformers, in Boson's engine say, would ask to run it."""
     if "auto_map" in given:
         found = f"auto_map = {str(given['auto_map'])[:60]}, code that would run"
         raise InputError(str(path), found, "no code of its own, each file as it was downloaded", action)

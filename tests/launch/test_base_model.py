@@ -25,15 +25,9 @@ BROKEN = {
     "cut tokenizer": ("tokenizer.json", b'{"version": "1.0", '),
     "no tokenizer": ("tokenizer.json", None),
     "no folder": (None, None),
-    "code for the tokenizer": ("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["code.Tokenizer", null]}}'),
-    "code at a hub": (
-        "tokenizer_config.json",
-        b'{"auto_map": {"AutoTokenizer": ["some/repo--code.Tokenizer", null]}}',
-    ),
-    "code for the config": (
-        "config.json",
-        b'{"model_type": "higgs_audio", "auto_map": {"AutoConfig": "code.Config"}}',
-    ),
+    "code for the tokenizer": ("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["code.T", null]}}'),
+    "code at a hub": ("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["some/repo--code.T", null]}}'),
+    "code for the config": ("config.json", b'{"model_type": "higgs_audio", "auto_map": {"AutoConfig": "code.C"}}'),
 }
 
 
