@@ -89,7 +89,7 @@ class RunLog:
             return
         first_step = start_step + 1 if start_step else 0  # a new run may record step 0 too
         pending = (start_step, "validation") if pending_evaluation else None
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        lines = self.path.read_text(errors="replace").split("\n") if self.path.is_file() else []
         kept = [line for line in lines if (found := _step_and_kind(line))[0] < first_step and found != pending]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         if monitors:
@@ -111,12 +111,13 @@ class RunLog:
 
 
 def _step_and_kind(line: str) -> tuple[float, str]:
-    """Step and kind of a line; (infinity, "") if a crash cut the line short."""
+    """Step and kind of a line; (infinity, "") if a crash cut the line short, or something else damaged it."""
     try:
         entry = json.loads(line)
-        return entry["step"], entry["kind"]
-    except (json.JSONDecodeError, KeyError):
+        step, kind = entry["step"], entry["kind"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf"), ""
+    return (step, kind) if type(step) is int and isinstance(kind, str) else (float("inf"), "")
 
 
 def _drop_later_events(monitor: MonitorMaster, first_step: int) -> None:
@@ -141,4 +142,4 @@ def _drop_later_events(monitor: MonitorMaster, first_step: int) -> None:
 def _csv_step(row: str) -> float:
     """Step of a CSV row; infinity for a header, or if a crash cut the row before its comma."""
     step, comma, _ = row.partition(",")
-    return int(step) if comma and step.isdigit() else float("inf")
+    return int(step) if comma and step.isdecimal() else float("inf")

@@ -182,6 +182,9 @@ def test_after_a_kill_every_record_has_each_step_once(tmp_path, one_rank, model_
     logs = tmp_path / "logs"
     with open(logs / "train_loss.csv", "a") as file:
         file.write("1")  # all that a kill left of a row of step 13, say
+    with open(tmp_path / "metrics.jsonl", "ab") as file:  # whatever stands in a line, it never ends a resume
+        for line in (b"5", b"null", b"[1]", b'{"step": 1}', b'{"step": "1", "kind": "train"}', b"\xff", b"[" * 9999):
+            file.write(line + b"\n")
     one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, [*overrides, "run.max_steps=5"])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = {kind: [line["step"] for line in lines if line["kind"] == kind] for kind in ("train", "validation")}
