@@ -19,7 +19,9 @@ from engine.model.forward import LossModel
 from engine.model.lora import add_lora, describe_lora
 from engine.model.weights import load_base, weight_dtype
 from engine.monitor.environment import describe_environment
+from engine.monitor.metrics import METRICS_FILE, move_metrics_aside, steps_logged
 from engine.plan.plan import describe_plan
+from preprocess.common.errors import InputError
 from preprocess.common.files import write_json
 from preprocess.common.json_file import JsonObject
 from preprocess.common.shell import shell_line
@@ -32,6 +34,8 @@ def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | 
     """
     with hold_run_folder(job.out):
         start = find_start(job, mode, allow_change, init_adapter)
+        if start.checkpoint is None:
+            _begin_at_step_0(job, mode)
         progress = start.progress
         if progress.step < job.total_steps or progress.pending_evaluation:
             engine = build_engine(job)
@@ -44,6 +48,24 @@ def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | 
         print_rank0(f"stopped at step {progress.step} of {job.total_steps}, {saved}")
     else:
         print_rank0(f"finished at step {progress.step} of {job.total_steps}. {_describe_next_actions(job)}")
+
+
+def _begin_at_step_0(job: Job, mode: str) -> None:
+    """Raise InputError where the metrics know of checkpoints and there is none; "fresh" moves the metrics aside.
+
+    The first checkpoint comes with the first evaluation that is recorded, or after run.save_every steps.
+    """
+    logged = steps_logged(job.out)
+    last = max(logged.get("train", [0]))
+    if mode != "fresh" and last > min(job.recipe.run.save_every, *logged.get("validation", [last])):
+        raise InputError(
+            str(job.out / "checkpoints"),
+            f"no checkpoint, though {METRICS_FILE} records steps up to {last}",
+            "the checkpoints of this run, or a new folder",
+            "Bring the folder back; or add --resume fresh to begin at step 0: the metrics then get another name.",
+        )
+    if mode == "fresh" and dist.get_rank() == 0:
+        move_metrics_aside(job.out)
 
 
 def _describe_next_actions(job: Job) -> str:

@@ -62,7 +62,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=("auto", "fresh"),
         default="auto",
         help="auto (default): continue from the newest whole checkpoint in --out, or begin if there is none; "
-        "fresh: begin, and refuse an --out that has checkpoints",
+        "fresh: begin, and refuse an --out that has checkpoints; metrics of an earlier run there get another name",
     )
     parser.add_argument(
         "--allow-change",

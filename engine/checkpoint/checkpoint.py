@@ -146,7 +146,8 @@ def _state_sha256(state: JsonObject) -> str:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Folders step-N under `root`, oldest first, damaged ones too; unfinished saves have other names."""
-    return sorted(path for path in root.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir())
+    folders = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def find_newest(root: Path, log: Callable[[str], None]) -> Path | None:

@@ -4,8 +4,10 @@ metrics.jsonl has one line per logged step and kind. A resumed run may log some 
 removed from metrics.jsonl, TensorBoard and CSV files; in W&B, a resumed run is a new run. Only rank 0 writes.
 """
 
+import itertools
 import json
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,6 +110,24 @@ class RunLog:
             os.fsync(file.fileno())
         if self._monitor is not None:
             self._monitor.write_events([(f"{kind}/{name}", value, step) for name, value in metrics.items()])
+
+
+def steps_logged(out: Path) -> dict[str, list[int]]:
+    """{kind: its steps} of what metrics.jsonl in the run folder `out` holds; {} without one."""
+    path, found = out / METRICS_FILE, defaultdict(list)
+    for line in path.read_text(errors="replace").split("\n") if path.is_file() else []:
+        step, kind = _step_and_kind(line)
+        if kind:
+            found[kind].append(int(step))
+    return found
+
+
+def move_metrics_aside(out: Path) -> None:
+    """Give the metrics of an earlier run in `out` a name of their own: metrics.1.jsonl, metrics.2.jsonl..."""
+    path = out / METRICS_FILE
+    if path.is_file():
+        free = next(n for n in itertools.count(1) if not path.with_suffix(f".{n}.jsonl").exists())
+        path.rename(path.with_suffix(f".{free}.jsonl"))
 
 
 def _step_and_kind(line: str) -> tuple[float, str]:

@@ -154,6 +154,37 @@ def test_fresh_never_writes_over_a_run(run, one_rank, model_folder, random_corpu
     assert "another --out" in error.action
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_unasked(run, one_rank, model_folder, random_corpus):
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "metrics.jsonl").read_bytes()
+    error = refusal(one_rank, model_folder, random_corpus.folder, run)
+    assert error.where == str(run / "checkpoints")
+    assert error.found == "no checkpoint, though metrics.jsonl records steps up to 4"
+    assert "--resume fresh" in error.action
+    assert (run / "metrics.jsonl").read_bytes() == before
+    for kept in ("metrics.1.jsonl", "metrics.2.jsonl"):
+        one_rank.run(gate.train, model_folder, random_corpus.folder, run, OVERRIDES, None, "fresh")
+        assert (run / kept).read_bytes() == before
+        assert sorted(validation(run)) == [2, 4]
+        before = (run / "metrics.jsonl").read_bytes()
+        shutil.rmtree(run / "checkpoints")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
+    tmp_path, one_rank, model_folder, random_corpus
+):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n')
+    one_rank.run(gate.train, model_folder, random_corpus.folder, tmp_path, OVERRIDES)
+    assert sorted(validation(tmp_path)) == [2, 4]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for step in (999_999, 1_000_000, 2, 10_000_000):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    steps = [int(path.name[5:]) for path in checkpoint.list_checkpoints(tmp_path)]
+    assert steps == [2, 999_999, 1_000_000, 10_000_000]
+
+
 def test_a_finished_run_says_so_at_once_and_names_the_two_ways_on(run, one_rank, model_folder, random_corpus):
     said = one_rank.run(_start, model_folder, random_corpus.folder, run, OVERRIDES, {})[0]
     assert "finished at step 4 of 4" in said
