@@ -22,6 +22,7 @@ _DEMUXERS = (
 )
 _INPUT = ["-protocol_whitelist", "file", "-format_whitelist", _DEMUXERS]
 _MAX_TEMPORARY_BYTES = 16 << 30
+_LONGEST_SEC = 600.0  # of one call: ffmpeg decodes hours in seconds
 # By how much decoded audio may be shorter than its header or its packets say: encoders pad the beginning and the end.
 _PADDING_SEC, _PADDING_SAMPLES = 0.1, 4096
 
@@ -126,9 +127,19 @@ def _run(
             "ffmpeg and ffprobe on the PATH for such files",
             "Install ffmpeg (`apt install ffmpeg`), or convert the file to FLAC elsewhere.",
         )
-    done = subprocess.run(
-        [program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False, pass_fds=descriptors
-    )
+    try:
+        done = subprocess.run(
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            pass_fds=descriptors,
+            timeout=_LONGEST_SEC,
+        )
+    except subprocess.TimeoutExpired as error:
+        found = f"audio over which {program} was still at work after {_LONGEST_SEC:g} s"
+        action = "Convert the file to FLAC elsewhere, or leave it out."
+        raise _rejected(path, "not_audio", found, "a file that can be read", action) from error
     messages = done.stderr.decode(errors="replace").strip()
     if done.returncode or (messages and not warnings):  # ffmpeg reports broken frames and goes on
         why = messages.splitlines()[-1].split(": ")[-1] if messages else f"exit code {done.returncode}"

@@ -134,7 +134,9 @@ def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreT
         options = {"config": config, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         found = {token: tokenizer.encode(token, add_special_tokens=False) for token in placeholders}
-    except Exception as error:  # the tokenizers library raises no other class
+    except BaseException as error:  # of the tokenizers library: Exception, or PanicException of its Rust code
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         text = f"a tokenizer that can't be opened ({first_line(error)})"
         raise InputError(str(folder / name), text, expected, action) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

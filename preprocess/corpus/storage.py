@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import fsspec
 
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, system_reason
 from preprocess.common.files import sha256_file, sync_to_disk
 from preprocess.common.json_file import JsonObject
 from preprocess.common.locks import locked
@@ -79,8 +79,13 @@ class LocalFolder:
                 raise InputError(str(path), size, f"{file['bytes']} bytes, as corpus.json says", action)
 
     def open(self, file: JsonObject) -> int:
-        """A file descriptor of the file."""
-        return os.open(self.root / file["name"], os.O_RDONLY)
+        """A file descriptor of the file. Raises InputError where it is gone, or can't be read."""
+        path = self.root / file["name"]
+        try:
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            expected = "a file that can be read, as corpus.json names it"
+            raise InputError(str(path), system_reason(error), expected, "Bring the folder back.") from error
 
     def address(self) -> str:
         """The folder's full path, for records."""

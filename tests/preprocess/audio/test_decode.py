@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from preprocess.audio import ffmpeg
 from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ, Audio, decode, duration_if_longer, flac_16khz, probe
 from preprocess.common.errors import Rejected
 from tests.fixtures.speech import save_variant
@@ -277,3 +278,16 @@ def test_a_path_that_cannot_be_looked_at_is_rejected(tmp_path):
         probe(tmp_path / ("x" * 5000))
     assert_parts(caught.value, "xxx", "can't be checked", "an audio file", "--audio-root")
     assert caught.value.reason == "missing_file"
+
+
+def test_a_program_that_hangs_over_a_file_costs_that_file(tmp_path, monkeypatch):
+    """A stand-in on the PATH: no file is known over which ffprobe hangs."""
+    program = tmp_path / "ffprobe"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(ffmpeg, "_LONGEST_SEC", 0.5)
+    (tmp_path / "a.m4a").write_bytes(b"no audio")
+    with pytest.raises(Rejected) as caught:
+        probe(tmp_path / "a.m4a")
+    assert_parts(caught.value, "a.m4a", "ffprobe was still at work after 0.5 s", "a file that can be read", "Convert")

@@ -238,21 +238,20 @@ def test_a_tokenizer_without_a_fast_class_is_refused(folder):
 
 
 def test_code_in_the_folder_never_runs_and_nobody_is_asked(folder, monkeypatch):
-    """With trust_remote_code unset, transformers asks on the terminal."""
+    """Boson's engine leaves trust_remote_code unset: transformers would ask on the terminal, whatever we do here."""
     asked = []
     monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "y")
     mark = folder / "it_ran"
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    config, path = folder / "config.json", folder / "tokenizer_config.json"
+    whole = config.read_text()
     change_config(folder, auto_map={"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"]})
-    read_base_model(folder)
-    read_base_model.cache_clear()
-    path = folder / "tokenizer_config.json"
+    assert_parts(refusal(folder), str(config), "code that would run", "as it was downloaded", "Download")
+    config.write_text(whole)
     code = {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **code}))
-    read_base_model(folder)
-    read_base_model.cache_clear()
-    path.write_text(json.dumps({**code, "tokenizer_class": "EvilTokenizer"}))
-    assert_parts(refusal(folder), str(path), "requires you to execute", "as it was downloaded", "Download")
+    for settings in ({**json.loads(path.read_text()), **code}, {**code, "tokenizer_class": "EvilTokenizer"}):
+        path.write_text(json.dumps(settings))
+        assert_parts(refusal(folder), str(path), "code that would run", "as it was downloaded", "Download")
     assert asked == []
     assert not mark.exists()
 

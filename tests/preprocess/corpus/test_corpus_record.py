@@ -22,7 +22,7 @@ from tests.preprocess.helpers import assert_parts
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A corpus that no test changes."""
-    return write(tmp_path_factory.mktemp("whole") / "corpus", make_clips()).folder
+    return write(tmp_path_factory.mktemp("whole"), make_clips()).folder
 
 
 @pytest.fixture(scope="module")
