@@ -249,8 +249,8 @@ def test_code_in_the_folder_never_runs_and_nobody_is_asked(folder, monkeypatch):
     assert_parts(refusal(folder), str(config), "code that would run", "as it was downloaded", "Download")
     config.write_text(whole)
     code = {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}
-    for settings in ({**json.loads(path.read_text()), **code}, {**code, "tokenizer_class": "EvilTokenizer"}):
-        path.write_text(json.dumps(settings))
+    for stored in ({**json.loads(path.read_text()), **code}, {**code, "tokenizer_class": "EvilTokenizer"}):
+        path.write_text(json.dumps(stored))
         assert_parts(refusal(folder), str(path), "code that would run", "as it was downloaded", "Download")
     assert asked == []
     assert not mark.exists()
