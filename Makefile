@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # DeepSpeed would compile its kernels while it installs; training uses none of them.
 export DS_BUILD_OPS := 0
 
-.PHONY: venv demo test test-avx2 test-long coverage check style lock
+.PHONY: venv demo test test-avx2 test-long fuzz coverage check style lock
 
 venv: $(INSTALLED)
 
@@ -34,6 +34,12 @@ test-avx2: $(INSTALLED)
 
 test-long: $(INSTALLED) .venv/.optional
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
+
+# The property tests with other examples, ROUNDS times (about two minutes each).
+ROUNDS ?= 30
+fuzz: $(INSTALLED)
+	for round in $$(seq $(ROUNDS)); do HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -m "not long" -n 2 \
+		--dist loadfile $$(grep -rl "from hypothesis" tests --include='test_*.py') || exit 1; done
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
