@@ -50,7 +50,7 @@ def read_piped(path: Path, root: Path, chosen: Mapping[str, str]) -> PipedFile:
     Raises InputError where its columns can be understood in two ways, or not at all.
     """
     lines = [_Line(n, text.split("|"), text) for n, text in enumerate(_text_lines(path), 1) if text.strip()]
-    names = [name.strip() for name in lines[0].fields]
+    names = [name.strip() for name in _unquote(lines[0], len(lines[0].fields))]
     if any(column.isdecimal() for column in chosen.values()):
         num_fields = _usual_number(lines)
         names = [str(number) for number in range(1, 1 + num_fields)]
@@ -67,13 +67,14 @@ def _text_lines(path: Path) -> list[str]:
 def _unquoted(lines: list[_Line], num_fields: int) -> list[_Line]:
     """The lines, their fields without the quotes that a CSV writer puts round a quote or a `|`.
 
-    Quotes that are part of the text stay: nothing is doubled in them, and they hold no `|`.
+    Quotes that are part of the text stay: nothing is doubled in them, they hold no `|`, and other fields have none.
     """
     return [line._replace(fields=_unquote(line, num_fields)) for line in lines]
 
 
 def _unquote(line: _Line, num_fields: int) -> list[str]:
-    if '"' not in line.text or (len(line.fields) == num_fields and '""' not in line.text):
+    in_quotes = all(len(field) > 1 and field[0] == field[-1] == '"' for field in line.fields)
+    if '"' not in line.text or (len(line.fields) == num_fields and '""' not in line.text and not in_quotes):
         return line.fields
     try:
         (fields,) = csv.reader([line.text], delimiter="|", strict=True)

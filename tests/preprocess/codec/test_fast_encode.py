@@ -69,10 +69,9 @@ def test_snake_is_bosons_to_the_bit(pair):
 
 
 def test_the_faster_forms_are_in_use(pair):
-    """Without AVX-512 oneDNN has other kernels for pieces of the acoustic encoder's first stage than for it all."""
+    """With AVX-512. Without it, which forms have Boson's bits differs from processor to processor."""
     _, ours = pair
-    assert ours.faster_forms["HuBERT's convolutions"]
-    assert ours.faster_forms["acoustic encoder"] or torch.backends.cpu.get_cpu_capability() != "AVX512"
+    assert all(ours.faster_forms.values()) or torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 
 @torch.no_grad()

@@ -185,6 +185,13 @@ def test_what_the_csv_module_writes_with_pipes_is_read_or_refused(texts, tmp_pat
     assert [row.text for row in manifest.rows] == [f"x{text}" for text in texts]
 
 
+@pytest.mark.parametrize("header", ["", '"audio"|"text"|"speaker"'])
+def test_a_file_whose_every_field_is_in_quotes_is_read_without_them(header, tmp_path):
+    columns = [[f'"{value}"' for value in column] for column in (PATHS, TEXTS, VOICES)]
+    path = corpus(tmp_path, *columns, header=header)
+    assert found(read(path)) == list(zip(PATHS, TEXTS, VOICES, NOTHING, strict=True))
+
+
 def test_quotes_of_speech_stay(tmp_path):
     path = corpus(tmp_path, IDS, [f'"{text}"' for text in TEXTS], VOICES)
     assert [row.text for row in read(path).rows] == [f'"{text}"' for text in TEXTS]
