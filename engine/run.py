@@ -1,8 +1,5 @@
 """One run of training, from start to end."""
 
-import os
-import socket
-
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
@@ -11,6 +8,7 @@ from engine.base import zero
 from engine.base.console import print_rank0
 from engine.base.launcher import Launcher
 from engine.base.recipe import save_recipe
+from engine.base.run_record import write_run
 from engine.checkpoint.progress import Progress
 from engine.checkpoint.resume import find_start, hold_run_folder, restore_engine
 from engine.job import Job
@@ -134,7 +132,5 @@ def announce_run(job: Job, progress: Progress, deepspeed_config: JsonObject) -> 
         save_recipe(job.recipe, job.out / "recipe.yaml")
         write_json(job.out / "deepspeed.json", deepspeed_config)
         environment = describe_environment(zero.rank_device(), job.recipe.run.precision, job.recipe.forward)
-        process = {"host": socket.gethostname(), "rank0_pid": os.getpid()}  # for launch.stop
-        facts = {**job.facts, "lineage": progress.lineage, **arithmetic, **environment, **process}
-        write_json(job.out / "run.json", facts)
+        write_run(job.out, {**job.facts, "lineage": progress.lineage, **arithmetic, **environment})
     dist.barrier()

@@ -12,8 +12,8 @@ import socket
 import time
 from pathlib import Path
 
+from engine.base.run_record import RUN_FILE, read_run
 from preprocess.common.errors import InputError, exit_on_input_error
-from preprocess.common.json_file import read_json_object
 
 _POLL_SEC = 0.2
 EXAMPLE = "python -m launch.stop runs/first"
@@ -56,9 +56,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _find_rank0(run: Path) -> int:
     """Process id of the run's rank 0. Raises InputError if the run is not running on this machine."""
-    path = run / "run.json"
-    facts = read_json_object(path, "a run folder", "Name the --out of the training command.")
-    pid: int = facts["rank0_pid"]
+    facts = read_run(run)
+    path, pid = run / RUN_FILE, int(facts["rank0_pid"])
     if facts["host"] != socket.gethostname():
         expected = f"this host, {socket.gethostname()}"
         raise InputError(str(path), f"host {facts['host']}", expected, "Run launch.stop there.")

@@ -4,14 +4,12 @@
         adapter_model.safetensors   fp32 master weights under PEFT's names: for resume, merge and PEFT itself
         adapter_config.json         PEFT's own config
         optimizer.safetensors       both AdamW moments, "exp_avg." and "exp_avg_sq." + PEFT's names
-        state.json                  step, recipe, fingerprints, lineage; size and sha256 of each file
+        state.json                  a record: step, recipe, fingerprints, lineage; size and sha256 of each file
     checkpoints/latest, checkpoints/best   symbolic links
 
 A checkpoint is written into a hidden folder, read back, fsynced and renamed; then the links are moved.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -23,9 +21,11 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from engine.checkpoint.state_form import StateForm
 from preprocess.common.errors import InputError
 from preprocess.common.files import finish_folder, replace_link, sha256_file, write_json
-from preprocess.common.json_file import JsonObject
+from preprocess.common.json_file import JsonObject, read_file
+from preprocess.common.record import read_record, write_record
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -95,7 +95,7 @@ def write_checkpoint(
         "bytes": {name: (temporary / name).stat().st_size for name in _HASHED_FILES},
         "sha256": {name: sha256_file(temporary / name) for name in _HASHED_FILES},
     }
-    _write_state(temporary, state)
+    write_record(temporary / STATE_FILE, state)
     problem = find_problem(temporary)
     if problem is not None:
         raise OSError(f"{temporary} does not read back as it was written: {problem}")
@@ -108,11 +108,7 @@ def write_checkpoint(
 
 def update_state(folder: Path, facts: JsonObject) -> None:
     """Replace these `facts` in the state.json of a complete checkpoint, atomically."""
-    _write_state(folder, {**read_state(folder), **facts})
-
-
-def _write_state(folder: Path, state: JsonObject) -> None:
-    write_json(folder / STATE_FILE, {**state, "state_sha256": _state_sha256(state)}, sort_keys=True)
+    write_record(folder / STATE_FILE, {**read_state(folder), **facts})
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -123,25 +119,18 @@ def step_folder(root: Path, step: int) -> Path:
 def find_problem(folder: Path) -> str | None:
     """Why the checkpoint can't be used; None if each file has the size and sha256 that state.json records."""
     try:
-        state = json.loads((folder / STATE_FILE).read_text())
-        recorded = {name: (state["bytes"][name], state["sha256"][name]) for name in _HASHED_FILES}
-        if state["state_sha256"] != _state_sha256(state):
-            return f"{STATE_FILE} has another sha256 than it records"
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"{STATE_FILE} can't be read ({type(error).__name__}: {error})"
-    for name, (num_bytes, sha256) in recorded.items():
+        state = read_state(folder)
+    except InputError as error:
+        return f"{STATE_FILE} can't be used: {error.found}"
+    for name in _HASHED_FILES:
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if (found_bytes := (folder / name).stat().st_size) != num_bytes:
+        found_bytes, num_bytes = (folder / name).stat().st_size, state["bytes"].get(name, 0)
+        if found_bytes != num_bytes:
             return f"{name} has {found_bytes:,} bytes, {num_bytes:,} were written"
-        if sha256_file(folder / name) != sha256:
+        if sha256_file(folder / name) != state["sha256"].get(name):
             return f"{name} has another sha256 than {STATE_FILE} records"
     return None
-
-
-def _state_sha256(state: JsonObject) -> str:
-    rest = {key: value for key, value in state.items() if key != "state_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -178,9 +167,9 @@ def find_newest(root: Path, log: Callable[[str], None]) -> Path | None:
 
 
 def read_state(folder: Path) -> JsonObject:
-    """The state.json of a complete checkpoint."""
-    state: JsonObject = json.loads((folder / STATE_FILE).read_text())
-    return state
+    """The state.json of a complete checkpoint. Raises InputError for a missing or damaged one."""
+    path, expected, action = folder / STATE_FILE, "a record as it was written", "Restore it from a copy."
+    return read_record(str(path), read_file(path, expected, action), StateForm, action)
 
 
 def load_masters(folder: Path, model: PeftModel, parameter_names: list[str]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from engine.base.console import print_rank0
 from engine.checkpoint import checkpoint
 from engine.checkpoint.identity import find_changes, shorten_value
@@ -9,6 +11,17 @@ from engine.job import Job
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
 from preprocess.common.json_file import JsonObject, flatten, read_json_object
+from preprocess.common.record import Form, first_problem
+
+
+class _PeftForm(Form):
+    """Keys of PEFT's adapter_config.json that are compared, and their types."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    use_dora: bool
+
 
 # {fact of the run's identity: key in PEFT's config} of what must agree.
 _PEFT_KEYS = {"lora.rank": "r", "lora.alpha": "lora_alpha", "lora.rslora": "use_rslora", "lora.dora": "use_dora"}
@@ -69,7 +82,8 @@ def _read_adapter_config(folder: Path) -> JsonObject:
             )
     path, expected, action = folder / checkpoint.ADAPTER_CONFIG_FILE, "PEFT's LoRA config", "Restore it from a copy."
     config = read_json_object(path, expected, action)
-    missing = [key for key in _PEFT_KEYS.values() if key not in config]
-    if missing:
-        raise InputError(str(path), f"no {', '.join(missing)}", expected, action)
+    try:
+        _PeftForm.model_validate(config)
+    except ValidationError as error:
+        raise InputError(str(path), first_problem(error), expected, action) from error
     return config

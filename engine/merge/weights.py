@@ -14,12 +14,12 @@ import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, first_line
 from preprocess.common.progress import with_progress
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -57,8 +57,8 @@ def read_adapter(folder: Path) -> Adapter:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / ADAPTER_FILE)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        found = f"files that can't be read ({error})"
+    except Exception as error:  # PEFT raises errors of every kind
+        found = f"files that can't be read ({first_line(error)})"
         raise InputError(str(folder), found, "a PEFT adapter", "Restore it from a copy.") from error
     # The base's weights have no place for biases, or for LoRA that applies to some positions only.
     if not isinstance(config, LoraConfig) or config.bias != "none" or config.alora_invocation_tokens:

@@ -1,4 +1,4 @@
-"""voice_training.json, written into a merged folder and read back: what the model was trained on.
+"""voice_training.json, a record in a merged folder: what the model was trained on.
 
 layout                    name, system text and normaliser version: generation uses the same ones;
                           keep_system if rows had system texts of their own
@@ -14,14 +14,27 @@ from pathlib import Path
 
 from engine.checkpoint.checkpoint import ADAPTER_FILE
 from engine.model.weights import base_fingerprint
-from preprocess.common.errors import InputError
-from preprocess.common.files import sha256_file, write_json
-from preprocess.common.json_file import JsonObject, read_json_object
+from preprocess.common.files import sha256_file
+from preprocess.common.json_file import JsonObject, read_file
+from preprocess.common.record import Form, read_record, write_record
+from preprocess.corpus.corpus_record import Count, LayoutForm, Sha256, SpeechForm
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.text import NORMALISER_VERSION
 
 FACTS_FILE = "voice_training.json"
 _DEFAULT_LAYOUT = {"system_text": DEFAULT_SYSTEM_TEXT, "normaliser_version": NORMALISER_VERSION}
+
+
+class FactsForm(Form):
+    """The values of voice_training.json and their types."""
+
+    layout: LayoutForm
+    speech: SpeechForm
+    step: Count | None
+    adapter_sha256: Sha256
+    base_fingerprint: str
+    codec_fingerprint: str | None
+    corpus_fingerprints: list[str] | None
 
 
 def write_facts(folder: Path, checkpoint: Path, base: Path, state: JsonObject) -> None:
@@ -36,7 +49,7 @@ def write_facts(folder: Path, checkpoint: Path, base: Path, state: JsonObject) -
         "codec_fingerprint": identity.get("codec_fingerprint"),
         "corpus_fingerprints": identity.get("corpus_fingerprints"),
     }
-    write_json(folder / FACTS_FILE, facts, ensure_ascii=False)
+    write_record(folder / FACTS_FILE, facts)
 
 
 def read_facts(folder: Path) -> JsonObject:
@@ -47,8 +60,4 @@ def read_facts(folder: Path) -> JsonObject:
     path, expected, action = folder / FACTS_FILE, "what launch.merge writes", "Merge the checkpoint again."
     if not os.path.exists(path):  # Path.exists raises an error if the folder may not be read
         return {"layout": _DEFAULT_LAYOUT}
-    facts = read_json_object(path, expected, action)
-    layout = facts.get("layout")
-    if not isinstance(layout, dict) or not _DEFAULT_LAYOUT.keys() <= layout.keys():
-        raise InputError(str(path), f"no layout in it with {' and '.join(_DEFAULT_LAYOUT)}", expected, action)
-    return facts
+    return read_record(str(path), read_file(path, expected, action), FactsForm, action)

@@ -62,14 +62,15 @@ def read_record(where: str, data: bytes, form: type[Form], action: str) -> JsonO
         raise InputError(where, f"values with sha256 {found[:12]}: they were changed or damaged", sealed, action)
     try:
         form.model_validate(value)
-    except (ValidationError, RecursionError) as error:
-        raise InputError(where, _first_problem(error), expected, action) from error
+    except RecursionError as error:
+        raise InputError(where, "values nested too deep", expected, action) from error
+    except ValidationError as error:
+        raise InputError(where, first_problem(error), expected, action) from error
     return value
 
 
-def _first_problem(error: ValidationError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "values nested too deep"
+def first_problem(error: ValidationError) -> str:
+    """The first value of an object that does not fit its form, and why."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place} = {first['input']!r:.60} ({first['msg']})"

@@ -46,6 +46,20 @@ class LayoutForm(Form):
     keep_system: bool | None = None
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Range = Annotated[list[Finite], Field(min_length=2, max_length=2, default_factory=list)]
+
+
+class SpeechForm(Form):
+    """preprocess.judges.pace.speech_facts: each fact may be missing."""
+
+    reference_sec: Range
+    rms_dbfs: Range
+    leading_silence_sec: Range
+    trailing_silence_sec: Range
+    sec_per_letter: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
 class CorpusForm(Form):
     """corpus.json. What only reports show may be missing."""
 
@@ -57,6 +71,7 @@ class CorpusForm(Form):
     layout: LayoutForm
     waveforms: dict[str, Any] | None = None
     settings: dict[str, Any] | None = None
+    speech: Annotated[SpeechForm, Field(default_factory=SpeechForm)]
     hours: Amount | None = None
     lost_hours: dict[str, Amount] | None = None
     rows: dict[str, Count] | None = None

@@ -21,10 +21,12 @@ from engine.speak.voice_training import read_facts
 from launch.generate import main
 from preprocess.codec.load import load_codec
 from preprocess.common.errors import InputError
+from preprocess.common.record import SEAL, write_record
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT, canonical_dialogue
 from preprocess.corpus.shards import Clip
 from preprocess.corpus.text import NORMALISER_VERSION
 from tests.fixtures.adapter import random_lora, save_checkpoint, teach_heads
+from tests.preprocess.helpers import assert_parts
 
 SYSTEM_TEXT = "Speak as the reference does."  # not the default: it must come from the merged folder
 REFERENCE_TEXT, TARGET_TEXT = "صباح الخير", "كيف حالك اليوم؟"
@@ -246,15 +248,26 @@ def test_the_command_speaks_with_the_system_text_that_it_is_given(speaker, codec
         main(command(speaker, codec_folders, tmp_path, **{"--system-text": "Whisper."}))
 
 
+def change_a_letter(path):
+    """The prompt of every speech would be another."""
+    path.write_text(path.read_text().replace("Speak", "speak"))
+
+
+def forget_the_layout(path):
+    facts = json.loads(path.read_text())
+    write_record(path, {name: value for name, value in facts.items() if name not in (SEAL, "layout")})
+
+
 def test_broken_facts_are_refused_and_a_base_model_has_the_default_layout(
     speaker, codec_folders, model_folder, tmp_path
 ):
     broken = shutil.copytree(speaker.folder, tmp_path / "broken")
-    (broken / "voice_training.json").write_text('{"layout": {}}')
-    with pytest.raises(
-        InputError, match=r"voice_training.json: found no layout in it .*; expected what launch.merge"
-    ):
-        main(command(speaker, codec_folders, tmp_path, **{"--model": broken}))
+    for change, found in [(change_a_letter, "values with sha256 "), (forget_the_layout, "layout = ")]:
+        shutil.copyfile(speaker.folder / "voice_training.json", broken / "voice_training.json")
+        change(broken / "voice_training.json")
+        with pytest.raises(InputError) as caught:
+            main(command(speaker, codec_folders, tmp_path, **{"--model": broken}))
+        assert_parts(caught.value, str(broken / "voice_training.json"), found, "as it", "Merge the checkpoint again")
     assert read_facts(model_folder) == {
         "layout": {"system_text": DEFAULT_SYSTEM_TEXT, "normaliser_version": NORMALISER_VERSION}
     }

@@ -17,9 +17,11 @@ from engine.base.recipe import Lora
 from engine.merge.check import random_prompt
 from engine.merge.folder import merge_checkpoint
 from engine.model.weights import load_base
+from engine.speak.voice_training import read_facts
 from launch.demo.small_model import build_model
 from launch.merge import main
 from preprocess.common.errors import InputError
+from preprocess.common.record import SEAL
 from tests.fixtures.adapter import random_lora, save_checkpoint
 from tests.preprocess.helpers import assert_parts
 
@@ -176,7 +178,9 @@ def test_merged_folder_says_its_layout_and_where_it_comes_from(tmp_path, model_f
     merge_checkpoint(full_checkpoint, None, tmp_path / "merged", verify=False)
     state = json.loads((full_checkpoint / "state.json").read_text())
     assert state["layout"]["system_text"] == "Speak like this."
-    assert json.loads((tmp_path / "merged" / "voice_training.json").read_text()) == {
+    facts = read_facts(tmp_path / "merged")
+    assert facts.pop(SEAL)
+    assert facts == {
         "layout": state["layout"],
         "speech": {"reference_sec": [100.0, 200.0], "sec_per_letter": 1.0},
         "step": 7,

@@ -89,12 +89,12 @@ def _edit_state(path, **changes):
         (lambda path: _truncate(path / "optimizer.safetensors", 9000), "optimizer.safetensors has 9,000 bytes, "),
         (lambda path: _truncate(path / "adapter_model.safetensors", 40), "adapter_model.safetensors has 40 bytes, "),
         (lambda path: _flip(path / "adapter_model.safetensors"), "adapter_model.safetensors has another sha256"),
-        (lambda path: (path / "state.json").unlink(), "state.json can't be read (FileNotFoundError"),
-        (lambda path: (path / "state.json").write_text('{"step": 4'), "state.json can't be read (JSONDecodeError"),
-        (lambda path: (path / "state.json").write_text("[]"), "state.json can't be read (TypeError"),
+        (lambda path: (path / "state.json").unlink(), "state.json can't be used: no state.json"),
+        (lambda path: (path / "state.json").write_text('{"step": 4'), "state.json can't be used: no JSON object"),
+        (lambda path: (path / "state.json").write_text("[]"), "state.json can't be used: JSON of type list"),
         (
             lambda path: _edit_state(path / "state.json", step=5),
-            "state.json has another sha256 than it records",
+            "state.json can't be used: values with sha256 ",
         ),
     ],
 )

@@ -197,11 +197,11 @@ def test_where_the_best_is_not_there_the_best_before_it_is(run, one_rank, model_
     root = run / "checkpoints"
     path = root / "step-000004" / checkpoint.STATE_FILE
     state = {**json.loads(path.read_text()), "best_step": 3}
-    path.write_text(json.dumps({**state, "state_sha256": checkpoint._state_sha256(state)}))
+    write_record(path, state)
     replace_link(root / "best", "step-000003")
     said = one_rank.run(_start, model_folder, random_corpus.folder, run, OVERRIDES, {})[0]
     assert f"{root / 'best'} is passed over: it points to step-000003, which is not there" in said
-    assert f"{root / 'step-000003'}, the best as of step-000004, is passed over: state.json can't be read" in said
+    assert f"{root / 'step-000003'}, the best as of step-000004, is passed over: state.json can't be used" in said
     assert (root / "best").resolve().name == "step-000002"
 
 

@@ -19,6 +19,7 @@ from preprocess.common.files import (
     write_output,
 )
 from tests.fixtures.killed_saves import small_model
+from tests.fixtures.state import STATE
 from tests.preprocess.helpers import assert_parts
 
 
@@ -102,10 +103,10 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_the_one_before_stays(tmp_p
         return {str(n): {name: torch.zeros(shape) for name, shape in shapes.items()} for n in range(num_moments)}
 
     (masters,) = moments(1).values()
-    write_checkpoint(root, 1, model, masters, moments(2), {})
+    write_checkpoint(root, 1, model, masters, moments(2), STATE)
     request.getfixturevalue("small_disk")
     with pytest.raises(InputError) as caught, lock_run_folder(tmp_path):
-        write_checkpoint(root, 2, model, masters, moments(20), {})
+        write_checkpoint(root, 2, model, masters, moments(20), STATE)
     assert_parts(
         caught.value, str(tmp_path), "file too large", "with free space", "resumes from the newest checkpoint"
     )

@@ -15,6 +15,7 @@ from preprocess.common.record import record_bytes, write_record
 from preprocess.corpus.shards import Corpus
 from preprocess.corpus.storage import Cache
 from preprocess.corpus.verify_shards import verify_corpus
+from tests.fixtures.strange import made_strange
 from tests.preprocess.corpus.test_shards import make_clips, write
 from tests.preprocess.helpers import assert_parts
 
@@ -38,30 +39,10 @@ def use(folder, cache=None):
     return corpus.fingerprint, corpus.notes()
 
 
-def places(value, path=()):
-    """The path of each value inside a JSON value."""
-    if path:
-        yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
-        yield from places(each, (*path, key))
-
-
-STRANGE = [None, True, -1, 0, 1.5, 10**400, float("nan"), "", "x", "../../x", "/etc/passwd", [], [None], {}, {"a": 1}]
-
-
 @given(data=st.data())
 @settings(deadline=None, max_examples=300)
 def test_a_strange_value_anywhere_is_refused_or_changes_nothing_that_counts(data, whole, info, tmp_path_factory):
-    changed = copy.deepcopy(info)
-    *path, key = data.draw(st.sampled_from(sorted(places(info), key=str)))
-    inner = changed
-    for name in path:
-        inner = inner[name]
-    if data.draw(st.booleans()):
-        inner[key] = data.draw(st.sampled_from(STRANGE))
-    else:
-        del inner[key]
+    changed = data.draw(made_strange(info))
     folder = shutil.copytree(whole, tmp_path_factory.mktemp("changed") / "corpus")
     write_record(folder / "corpus.json", changed)
     for act in (use, lambda folder: list(verify_corpus(folder))):
