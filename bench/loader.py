@@ -94,7 +94,8 @@ def write_clips(folder: Path, model: Path, num_clips: int) -> None:
             meta = {"text": text, "text_normalised": text, "dialogues": [], "duration_sec": seconds}
             clips.append(Clip(f"clip-{number:07d}", meta, codes, flac.getvalue()))
             speaker = f"speaker{number * NUM_SPEAKERS // num_clips}"
-            facts.append({"text_tokens": len(tokens), "duration_sec": seconds, "speaker": speaker, **REST})
+            counts = {"text_tokens": len(tokens), "waveform_samples": int(seconds * RATE_HZ)}
+            facts.append({**REST, **counts, "duration_sec": seconds, "speaker": speaker})
         path = folder / f"shard-{len(shards):06d}.tar"
         for place, clip, fact in zip(write_shard(path, clips), clips, facts, strict=True):
             rows.append({**place, "frames": clip.codes.shape[1], **fact})

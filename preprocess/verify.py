@@ -26,6 +26,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("shards", metavar="SHARDS", help="folder that preprocess.shard finished")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="BASE",
+        help="base model: count the tokens of each text again, with its tokenizer",
+    )
     codes = parser.add_argument_group(
         "codes", "compare the codes of some clips with Boson's own encode of their files"
     )
@@ -51,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
     num_problems = num_shards = 0
     try:
-        for name, problems in verify_corpus(arguments.shards):
+        for name, problems in verify_corpus(arguments.shards, arguments.model):
             num_problems += len(problems)
             for problem in problems:
                 print(f"problem: {problem}", flush=True)

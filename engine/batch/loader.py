@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from engine.base.stop import ignore_signals
 from engine.base.trainable_base import read_trainable_base
 from engine.batch.sample import build_sample, make_padded_batch
-from engine.batch.stream import Batch, make_stream, map_tensors
+from engine.batch.stream import Batch, Stream, make_stream, map_tensors
 from engine.plan.corpora import Corpora
 from engine.plan.plan import Pack, Sample
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
 from preprocess.corpus.dialogue import dialogue_of
-from preprocess.corpus.shards import Clip
+from preprocess.corpus.shards import INDEX_FILE, Clip
 
 
 @dataclass
@@ -80,23 +80,47 @@ class PackReader(Dataset[LoadedPack]):
         """A sample of the plan, read from the shards and built by Boson's functions. Raises InputError."""
         target = self.corpora.clip(planned.target)
         references = [self.corpora.clip(row, waveform=self.conditioning != "codes") for row in planned.references]
+        if planned.dialogue >= len(target.meta["dialogues"]):
+            raise InputError(
+                f"clip {target.key}",
+                f"{len(target.meta['dialogues'])} dialogues",
+                f"a dialogue {planned.dialogue}, as {INDEX_FILE} says",
+                "The shard is not as preprocess.shard wrote it: run `python -m preprocess.verify` on the folder.",
+            )
         dialogue = dialogue_of(target.meta, [(clip.key, clip.meta) for clip in references], planned.dialogue)
         clips = dialogue, target, references
         tokens = build_sample(self.tokenizer, self.config, self.system_text, *clips, self.conditioning)
         return ReadSample(*clips, tokens)
 
 
-class _ErrorsAsValues(Dataset[LoadedPack | InputError]):
-    """A PackReader that returns an InputError: raised in a worker, torch would rebuild it from its text alone."""
+class _PlannedPacks(Dataset[LoadedPack | InputError]):
+    """Packs that are as long as the plan says, or an InputError: raised in a worker, torch would lose its parts."""
 
     def __init__(self, reader: PackReader) -> None:
         self.reader = reader
 
     def __getitem__(self, pack: Pack) -> LoadedPack | InputError:
         try:
-            return self.reader[pack]
+            loaded = self.reader[pack]
+            _refuse_other_length(pack, loaded)
+            return loaded
         except InputError as error:
             return error
+
+
+def _refuse_other_length(pack: Pack, loaded: LoadedPack) -> None:
+    """Raise InputError for a sample whose length the index does not have: a pack of any size might come of it."""
+    if not isinstance(loaded.batch, Stream):
+        return
+    found = loaded.batch.segments.diff().tolist()
+    for planned, key, num_tokens in zip(pack.samples, loaded.keys, found, strict=True):
+        if planned.num_tokens not in (0, num_tokens):
+            raise InputError(
+                f"clip {key}",
+                f"a sample of {num_tokens} tokens",
+                f"{planned.num_tokens}, as {INDEX_FILE} counts them",
+                "Something else wrote the index: run `python -m preprocess.verify` on the folder, with --model.",
+            )
 
 
 def load_packs(reader: PackReader, packs: Iterable[Pack], num_workers: int, pin_memory: bool) -> Iterator[LoadedPack]:
@@ -105,7 +129,7 @@ def load_packs(reader: PackReader, packs: Iterable[Pack], num_workers: int, pin_
     Raises InputError for a clip that can't be used, with and without workers.
     """
     loader = DataLoader(
-        _ErrorsAsValues(reader),
+        _PlannedPacks(reader),
         batch_size=None,
         sampler=packs,
         num_workers=num_workers,

@@ -17,11 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from engine.batch.whisper import feature_extractor, waveform_chunks
 from engine.plan.arrays import group_offsets
 from engine.plan.samples import LayoutCost
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, join_some
 from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of, read_dialogue, voice_cloning_dialogue
-from preprocess.corpus.shards import Clip
+from preprocess.corpus.shards import INDEX_FILE, Clip
+
+_FOREIGN = "The shard is not as preprocess.shard wrote it: run `python -m preprocess.verify` on the folder."
 
 
 def build_sample(
@@ -54,6 +56,14 @@ def build_sample(
             "Correct the row in the manifest and run preprocess.shard again.",
         )
     clips = {clip.key: clip for clip in [*references, target]}
+    unknown = [audio.audio_url for audio in audios[len(waveforms) :] if audio.audio_url not in clips]
+    if unknown:
+        raise InputError(
+            f"clip {target.key}",
+            f"a dialogue with the audio of {join_some(unknown, 3)}",
+            f"only those that {INDEX_FILE} names: {join_some(clips, 5)}",
+            _FOREIGN,
+        )
     codes = [clips[audio.audio_url].codes for audio in audios]
     codes[: len(waveforms)] = [target.codes[:, :0]] * len(waveforms)
     num_placeholders = [input_ids.count(token) for token in (config.audio_in_token_idx, config.audio_out_token_idx)]
@@ -72,7 +82,7 @@ def build_sample(
                 f"clip {clip.key}",
                 f"codes of {len(clip.codes)} codebooks",
                 f"{config.audio_num_codebooks}, as corpus.json says",
-                "The shard is not as preprocess.shard wrote it: run `python -m preprocess.verify` on the folder.",
+                _FOREIGN,
             )
     chunks = [chunk for _, chunk in waveforms]
     return ChatMLDatasetSample(

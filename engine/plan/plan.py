@@ -22,7 +22,10 @@ _EPOCHS_KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A target and its references, as rows of the index. What the other fields mean, SplitSamples says."""
+    """A target and its references, as rows of the index. What the other fields mean, SplitSamples says.
+
+    num_tokens: text-stream tokens and audio columns; 0 where nothing counted them.
+    """
 
     target: int
     dialogue: int

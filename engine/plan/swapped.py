@@ -10,7 +10,7 @@ from engine.plan.plan import Pack, Sample
 def swap_references(packs: Sequence[Pack]) -> list[Pack]:
     """The packs with every drawn reference replaced by one of another speaker, the same each time.
 
-    [] if fewer than two speakers have a drawn reference. `num_tokens` stays that of the samples' own references.
+    [] if fewer than two speakers have a drawn reference. `num_tokens` is 0, not counted, where they were replaced.
     """
     drawn = [sample for sample in samples_of_packs(packs) if sample.dialogue < 0 and sample.references]
     drawn.sort(key=lambda sample: (sample.speaker, sample.target))
@@ -22,7 +22,8 @@ def swap_references(packs: Sequence[Pack]) -> list[Pack]:
         begin, end = bisect_left(speakers, speaker), bisect_right(speakers, speaker)
         others = drawn[end:] + drawn[:begin]  # beginning with the next speaker, so that every speaker is used
         for place, sample in enumerate(drawn[begin:end]):
-            swapped[sample] = dataclasses.replace(sample, references=others[place % len(others)].references)
+            references = others[place % len(others)].references
+            swapped[sample] = dataclasses.replace(sample, references=references, num_tokens=0)
     return [Pack(tuple(swapped.get(sample, sample) for sample in pack.samples)) for pack in packs]
 
 

@@ -21,7 +21,7 @@ def show_corpus(corpus: Corpus, num_lines: int) -> None:
     names = ["key", "duration_sec", "speaker", "split", "use", "reason", "speaker_similarity"]
     shown = index.num_rows if num_lines == 0 else min(num_lines, index.num_rows)
     for row, entry in enumerate(index.select(names).slice(0, shown).to_pylist()):
-        facts = [entry["speaker"], entry["split"], describe_use(entry), corpus.meta(row)["text"]]
+        facts = [entry["speaker"] or "-", entry["split"], describe_use(entry), corpus.meta(row)["text"]]
         print(f"{entry['key']}  {entry['duration_sec']:6.2f} s  {'  '.join(facts)}")
     if shown < index.num_rows:
         print(f"... and {index.num_rows - shown} more (--lines 0 shows all)")

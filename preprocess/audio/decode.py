@@ -217,8 +217,3 @@ def waveform_at_16khz(audio: Audio) -> npt.NDArray[np.float32]:
     """[samples] at 16 kHz, by soxr, the resampler that Boson's code uses through librosa."""
     waveform: npt.NDArray[np.float32] = soxr.resample(audio.waveform, audio.sample_rate_hz, WAVEFORM_SAMPLE_RATE_HZ)
     return waveform
-
-
-def num_flac_samples(flac: bytes) -> int:
-    """Number of samples of a FLAC file, by its header."""
-    return int(soundfile.info(io.BytesIO(flac)).frames)

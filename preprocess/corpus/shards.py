@@ -14,6 +14,7 @@ Nothing is pickled. The index has every member's offset, size and crc32. The byt
 clips: members are sorted, owner and time are constants.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -29,12 +30,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
+from pydantic import ValidationError
 
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, first_line
 from preprocess.common.files import atomic_file, write_atomically
 from preprocess.common.json_file import JsonObject
-from preprocess.common.record import read_record, write_record
+from preprocess.common.record import first_problem, read_record, write_record
+from preprocess.corpus.clip_form import ClipForm
 from preprocess.corpus.corpus_record import CorpusForm
+from preprocess.corpus.index_rules import KEY_PATTERN, check_columns
 from preprocess.corpus.storage import Cache, Storage, open_folder
 
 T = TypeVar("T")
@@ -42,7 +47,6 @@ FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
 INDEX_FILE = "index.parquet"
 FAILURES_FILE = "failures.jsonl"
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 MEMBERS = ("json", "codes.npy", "flac")
 # Figures of each clip: nullable columns of the index, which preprocess.judges.figures defines.
 QUALITY = (
@@ -179,11 +183,11 @@ def read_meta(data: bytes) -> JsonObject:
         meta = json.loads(data.decode())
     except RecursionError as error:
         raise ValueError("json nested too deep") from error
-    if not isinstance(meta, dict) or not isinstance(meta.get("text_normalised"), str):
-        raise ValueError("no json object with a text_normalised")
-    if not isinstance(meta.get("dialogues"), list):
-        raise ValueError("no list of dialogues")
-    return meta
+    try:
+        ClipForm.model_validate(meta)
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from error
+    return dict(meta)
 
 
 def read_codes(data: bytes) -> npt.NDArray[np.uint16]:
@@ -195,6 +199,14 @@ def read_codes(data: bytes) -> npt.NDArray[np.uint16]:
     if len(data) - header.end() != 2 * shape[0] * shape[1] or not data[header.end() :]:
         raise ValueError(f"{len(data) - header.end()} bytes for {shape[0]} x {shape[1]} codes")
     return np.frombuffer(data, dtype="<u2", offset=header.end()).reshape(shape)
+
+
+def num_flac_samples(flac: bytes) -> int:
+    """Number of samples of a FLAC file, by its header. Raises ValueError for any other file."""
+    try:
+        return int(soundfile.info(io.BytesIO(flac)).frames)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"no FLAC file ({error})") from error
 
 
 def read_info(storage: Storage) -> JsonObject:
@@ -213,7 +225,10 @@ def read_info(storage: Storage) -> JsonObject:
 
 
 def read_index(storage: Storage, info: JsonObject, schema: pa.Schema = INDEX_SCHEMA) -> pa.Table:
-    """The index's columns that `schema` names. Raises InputError unless it has the sha256 of corpus.json."""
+    """The index's columns that `schema` names.
+
+    Raises InputError unless it has the sha256 of corpus.json, and columns that preprocess.shard can have written.
+    """
     numbered = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     entry = info["index"]
     with open(storage.open(entry), "rb") as file:
@@ -222,7 +237,16 @@ def read_index(storage: Storage, info: JsonObject, schema: pa.Schema = INDEX_SCH
             expected = f"{entry['sha256'][:12]}, as {CORPUS_FILE} says"
             action = "The index was changed or damaged: copy the folder again."
             raise InputError(storage.where(entry), f"sha256 {found[:12]}", expected, action)
-        return pq.read_table(file, schema=schema, read_dictionary=numbered)
+        try:
+            index = pq.read_table(file, schema=schema, read_dictionary=numbered)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            found = f"a table that can't be read ({first_line(error)})"
+            action = "Something else wrote it: copy the folder again from where preprocess.shard wrote it."
+            raise InputError(
+                storage.where(entry), found, f"the columns of shard format {FORMAT_VERSION}", action
+            ) from error
+    check_columns(index, storage.where(entry))
+    return index
 
 
 class Corpus:
@@ -249,6 +273,7 @@ class Corpus:
             number = self.index.column_names.index(name)
             self._places[name] = self.index.column(number).to_numpy()
             self.index = self.index.set_column(number, self.index.field(number), pa.array(self._places[name]))
+        self._frames = self.index.column("frames").to_numpy() if "frames" in schema.names else None
 
     @property
     def fingerprint(self) -> str:
@@ -273,7 +298,7 @@ class Corpus:
         Raises InputError, with shard and key, for a member that does not match the index or the format.
         """
         meta = self.meta(row)
-        codes = self._decode(row, "codes", self._read_codes)
+        codes = self._decode(row, "codes", functools.partial(self._read_codes, row))
         flac = self._decode(row, "flac", bytes) if waveform and self._places["flac_bytes"][row] else None
         return Clip(self.index.column("key")[row].as_py(), meta, codes, flac)
 
@@ -281,9 +306,11 @@ class Corpus:
         """The json member of the clip of index row `row`. Raises InputError as `clip` does."""
         return self._decode(row, "json", read_meta)
 
-    def _read_codes(self, data: bytes) -> npt.NDArray[np.uint16]:
-        """As read_codes. Raises ValueError for codes that the codec does not have, too."""
+    def _read_codes(self, row: int, data: bytes) -> npt.NDArray[np.uint16]:
+        """As read_codes. Raises ValueError for codes that the codec lacks or the index does not count, too."""
         codes, codec = read_codes(data), self.info["codec"]
+        if self._frames is not None and codes.shape[1] != self._frames[row]:
+            raise ValueError(f"codes of {codes.shape[1]} frames, not {self._frames[row]} as {INDEX_FILE} says")
         if len(codes) != codec["num_codebooks"]:
             raise ValueError(f"codes of {len(codes)} codebooks, not {codec['num_codebooks']}")
         if codes.max() >= codec["codebook_size"]:  # on a GPU it would end in a device assert
@@ -293,6 +320,7 @@ class Corpus:
     def _decode(self, row: int, member: str, decode: Callable[[bytes], T]) -> T:
         offset, size, crc32 = (int(self._places[f"{member}_{part}"][row]) for part in ("offset", "bytes", "crc32"))
         shard, key = (self.index.column(name)[row].as_py() for name in ("shard", "key"))
+        self._check_place(shard, key, offset, size)
         data = os.pread(self._open(shard), size, offset)
         if zlib.crc32(data) != crc32:
             found = f"{member} member with crc32 {zlib.crc32(data):08x}"
@@ -305,6 +333,17 @@ class Corpus:
             action = "Something else wrote the shard: run `python -m preprocess.verify` on the folder."
             raise InputError(self._where(shard, key), found, "what preprocess.shard writes", action) from error
 
+    def _check_place(self, shard: str, key: str, offset: int, size: int) -> None:
+        """Raise InputError where the index names a clip or a place that no shard of the corpus has."""
+        known = self._shards.get(shard)
+        if known is None or not KEY_PATTERN.fullmatch(key) or not 0 <= offset <= offset + size <= known["bytes"]:
+            raise InputError(
+                f"{self._storage.where(self.info['index'])}[{key}]",
+                f"{size} bytes at byte {offset} of {shard}",
+                f"a key of {KEY_PATTERN.pattern}, and a place in a shard that {CORPUS_FILE} names",
+                "Something else wrote the index: copy the folder again from where preprocess.shard wrote it.",
+            )
+
     def _where(self, shard: str, key: str) -> str:
         return f"{self._storage.where(self._shards[shard])}[{key}]"
 
@@ -315,7 +354,7 @@ class Corpus:
         else:
             while len(self._files) >= self._storage.max_open:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = self._storage.open(self._shards.get(shard, {"name": shard}))
+            self._files[shard] = self._storage.open(self._shards[shard])
         return self._files[shard]
 
     def __getstate__(self) -> JsonObject:

@@ -8,27 +8,32 @@ import itertools
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
+from preprocess.corpus.index_rules import KEY_PATTERN
 from preprocess.corpus.shards import (
     CORPUS_FILE,
     INDEX_FILE,
-    KEY_PATTERN,
     MEMBERS,
     PLACES_SCHEMA,
+    num_flac_samples,
     read_codes,
     read_index,
     read_info,
     read_meta,
 )
 from preprocess.corpus.storage import LocalFolder
+from preprocess.corpus.text import tokenizer_fingerprint
 
 Rows = dict[str, JsonObject]  # of the index: {key: row}
+TokenCounter = Callable[
+    [str, JsonObject], JsonObject
+]  # (key, json member) -> columns of preprocess.corpus.token_counts
 _BLOCK = tarfile.BLOCKSIZE
 _KINDS = {
     tarfile.LNKTYPE: "a hard link",
@@ -38,6 +43,7 @@ _KINDS = {
     tarfile.DIRTYPE: "a folder",
     tarfile.FIFOTYPE: "a pipe",
 }
+_LENGTHS = ("frames", "text_tokens", "system_tokens", "waveform_samples", "dialogues")
 # What a clip's json member and its row of the index both say.
 _SHARED = ("speaker", "language", "duration_sec")
 _RECOPY = "Copy the shard again, or delete it and run preprocess.shard again to rebuild it."
@@ -55,11 +61,12 @@ class Member:
     payload: bytes
 
 
-def verify_corpus(folder: Path | str) -> Iterator[tuple[str, list[InputError]]]:
+def verify_corpus(folder: Path | str, model: Path | None = None) -> Iterator[tuple[str, list[InputError]]]:
     """(shard name, its problems) of every shard, in the order of corpus.json.
 
-    The first pair has the name and problems of the index, and those of the folder. Raises InputError if corpus.json
-    or the index can't be read, because then nothing can be compared.
+    The first pair has the name and problems of the index, and those of the folder. model: a base model; the tokens of
+    each text are then counted again. Raises InputError if corpus.json or the index can't be read, because then
+    nothing can be compared, and for a model with another tokenizer.
     """
     if "://" in str(folder):
         raise InputError(
@@ -70,9 +77,10 @@ def verify_corpus(folder: Path | str) -> Iterator[tuple[str, list[InputError]]]:
         )
     storage = LocalFolder(folder)
     info = read_info(storage)
+    count = _token_counter(model, info, storage.root / CORPUS_FILE) if model else None
     rows_of: dict[str, Rows] = {shard["name"]: {} for shard in info["shards"]}
     problems, seen = [], set()
-    for row in read_index(storage, info).select(["frames", *_SHARED, *PLACES_SCHEMA.names]).to_pylist():
+    for row in read_index(storage, info).select([*_LENGTHS, *_SHARED, *PLACES_SCHEMA.names]).to_pylist():
         where = f"{storage.root / INDEX_FILE}[{row['key']}]"
         if row["key"] in seen:
             problems.append(InputError(where, "two rows of this key", "one row per clip", "Copy the folder again."))
@@ -90,15 +98,32 @@ def verify_corpus(folder: Path | str) -> Iterator[tuple[str, list[InputError]]]:
 
     def verify(shard: JsonObject) -> list[InputError]:
         path, rows = storage.root / shard["name"], rows_of[shard["name"]]
-        return list(verify_shard(path, shard, rows, info["codec"])) or list(compare_with_webdataset(path, rows))
+        return list(verify_shard(path, shard, rows, info, count)) or list(compare_with_webdataset(path, rows))
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing and reading release Python's lock
         for shard, shard_problems in zip(info["shards"], pool.map(verify, info["shards"]), strict=True):
             yield shard["name"], shard_problems
 
 
-def verify_shard(path: Path, shard: JsonObject, rows: Rows, codec: JsonObject) -> Iterator[InputError]:
-    """The problems of one shard. shard, codec: its entries of corpus.json. rows: its rows of the index."""
+def _token_counter(model: Path, info: JsonObject, where: Path) -> TokenCounter:
+    # Imported only where tokens are counted, because these import torch.
+    from preprocess.corpus.base_model import read_base_model
+    from preprocess.corpus.token_counts import token_counts
+
+    base, recorded = read_base_model(model), info["text_tokenizer"]["fingerprint"]
+    found = tokenizer_fingerprint(base.tokenizer)
+    if found != recorded:
+        expected = f"{recorded[:12]}, as {where} says"
+        raise InputError(
+            f"--model {model}", f"tokenizer {found[:12]}", expected, "Give the base of preprocess.shard."
+        )
+    return lambda key, meta: token_counts(base, key, meta, info["layout"]["system_text"])
+
+
+def verify_shard(
+    path: Path, shard: JsonObject, rows: Rows, info: JsonObject, count: TokenCounter | None = None
+) -> Iterator[InputError]:
+    """The problems of one shard. shard: its entry of corpus.json, which is `info`. rows: its rows of the index."""
     if not path.is_file():
         yield InputError(str(path), "no file", f"{shard['bytes']} bytes, as {CORPUS_FILE} says", _RECOPY)
         return
@@ -113,7 +138,7 @@ def verify_shard(path: Path, shard: JsonObject, rows: Rows, codec: JsonObject) -
     try:
         for member in read_tar(path, data):
             missing.discard((member.key, member.suffix))
-            yield from _verify_member(f"{path}[{member.name}]", member, rows.get(member.key), codec)
+            yield from _verify_member(f"{path}[{member.name}]", member, rows.get(member.key), info, count)
     except InputError as error:  # reading ends here: the next member's offset is unknown
         yield error
         return
@@ -204,7 +229,9 @@ def _list_members(sample: dict[str, bytes]) -> str:
     return ", ".join(f"{name} with crc32 {zlib.crc32(data):08x}" for name, data in sample.items()) or "no sample"
 
 
-def _verify_member(where: str, member: Member, row: JsonObject | None, codec: JsonObject) -> Iterator[InputError]:
+def _verify_member(
+    where: str, member: Member, row: JsonObject | None, info: JsonObject, count: TokenCounter | None
+) -> Iterator[InputError]:
     if row is None:
         yield InputError(where, f"a clip {member.key}", f"only the clips of {INDEX_FILE}", _FOREIGN)
         return
@@ -217,10 +244,14 @@ def _verify_member(where: str, member: Member, row: JsonObject | None, codec: Js
     try:
         if member.suffix == "json":
             meta = read_meta(member.payload)
-            for name in _SHARED:
-                if name in meta and meta[name] != row[name]:
-                    raise ValueError(f"{name} {meta[name]!r}, and {row[name]!r} in {INDEX_FILE}")
+            expected_columns = {name: meta[name] for name in _SHARED if name in meta}
+            if count:
+                expected_columns |= count(member.key, meta)
+            _compare_columns(expected_columns, row)
+        elif member.suffix == "flac":
+            _compare_columns({"waveform_samples": num_flac_samples(member.payload)}, row)
         elif member.suffix == "codes.npy":
+            codec = info["codec"]
             codes = read_codes(member.payload)
             shape = codec.get("num_codebooks", len(codes)), row["frames"]
             if codes.shape != shape:
@@ -229,6 +260,16 @@ def _verify_member(where: str, member: Member, row: JsonObject | None, codec: Js
                 raise ValueError(f"code {codes.max()} of a codebook of {codec['codebook_size']}")
     except ValueError as error:
         yield InputError(where, str(error), "what preprocess.shard writes", _FOREIGN)
+
+
+def _compare_columns(columns: JsonObject, row: JsonObject) -> None:
+    """Raise ValueError for a column of the index that does not say what the member says."""
+    for name, value in columns.items():
+        found = row[name]
+        if name == "dialogues":  # the index leaves out those that lost one of their clips
+            value = [dialogue for dialogue in value if dialogue in (found or [])] if found else found
+        if value != found:
+            raise ValueError(f"{name} {value!r:.200}, and {found!r:.200} in {INDEX_FILE}")
 
 
 def _place(row: JsonObject, suffix: str) -> tuple[int, int, int]:

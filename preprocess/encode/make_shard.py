@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTokenizer
 
-from preprocess.audio.decode import Audio, flac_16khz, num_flac_samples
+from preprocess.audio.decode import Audio, flac_16khz
 from preprocess.audio.noise import augment
 from preprocess.codec.load import encode_waveform, load_codec, resample_to_codec
 from preprocess.common.errors import InputError, Rejected, costs_its_item, explain_write_errors
@@ -24,9 +24,9 @@ from preprocess.common.json_file import JsonObject
 from preprocess.common.record import Form, read_record, write_record
 from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.codec_facts import CodecFacts
-from preprocess.corpus.dialogue import audios_of, read_dialogue
-from preprocess.corpus.shards import QUALITY, Clip, write_shard
+from preprocess.corpus.shards import QUALITY, Clip, num_flac_samples, write_shard
 from preprocess.corpus.text import num_digits
+from preprocess.corpus.token_counts import token_counts
 from preprocess.encode.judge_clip import judge_clip, refuse_length
 from preprocess.encode.local_pool import worker_number
 from preprocess.encode.read_ahead import read_ahead
@@ -214,28 +214,17 @@ def _meta(plan: ClipPlan, audio: Decoded | Reused, quality: dict[str, float]) ->
 
 
 def _index_columns(spec: ShardSpec, plan: ClipPlan, meta: JsonObject) -> JsonObject:
-    num_tokens = read_base_model(spec.model).num_tokens
     return {
-        "text_tokens": num_tokens(meta["text_normalised"]),
-        "system_tokens": num_tokens(plan.system_text) if plan.system_text else None,
+        **token_counts(read_base_model(spec.model), plan.key, meta, spec.system_text),
         "duration_sec": meta["duration_sec"],
         "speaker": plan.speaker,
         "language": plan.language,
         "draws_reference": plan.draws_reference,
         "derived_from": plan.derived_from,
-        "dialogues": [_dialogue_columns(spec, plan.key, *numbered) for numbered in enumerate(plan.dialogues)],
         **{name: meta["quality"].get(name) for name in QUALITY},
         "source_sha256": meta["source_sha256"],
         "num_digits": num_digits(meta["text_normalised"]),
     }
-
-
-def _dialogue_columns(spec: ShardSpec, key: str, position: int, stored: JsonObject) -> JsonObject:
-    """What the index holds of a dialogue of the clip `key`."""
-    dialogue = read_dialogue(stored, key, spec.system_text)
-    stream_tokens, text_labels = read_base_model(spec.model).dialogue_tokens(dialogue)
-    audios = [audio._asdict() for audio in audios_of(dialogue)]
-    return {"position": position, "stream_tokens": stream_tokens, "text_labels": text_labels, "audios": audios}
 
 
 def _fragment_path(spec: ShardSpec) -> Path:

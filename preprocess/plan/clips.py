@@ -19,7 +19,7 @@ from preprocess.audio.recording import Recording
 from preprocess.common.errors import InputError, Rejected, join_some
 from preprocess.common.json_file import JsonObject
 from preprocess.corpus.dialogue import audios_of, canonical_dialogue, read_dialogue, reference_keys, written_dialogue
-from preprocess.corpus.shards import KEY_PATTERN
+from preprocess.corpus.index_rules import KEY_PATTERN
 from preprocess.corpus.text import normalise_text
 from preprocess.manifest.columns import Row
 from preprocess.manifest.read import Manifest

@@ -69,16 +69,17 @@ def test_a_tar_cut_at_every_block_is_named_with_and_without_its_hash(whole):
     data = (whole / SHARD).read_bytes()
     (row_list,) = [pq.read_table(whole / "index.parquet").to_pylist()]
     rows = {row["key"]: row for row in row_list}
-    true = json.loads((whole / "corpus.json").read_text())["shards"][0]
+    info = json.loads((whole / "corpus.json").read_text())
+    true = info["shards"][0]
     cuts = range(0, len(data), 512)
     assert len(cuts) > 30
     for cut in cuts:
         path = whole.parent / "cut.tar"
         path.write_bytes(data[:cut])
-        (first, *_) = verify_shard(path, true, rows, {})
+        (first, *_) = verify_shard(path, true, rows, info)
         assert first.found.startswith(f"{cut} bytes with sha256")
         forged = {"bytes": cut, "sha256": sha256_file(path)}
-        (problem,) = verify_shard(path, forged, rows, {})
+        (problem,) = verify_shard(path, forged, rows, info)
         assert f"{path} at byte " in problem.where
         assert "end" in problem.found
         assert "again" in problem.action
@@ -248,8 +249,8 @@ HOSTILE = {
     "brackets without end": ("codes.npy", b"\x93NUMPY\x01\x00\x76\x00" + b"(" * 118, "not the header"),
     "other frames than in the index": ("codes.npy", npy(np.zeros((8, 11), np.uint16)), "11 frames"),
     "cut codes": ("codes.npy", npy(np.zeros((8, 10), np.uint16))[:-2], "158 bytes for 8 x 10 codes"),
-    "no text": ("json", b'{"dialogues": []}', "no json object with a text_normalised"),
-    "a list": ("json", b"[]", "no json object"),
+    "no text": ("json", b'{"dialogues": []}', "text = "),
+    "a list": ("json", b"[]", "a valid dictionary"),
     "not utf-8": ("json", b"\xff\xfe", "can't decode"),
     "half a json": ("json", b'{"text_normalised": "a', "Unterminated string"),
     "a deep json": ("json", b"[" * 100_000, "nested too deep"),

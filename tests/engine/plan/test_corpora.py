@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine.base.ranks import packs_of_rank
 from engine.batch.loader import PackReader, load_packs
+from engine.batch.sample import layout_cost
 from engine.job import prepare_job
 from engine.loop import _seed_pack
 from engine.plan.corpora import Corpora
@@ -241,7 +242,9 @@ def twin_corpus(tmp_path_factory, model_folder):
 def test_loader_workers_deliver_the_plan_of_two_corpora_in_order(model_folder, random_corpus, twin_corpus):
     corpora = Corpora([random_corpus.folder, twin_corpus.folder])
     reader = PackReader(corpora, model_folder, "packed")
-    plan = make_plan(corpora.index, references_per_sample=2, repeat=[1, 0.5], max_tokens=600, packs_per_step=2)
+    cost = layout_cost(reader.tokenizer, reader.config, reader.system_text)
+    settings = {"references_per_sample": 2, "repeat": [1, 0.5], "max_tokens": 600, "packs_per_step": 2}
+    plan = make_plan(corpora.index, cost=cost, **settings)
     packs = [pack for number in range(plan.total_steps(2)) for pack in plan.step(number).packs]
     expected = [reader[pack] for pack in packs]
     assert len({loaded.keys[0] for loaded in expected}) > 4

@@ -11,14 +11,15 @@ import pytest
 import soundfile
 import webdataset
 
+from preprocess.audio.decode import Audio, flac_16khz
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
 from preprocess.common.record import write_record
-from preprocess.corpus.shards import Clip, Corpus, write_corpus, write_shard
+from preprocess.corpus.shards import Clip, Corpus, num_flac_samples, write_corpus, write_shard
 from tests.fixtures.corpus import PROMPT_FACTS
 from tests.preprocess.helpers import assert_parts
 
-INDEX_REST = {
+_REST = {
     "text_tokens": 3,
     "duration_sec": 1.0,
     "speaker": "s",
@@ -31,6 +32,12 @@ INDEX_REST = {
 }
 
 
+def index_row(place, clip):
+    """The row of a clip whose members are at `place`."""
+    waveform_samples = num_flac_samples(clip.flac) if clip.flac else 0
+    return {**place, **_REST, "frames": clip.codes.shape[1], "waveform_samples": waveform_samples}
+
+
 def _meta(text):
     return {"text": text, "text_normalised": text, "dialogues": []}
 
@@ -40,14 +47,15 @@ def make_clips(num_clips=5):
     clips = []
     for number in range(num_clips):
         codes = rng.integers(1024, size=(8, 10 + number), dtype=np.uint16)
-        flac = rng.bytes(100 + number) if number % 2 else None
+        waveform = rng.uniform(-0.5, 0.5, 100 + number).astype(np.float32)
+        flac = flac_16khz(Audio(waveform, 16000, "")) if number % 2 else None
         clips.append(Clip(f"clip-{number}", _meta(f"نص {number}"), codes, flac))
     return clips
 
 
 def write(folder, clips):
     rows = write_shard(folder / "shard-000000.tar", clips)
-    rows = [{**row, "frames": clip.codes.shape[1], **INDEX_REST} for row, clip in zip(rows, clips, strict=True)]
+    rows = [index_row(place, clip) for place, clip in zip(rows, clips, strict=True)]
     path = folder / "shard-000000.tar"
     shard = {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
     write_corpus(folder, rows, {"shards": [shard], **PROMPT_FACTS})
@@ -151,7 +159,7 @@ def test_many_shards_need_few_open_files(tmp_path):
     rows, shards = [], []
     for number, clip in enumerate(clips):
         path = tmp_path / f"shard-{number:06d}.tar"
-        rows += [{**row, "frames": clip.codes.shape[1], **INDEX_REST} for row in write_shard(path, [clip])]
+        rows += [index_row(place, clip) for place in write_shard(path, [clip])]
         shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
     write_corpus(tmp_path, rows, {"shards": shards, **PROMPT_FACTS})
     corpus, expected = Corpus(tmp_path), {clip.key: clip.codes for clip in clips}

@@ -20,7 +20,7 @@ from preprocess.corpus import storage
 from preprocess.corpus.shards import Clip, Corpus, write_corpus, write_shard
 from preprocess.corpus.storage import Cache
 from tests.fixtures.corpus import PROMPT_FACTS
-from tests.preprocess.corpus.test_shards import INDEX_REST, make_clips
+from tests.preprocess.corpus.test_shards import index_row, make_clips
 from tests.preprocess.helpers import assert_parts
 
 NUM_SHARDS = 3
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     for number in range(NUM_SHARDS):
         path, part = folder / f"shard-{number:06d}.tar", clips[2 * number : 2 * number + 2]
         for row, clip in zip(write_shard(path, part), part, strict=True):
-            rows.append({**row, "frames": clip.codes.shape[1], **INDEX_REST})
+            rows.append(index_row(row, clip))
         shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
     write_corpus(folder, rows, {"shards": shards, **PROMPT_FACTS})
     return folder

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.audio.recording import Recording
-from preprocess.corpus.shards import KEY_PATTERN
+from preprocess.corpus.index_rules import KEY_PATTERN
 from preprocess.manifest.columns import Row
 from preprocess.manifest.read import Manifest
 from preprocess.plan.clips import ClipTable, build_clips, clip_key
