@@ -40,7 +40,15 @@ NUM_SPEAKERS, CLIPS_PER_SHARD = 50, 200  # some 0.5 h per shard
 TARGET_SAMPLES_PER_SEC = 84.0  # an H200 at 50 % MFU, by count of operations
 TARGET_MB_PER_SEC = 23.0  # the 16 kHz waveforms of these samples, in 16 bits
 NUM_WORKERS = (0, 1, 2, 4)
-REST = {"language": "ar", "split": "train", "draws_reference": True, "dialogues": [], "use": True, "reason": None}
+REST = {
+    "language": "ar",
+    "split": "train",
+    "draws_reference": True,
+    "dialogues": [],
+    "use": True,
+    "reason": None,
+    "waveform_samples": 0,
+}
 
 
 def main() -> None:
@@ -111,6 +119,7 @@ def corpus_info(shards: list[dict], tokenizer: str) -> dict:
             "num_codebooks": NUM_CODEBOOKS,
             "codebook_size": CODEBOOK_SIZE,
             "frame_rate_hz": FRAME_RATE_HZ,
+            "sample_rate_hz": 24_000,
             "fingerprint": "random codes",
         },
         "text_tokenizer": {"fingerprint": tokenizer},

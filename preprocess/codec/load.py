@@ -22,9 +22,11 @@ from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTokenizer
 from transformers import AutoModel
 
+from preprocess.codec.config_forms import CodecForm, HubertForm, check_config
 from preprocess.codec.fast_encode import speed_up_tokenizer
 from preprocess.codec.freed_memory import return_freed_memory
 from preprocess.codec.precision import BOSON_MODE, EncodeMode, set_precision
+from preprocess.codec.weight_file import read_weights
 from preprocess.common.errors import InputError, first_line, join_some
 from preprocess.common.files import sha256_file
 from preprocess.common.json_file import read_json_object
@@ -82,8 +84,11 @@ def _check_hubert(folder: Path) -> None:
         )
     if config.get("model_type") != "hubert":
         raise InputError(str(path), f"model_type {config.get('model_type')!r}", "'hubert'", _HUBERT_HELP)
-    if not _hubert_weights(folder):
+    files = _hubert_weights(folder)
+    if not files:
         raise InputError(str(folder), "no weights", "model.safetensors or pytorch_model.bin", _HUBERT_HELP)
+    weights = {name: tensor for file in files for name, tensor in read_weights(file, _HUBERT_HELP).items()}
+    check_config(path, config, HubertForm, weights, _HUBERT_HELP)
 
 
 def _hubert_weights(folder: Path) -> list[Path]:
@@ -108,11 +113,8 @@ def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioToken
     weights = folder / "model.pth"
     if not weights.is_file():
         raise InputError(str(folder), "no model.pth", "the codec's weights", _CODEC_HELP)
-    numbers = {name: config[name] for name in ("D", "bins", "n_q", "sample_rate") if name in config}
-    wrong = [f"{name} {value!r:.80}" for name, value in numbers.items() if type(value) is not int or value < 1]
-    if wrong:
-        expected = "whole numbers above 0 (bins: one codebook size for all residual vectors)"
-        raise InputError(str(folder / "config.json"), "; ".join(wrong), expected, _CODEC_HELP)
+    state = read_weights(weights, _CODEC_HELP)
+    check_config(folder / "config.json", config, CodecForm, state, _CODEC_HELP)
     with hubert_from(hubert), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's deprecated weight_norm
         try:
@@ -122,10 +124,14 @@ def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioToken
         except Exception as error:  # Boson and torch raise errors of every kind
             found = f"a codec that Boson's loader refuses ({first_line(error)})"
             raise InputError(str(folder), found, "config.json and model.pth of one codec", _CODEC_HELP) from error
-    _compare_keys(tokenizer, weights)
+    _compare_keys(tokenizer, state, weights)
     _ = boson.librosa.resample  # imports this part of librosa now, not in every forked worker
-    tokenizer.faster_forms = speed_up_tokenizer(tokenizer, mode)
-    set_precision(tokenizer, mode)
+    try:
+        tokenizer.faster_forms = speed_up_tokenizer(tokenizer, mode)
+        set_precision(tokenizer, mode)
+    except Exception as error:  # a config may name what runs and fits no other part
+        found = f"a codec that can't be run ({first_line(error)})"
+        raise InputError(str(folder), found, "config.json and model.pth of one codec", _CODEC_HELP) from error
     return tokenizer, CodecFacts(
         num_codebooks=tokenizer.n_q,
         codebook_size=tokenizer.quantizer.bins,  # tokenizer.codebook_size is the quantizer's dimension
@@ -135,9 +141,8 @@ def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioToken
     )
 
 
-def _compare_keys(tokenizer: HiggsAudioTokenizer, weights: Path) -> None:
-    """Raise InputError if the weight file lacks keys of the model or has others. Loads it again for torch's list."""
-    state = torch.load(weights, map_location="cpu", weights_only=True)
+def _compare_keys(tokenizer: HiggsAudioTokenizer, state: dict[str, torch.Tensor], weights: Path) -> None:
+    """Raise InputError if the weight file lacks keys of the model, or has others."""
     result = tokenizer.load_state_dict(state, strict=False)
     missing = [key for key in result.missing_keys if not key.startswith("semantic_model.")]
     wrong = {"no": missing, "unknown": result.unexpected_keys}

@@ -1,6 +1,10 @@
 """Codes in shards are Boson's, for every kind of file; the codec opens offline or says why not."""
 
+import contextlib
+import io
 import json
+import os
+import pickle  # noqa: S403 - to write what must not be read
 import shutil
 
 import numpy as np
@@ -9,6 +13,8 @@ import soundfile
 import torch
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 from boson_multimodal.serve.serve_engine import HiggsAudioServeEngine
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launch.demo.small_codec import build_codec, build_hubert
 from preprocess.audio.decode import decode
@@ -18,6 +24,7 @@ from preprocess.common.errors import InputError
 from preprocess.corpus.shards import Corpus
 from tests.fixtures.codec import code_entropy_bits
 from tests.fixtures.speech import save_variant
+from tests.fixtures.strange import made_strange
 from tests.preprocess.helpers import assert_parts, shard, write_jsonl
 
 # File name -> how it is saved. The MP3's rate and channels, and a WAV under another name, are part of the point.
@@ -188,12 +195,20 @@ def test_a_config_that_is_no_json_object_is_refused(kind, data, found, tmp_path,
 @pytest.mark.parametrize(
     ("kind", "values", "found"),
     [
-        ("codec", {"sample_rate": -1, "bins": [1024], "n_q": "8"}, "bins [1024]; n_q '8'; sample_rate -1"),
-        ("codec", {"ratios": [0]}, "Boson's loader refuses (cannot convert"),
-        ("codec", {"ratios": 7}, "Boson's loader refuses ('int' object"),
+        ("codec", {"sample_rate": -1, "bins": [1024], "n_q": "8"}, "bins = [1024] (Input should be a valid integer)"),
+        ("codec", {"sample_rate": -1}, "sample_rate = -1 (Input should be greater than"),
+        ("codec", {"ratios": [0]}, "ratios.0 = 0 (Input should be greater than"),
+        ("codec", {"ratios": 7}, "ratios = 7 (Input should be a valid list)"),
+        ("codec", {"n_q": 60_000}, "n_q = 60000"),
+        ("codec", {"D": 60_000}, "D = 60000"),
+        ("codec", {"sample_rate": 10**9}, "sample_rate = 1000000000"),
         ("codec", {"no_such": 1}, "Boson's loader refuses ("),
-        ("hubert", {"hidden_size": "x"}, "transformers refuses ("),
-        ("hubert", {"num_hidden_layers": None}, "transformers refuses ('NoneType' object"),
+        ("hubert", {"hidden_size": "x"}, "hidden_size = 'x' (Input should be a valid integer)"),
+        ("hubert", {"num_hidden_layers": None}, "num_hidden_layers = None (Input should be a valid integer)"),
+        ("hubert", {"num_hidden_layers": 60_000}, "num_hidden_layers = 60000"),
+        ("hubert", {"conv_stride": "../../x"}, "conv_stride = '../../x' (Input should be a valid list)"),
+        ("hubert", {"hidden_dropout": float("nan")}, "hidden_dropout = nan"),
+        ("hubert", {"num_attention_heads": 7}, "refuses ("),
         ("hubert", {"hidden_act": "no"}, "transformers refuses ('no')"),
         ("hubert", {"torch_dtype": "no"}, "transformers refuses (module 'torch'"),
         ("hubert", {"model_type": ["hubert"]}, "model_type ['hubert']"),
@@ -207,6 +222,66 @@ def test_values_that_make_no_codec_are_refused(kind, values, found, tmp_path, co
     with pytest.raises(InputError) as caught:
         load_codec(folders["codec"], folders["hubert"])
     assert_parts(caught.value, str(tmp_path / kind), found, "", "hf download")
+
+
+class Trace:
+    """Unpickling it leaves a trace."""
+
+    def __reduce__(self):
+        return exec, ("import os; os.environ['UNPICKLED'] = 'yes'",)
+
+
+def _saved(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+STRANGE_FILES = {
+    "a pickle that runs": (_saved({"weight": Trace()}), "a pickle of other things"),
+    "a plain pickle": (pickle.dumps(Trace()), "a pickle of other things"),
+    "a list": (_saved([torch.ones(2)]), "a list with other things"),
+    "a number": (_saved({"weight": 1}), "a dict with other things"),
+    "nothing": (b"", "no file of weights ("),
+    "half a zip": (b"PK" + bytes(60), "a pickle of other things"),
+    "NaN": (_saved({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}), "NaN or infinity in b"),
+    "infinity": (_saved({"a": torch.tensor([float("-inf")], dtype=torch.bfloat16)}), "NaN or infinity in a"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE_FILES)
+@pytest.mark.parametrize("kind", ["codec", "hubert"])
+def test_weights_that_are_no_finite_tensors_are_refused_and_nothing_is_unpickled(
+    kind, case, tmp_path, codec_folder, hubert_folder
+):
+    folders = {"codec": codec_folder, "hubert": hubert_folder}
+    data, found = STRANGE_FILES[case]
+    shutil.copy(folders[kind] / "config.json", tmp_path)
+    path = tmp_path / ("model.pth" if kind == "codec" else "pytorch_model.bin")
+    path.write_bytes(data)
+    folders[kind] = tmp_path
+    with pytest.raises(InputError) as caught:
+        load_codec(folders["codec"], folders["hubert"])
+    assert_parts(caught.value, str(path), found, "", "hf download")
+    assert "weights_only" not in str(caught.value)
+    assert "UNPICKLED" not in os.environ
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=8)
+def test_a_strange_config_ends_in_no_traceback(data, codec_folder, hubert_folder, tmp_path_factory):
+    kind = data.draw(st.sampled_from(["codec", "hubert"]))
+    folders = {"codec": codec_folder, "hubert": hubert_folder}
+    folder = tmp_path_factory.mktemp("strange")
+    for path in folders[kind].iterdir():
+        (folder / path.name).symlink_to(path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(data.draw(made_strange(config))))
+    folders[kind] = folder
+    with contextlib.suppress(InputError):
+        codec, facts = load_codec(folders["codec"], folders["hubert"])
+        encode_waveform(codec, np.zeros(facts.sample_rate_hz, np.float32), facts.sample_rate_hz)
 
 
 def test_hubert_without_weights_is_refused(tmp_path, codec_folder, hubert_folder):
