@@ -45,7 +45,9 @@ def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | 
         saved = "saved; the same command resumes" if progress.step else "nothing to save yet"
         print_rank0(f"stopped at step {progress.step} of {job.total_steps}, {saved}")
     else:
-        print_rank0(f"finished at step {progress.step} of {job.total_steps}. {_describe_next_actions(job)}")
+        finished = f"finished at step {progress.step} of {job.total_steps}. {_describe_next_actions(job)}"
+        for line in finished.split("\n"):
+            print_rank0(line)
 
 
 def _begin_at_step_0(job: Job, mode: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launch.arguments import require_flags
 from preprocess.common.errors import exit_on_input_error
+from preprocess.common.say import say
 
 EXAMPLE = (
     "python -m launch.generate --model merged/ --audio-tokenizer models/codec --hubert models/hubert "
@@ -86,17 +87,17 @@ def main(argv: list[str] | None = None) -> int:
     speech_sec = len(response.audio) / response.sampling_rate
     _print_warnings(speech_warnings(facts, arguments.reference, arguments.text, speech_sec))
     write_wav(arguments.out, response.audio, response.sampling_rate)
-    print(f"{arguments.out}: {speech_sec:.2f} s of speech")
+    say(f"{arguments.out}: {speech_sec:.2f} s of speech")
     if response.generated_text == LEARNT_TEXT:
-        print("the model started and stopped by itself, as it learnt")
+        say("the model started and stopped by itself, as it learnt")
     else:
-        print(f"warning: the model generated {response.generated_text!r} around the audio, not {LEARNT_TEXT!r}")
+        say(f"warning: the model generated {response.generated_text!r} around the audio, not {LEARNT_TEXT!r}")
     return 0
 
 
 def _print_warnings(warnings: list[str]) -> None:
     for warning in warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.arguments import require_flags
 from preprocess.common.errors import exit_on_input_error
+from preprocess.common.say import say
 from preprocess.common.shell import shell_line
 
 EXAMPLE = "python -m launch.merge --checkpoint runs/first/checkpoints/best --out merged/"
@@ -50,16 +51,16 @@ def main(argv: list[str] | None = None) -> int:
     state = merge_checkpoint(arguments.checkpoint, arguments.base, arguments.out, not arguments.no_verify, dtype)
     conditioning = state.get("recipe", {}).get("conditioning", "codes")
     if conditioning != "codes":
-        print(
+        say(
             f"warning: this model was trained with conditioning={conditioning}: it expects the reference's 16 kHz "
             "waveform too, which Boson's HiggsAudioServeEngine does not pass on (its collator and "
             "HiggsAudioModel.generate do)"
         )
     size_gb = sum(path.stat().st_size for path in arguments.out.glob("*.safetensors")) / 1e9
-    print(f"{arguments.out}: the merged model, {size_gb:.2f} GB of weights, with config, tokenizer and layout")
+    say(f"{arguments.out}: the merged model, {size_gb:.2f} GB of weights, with config, tokenizer and layout")
     words = ["python", "-m", "launch.generate", "--model", arguments.out, "--audio-tokenizer", "CODEC"]
     words += ["--hubert", "HUBERT", "--reference", "voice.wav", "--reference-text", "...", "--text", "..."]
-    print(f"next: {shell_line(*words, '--out', 'out.wav')}")
+    say(f"next: {shell_line(*words, '--out', 'out.wav')}")
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.base.run_record import RUN_FILE, read_run
 from preprocess.common.errors import InputError, exit_on_input_error
+from preprocess.common.say import say
 
 _POLL_SEC = 0.2
 EXAMPLE = "python -m launch.stop runs/first"
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     pid = _find_rank0(arguments.run)
     os.kill(pid, signal.SIGUSR1)
-    print(f"asked rank 0 (process {pid}) to stop; waiting for its checkpoint", flush=True)
+    say(f"asked rank 0 (process {pid}) to stop; waiting for its checkpoint")
     deadline = time.monotonic() + arguments.timeout_sec
     while _is_training(pid):
         if time.monotonic() > deadline:
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"process {pid}", found, expected, action)
         time.sleep(_POLL_SEC)
     latest = arguments.run / "checkpoints" / "latest"
-    print(f"stopped; newest checkpoint: {latest.resolve() if latest.exists() else 'none yet'}", flush=True)
+    say(f"stopped; newest checkpoint: {latest.resolve() if latest.exists() else 'none yet'}")
     return 0
 
 

@@ -11,6 +11,7 @@ from preprocess.codec.load import encode_waveform, load_codec
 from preprocess.codec.precision import EncodeMode
 from preprocess.common.errors import Rejected
 from preprocess.common.json_file import JsonObject
+from preprocess.common.say import say, say_lines
 from preprocess.corpus.base_model import BaseModel, check_codec_fits
 from preprocess.corpus.dialogue import IGNORE_INDEX, dialogue_of, read_dialogue
 from preprocess.corpus.shards import Clip
@@ -32,7 +33,7 @@ def show_plan(
     total_sec = sum(headers[clip.key].duration_sec for clip in fits)
     _show_example(settings, base, table, headers)
     speakers = len({clip.speaker for clip in fits})
-    print(f"to encode: {len(fits)} clips, {total_sec / 3600:.3f} h, {speakers} speakers (by the files' headers)")
+    say(f"to encode: {len(fits)} clips, {total_sec / 3600:.3f} h, {speakers} speakers (by the files' headers)")
     if not fits:
         return
     by_length = sorted(fits, key=lambda clip: (headers[clip.key].duration_sec, clip.key))
@@ -48,9 +49,11 @@ def _show_example(settings: Settings, base: BaseModel, table: ClipTable, headers
     stored, origin = _trained_dialogue(table, use, headers)
     dialogue = read_dialogue(stored, use.key, settings.system_text)
     input_ids, label_ids, audios, _ = prepare_chatml_sample(dialogue, base.tokenizer)
-    print(f"one row as it will be trained, {origin}; [[ ]] marks what the loss counts\n")
-    print(marked_text(base.tokenizer, input_ids, label_ids))
-    print(f"\naudio: {', '.join(table.clips[audio.audio_url].source for audio in audios)}")
+    say(f"one row as it will be trained, {origin}; [[ ]] marks what the loss counts")
+    say()
+    say_lines(marked_text(base.tokenizer, input_ids, label_ids))
+    say()
+    say(f"audio: {', '.join(table.clips[audio.audio_url].source for audio in audios)}")
 
 
 def _trained_dialogue(table: ClipTable, use: Use, headers: dict[str, Header]) -> tuple[JsonObject, str]:
@@ -104,17 +107,17 @@ def _show_cost(
         measured_sec += audio.duration_sec
         num_measured += 1
     if not measured_sec:
-        print("size and time: unknown, since none of the clips tried can be decoded")
+        say("size and time: unknown, since none of the clips tried can be decoded")
         return
     size = f"{num_bytes / measured_sec * total_sec / 1e6:.1f} MB"
     if not codec:
-        print(f"size: {size} of waveforms, and codes; time: unknown (name --audio-tokenizer and --hubert)")
+        say(f"size: {size} of waveforms, and codes; time: unknown (name --audio-tokenizer and --hubert)")
         return
     if settings.out:
-        print(disk_line(settings.out, num_bytes / measured_sec * total_sec))
+        say(disk_line(settings.out, num_bytes / measured_sec * total_sec))
     hours = encode_sec / measured_sec * total_sec / num_workers / 3600
     at_most = "at most (what --reuse finds is not encoded) " if settings.reuse else ""
-    print(
+    say(
         f"size: {size}; time: {at_most}{hours:.3f} h with {num_workers} workers of "
         f"{measured_sec / encode_sec:.1f}x real time (from {num_measured} clips, {measured_sec:.1f} s of audio)"
     )

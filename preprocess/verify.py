@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from preprocess.common.errors import InputError, exit_on_input_error, stop_on_signals
+from preprocess.common.say import say
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,15 +61,15 @@ def main(argv: list[str] | None = None) -> int:
         for name, problems in verify_corpus(arguments.shards, arguments.model):
             num_problems += len(problems)
             for problem in problems:
-                print(f"problem: {problem}", flush=True)
+                say(f"problem: {problem}")
             if name != INDEX_FILE:
                 num_shards += 1
                 if num_shards % 100 == 0:
-                    print(f"{num_shards:,} shards checked, {num_problems:,} problems", flush=True)
+                    say(f"{num_shards:,} shards checked, {num_problems:,} problems")
     except KeyboardInterrupt as stop:
         stop.add_note(f"{num_shards:,} shards checked, {num_problems:,} problems so far")
         raise
-    print(f"{num_shards:,} shards checked, {num_problems:,} problems in all", flush=True)
+    say(f"{num_shards:,} shards checked, {num_problems:,} problems in all")
     if arguments.audio_tokenizer and not num_problems:
         num_problems = _compare_codes(arguments)
     return 2 if num_problems else 0
@@ -84,11 +85,11 @@ def _compare_codes(arguments: argparse.Namespace) -> int:
     shares, problems = verify_codes(
         corpus, arguments.audio_tokenizer, arguments.hubert, arguments.clips, arguments.audio_root
     )
-    print("equal codes, by codebook: " + ", ".join(f"{share:.4%}" for share in shares))
+    say("equal codes, by codebook: " + ", ".join(f"{share:.4%}" for share in shares))
     for problem in problems:
-        print(f"problem: {problem}", flush=True)
+        say(f"problem: {problem}")
     num_tried = min(arguments.clips, corpus.info["clips"]["written"])
-    print(f"{num_tried} clips tried, {len(problems)} problems", flush=True)
+    say(f"{num_tried} clips tried, {len(problems)} problems")
     return len(problems)
 
 

@@ -2,8 +2,10 @@
 
 import torch.distributed as dist
 
+from preprocess.common.say import say
+
 
 def print_rank0(line: str) -> None:
     """Print `line` at once on rank 0; do nothing on other ranks."""
     if not dist.is_initialized() or dist.get_rank() == 0:
-        print(line, flush=True)
+        say(line)

@@ -15,6 +15,7 @@ from engine.speak.voice_training import write_facts
 from preprocess.common.errors import InputError, explain_write_errors
 from preprocess.common.files import finish_folder, write_json
 from preprocess.common.json_file import JsonObject
+from preprocess.common.say import say
 
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
@@ -39,9 +40,7 @@ def merge_checkpoint(
     adapter = read_adapter(checkpoint)
     shapes = {name: entry["shape"] for name, entry in read_entries(base).items()}
     assigned = assign_tensors(adapter, shapes, base)
-    print(
-        f"{checkpoint}: {len(adapter.tensors)} tensors change {len(assigned)} of {len(shapes)} in {base}", flush=True
-    )
+    say(f"{checkpoint}: {len(adapter.tensors)} tensors change {len(assigned)} of {len(shapes)} in {base}")
 
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -64,11 +63,11 @@ def merge_checkpoint(
 
 
 def _compare_logits(base: Path, checkpoint: Path, merged: Path) -> None:
-    print("comparing the merged model's logits with base + adapter's", flush=True)
+    say("comparing the merged model's logits with base + adapter's")
     check = check_merge(base, checkpoint, merged)
-    print(f"they differ by {check.difference:.1e} of their norm, and keep {check.kept:.1%} of the adapter")
+    say(f"they differ by {check.difference:.1e} of their norm, and keep {check.kept:.1%} of the adapter")
     if check.kept < 0.9:
-        print("warning: rounding loses much of so small a change; --dtype fp32 keeps it", flush=True)
+        say("warning: rounding loses much of so small a change; --dtype fp32 keeps it")
 
 
 def _refuse_used_folder(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from preprocess.common.errors import InputError, join_some
 from preprocess.common.json_file import JsonObject
+from preprocess.common.say import say
 from preprocess.common.shell import shell_line
 from preprocess.corpus.shards import Corpus
 
@@ -13,18 +14,18 @@ def show_corpus(corpus: Corpus, num_lines: int) -> None:
     """
     info, index = corpus.info, corpus.index
     codec = info["codec"]
-    print(f"{corpus.folder}: {index.num_rows} clips, {sum(index.column('duration_sec').to_pylist()) / 3600:.3f} h")
-    print(f"codec: {codec['num_codebooks']} codebooks of {codec['codebook_size']}, {codec['frame_rate_hz']} frames/s")
+    say(f"{corpus.folder}: {index.num_rows} clips, {sum(index.column('duration_sec').to_pylist()) / 3600:.3f} h")
+    say(f"codec: {codec['num_codebooks']} codebooks of {codec['codebook_size']}, {codec['frame_rate_hz']} frames/s")
     layout = info["layout"]
     own = " (rows may have their own)" if layout.get("keep_system") else ""
-    print(f"system text: {layout['system_text']!r}{own}; normaliser {layout['normaliser_version']}")
+    say(f"system text: {layout['system_text']!r}{own}; normaliser {layout['normaliser_version']}")
     names = ["key", "duration_sec", "speaker", "split", "use", "reason", "speaker_similarity"]
     shown = index.num_rows if num_lines == 0 else min(num_lines, index.num_rows)
     for row, entry in enumerate(index.select(names).slice(0, shown).to_pylist()):
         facts = [entry["speaker"] or "-", entry["split"], describe_use(entry), corpus.meta(row)["text"]]
-        print(f"{entry['key']}  {entry['duration_sec']:6.2f} s  {'  '.join(facts)}")
+        say(f"{entry['key']}  {entry['duration_sec']:6.2f} s  {'  '.join(facts)}")
     if shown < index.num_rows:
-        print(f"... and {index.num_rows - shown} more (--lines 0 shows all)")
+        say(f"... and {index.num_rows - shown} more (--lines 0 shows all)")
 
 
 def describe_use(entry: JsonObject) -> str:

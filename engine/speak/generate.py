@@ -15,6 +15,7 @@ from preprocess.audio.decode import decode
 from preprocess.codec.load import hubert_from, load_codec
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
+from preprocess.common.say import say
 from preprocess.corpus.base_model import check_codec_fits
 from preprocess.corpus.dialogue import AS_WRITTEN, voice_cloning_dialogue
 from preprocess.corpus.text import normalise_text, refuse_special_tokens, special_tokens
@@ -114,14 +115,14 @@ def choose_layout(engine: HiggsAudioServeEngine, layout: JsonObject, system_text
     Raises InputError for a system text with special tokens.
     """
     if layout.get("name") == AS_WRITTEN:
-        print("warning: the model was trained on conversations as written in the corpus; this prompt is canonical")
+        say("warning: the model was trained on conversations as written in the corpus; this prompt is canonical")
     if system_text is None:
         if layout.get("keep_system"):
-            print(f"rows of the corpus had system texts of their own; this prompt has {layout['system_text']!r}")
+            say(f"rows of the corpus had system texts of their own; this prompt has {layout['system_text']!r}")
         return layout
     refuse_special_tokens("--system-text", "system text", system_text, special_tokens(engine.tokenizer))
     if system_text != layout["system_text"] and not layout.get("keep_system"):
-        print(f"warning: the model was trained with the system text {layout['system_text']!r} alone")
+        say(f"warning: the model was trained with the system text {layout['system_text']!r} alone")
     return {**layout, "system_text": system_text}
 
 

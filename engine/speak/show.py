@@ -22,6 +22,7 @@ from engine.speak.corpus_table import describe_use
 from engine.speak.decoded import write_decoded
 from preprocess.common.errors import InputError
 from preprocess.common.files import write_output
+from preprocess.common.say import say
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of, read_dialogue
 from preprocess.corpus.shards import Corpus
 
@@ -33,10 +34,10 @@ def show_clip(corpus: Corpus, row: int) -> None:
     """Print the facts of a clip: those of its index row, then those stored beside its codes."""
     entry = corpus.index.slice(row, 1).to_pylist()[0]
     facts = [f"{entry['duration_sec']:.2f} s of {entry['speaker']}", entry["split"], entry["shard"]]
-    print(f"{entry['key']}: {', '.join([*facts, describe_use(entry)])}")
+    say(f"{entry['key']}: {', '.join([*facts, describe_use(entry)])}")
     for name, value in sorted(corpus.meta(row).items()):
         if value not in (None, []):
-            print(f"  {name}: {value}")
+            say(f"  {name}: {value}")
 
 
 def find_samples(
@@ -69,7 +70,7 @@ def _for_one_corpus(recipe: Recipe) -> Recipe:
     """The recipe without a data.repeat for several corpora: which of its numbers is this corpus's is not known."""
     if len(recipe.data.repeat) < 2:
         return recipe
-    print(f"data.repeat={recipe.data.repeat} is for several corpora: shown as if each sample came once per epoch")
+    say(f"data.repeat={recipe.data.repeat} is for several corpora: shown as if each sample came once per epoch")
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, repeat=[]))
 
 
@@ -87,13 +88,13 @@ def show_samples(corpus: Corpus, row: int, model: Path, recipe: Recipe, epoch: i
     samples = [reader.read_sample(sample) for sample in planned]
     for number, (sample, plan) in enumerate(zip(samples, planned, strict=True), 1):
         when = "every evaluation" if corpus.index.column("split")[row].as_py() == "val" else f"epoch {epoch}"
-        print(f"sample {number} of {len(samples)} in {when}; {_describe_references(sample, plan)}")
+        say(f"sample {number} of {len(samples)} in {when}; {_describe_references(sample, plan)}")
         _print_tokens(reader, sample)
     if missing:
-        print(f"{'other samples are dropped' if samples else 'no sample is trained on it'}: {missing}")
+        say(f"{'other samples are dropped' if samples else 'no sample is trained on it'}: {missing}")
     if samples and image:
         _save_image(samples[0].tokens, reader.config, image)
-        print(f"{image}: codes of the audios of sample 1, codebook by column")
+        say(f"{image}: codes of the audios of sample 1, codebook by column")
 
 
 def _describe_references(sample: ReadSample, plan: Sample) -> str:
@@ -114,22 +115,22 @@ def _print_tokens(reader: PackReader, sample: ReadSample) -> None:
     clips = {clip.key: clip for clip in [*sample.references, sample.target]}
     place, audios = 0, [clips[audio.key] for audio in audios_of(dialogue)]
     extra = config.audio_num_codebooks + 1  # BOS, EOS and the delay
-    print("  place  trained  token")
+    say("  place  trained  token")
     for token, label in zip(tokens.input_ids.tolist(), tokens.label_ids.tolist(), strict=True):
         mark = " " if label == IGNORE_INDEX else "*"
         if token == config.audio_in_token_idx:
             what = "a waveform for the audio tower" if tower_audios else "audio that the model does not receive"
-            print(f"{place:7d}          {what}: {audios.pop(0).key}")
+            say(f"{place:7d}          {what}: {audios.pop(0).key}")
         elif token == config.audio_out_token_idx:
             clip = audios.pop(0)
             frames = clip.codes.shape[1]
             what = "reference" if label == IGNORE_INDEX else "target"
-            print(f"{place:7d}     {mark}    {frames + extra} audio columns: {what} {clip.key}, {frames} frames")
+            say(f"{place:7d}     {mark}    {frames + extra} audio columns: {what} {clip.key}, {frames} frames")
             place += frames + extra
         else:
-            print(f"{place:7d}     {mark}    {token:7d} {reader.tokenizer.decode([token])!r}")
+            say(f"{place:7d}     {mark}    {token:7d} {reader.tokenizer.decode([token])!r}")
             place += 1
-    print(f"{place} tokens{' and the waveforms' if tower_audios else ''}; trained: *")
+    say(f"{place} tokens{' and the waveforms' if tower_audios else ''}; trained: *")
 
 
 def _save_image(sample: ChatMLDatasetSample, config: HiggsAudioConfig, path: Path) -> None:
@@ -161,7 +162,7 @@ def save_waveform(corpus: Corpus, row: int, out: Path) -> None:
         action = "Decode its codes: --audio-tokenizer CODEC --hubert HUBERT, and --audio with a name in .wav."
         raise InputError(clip.key, "no waveform", "a corpus with waveforms, or the codec", action)
     write_output(out, clip.flac, "--audio")
-    print(f"{out}: the clip at 16 kHz")
+    say(f"{out}: the clip at 16 kHz")
 
 
 def save_decoded(corpus: Corpus, row: int, recipe: Recipe, epoch: int, codec: Path, hubert: Path, out: Path) -> None:
@@ -173,4 +174,4 @@ def save_decoded(corpus: Corpus, row: int, recipe: Recipe, epoch: int, codec: Pa
     clips = [corpus.clip(number) for number in (row, *(planned[0].references if planned else ()))]
     paths = write_decoded(corpus, clips[0], clips[1:], codec, hubert, out)
     for path, clip in zip(paths, clips, strict=True):
-        print(f"{path}: the codes of {clip.key}, decoded")
+        say(f"{path}: the codes of {clip.key}, decoded")

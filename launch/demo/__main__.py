@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from preprocess.common.errors import InputError, exit_on_input_error
+from preprocess.common.say import say
 from preprocess.common.shell import shell_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         if Path.cwd() != ROOT:
-            print(f"$ {shell_line('cd', ROOT)}", flush=True)
+            say(f"$ {shell_line('cd', ROOT)}")
             os.chdir(ROOT)
         with new_demo_folder(out) as demo:
             from launch.demo.stages import run_stages  # imports torch, so only once the folder is locked

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from preprocess.common.errors import InputError, join_some
 from preprocess.common.locks import locked
+from preprocess.common.say import say
 
 
 class Folder:
@@ -42,7 +43,7 @@ def new_demo_folder(out: Path) -> Iterator[Folder]:
             if earlier.exists():
                 shutil.rmtree(out, ignore_errors=True)
                 earlier.rename(out)
-                print(f"{out}: the earlier demo, as it was", flush=True)
+                say(f"{out}: the earlier demo, as it was")
             raise
         if earlier.exists():
             earlier.rename(out / ".old")  # so that a deletion cut short never counts as an earlier demo

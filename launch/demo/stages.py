@@ -21,6 +21,7 @@ from launch.demo.folder import Folder
 from launch.demo.small_codec import build_codec, build_hubert
 from launch.demo.small_model import build_model
 from preprocess.common.errors import InputError
+from preprocess.common.say import say, say_lines
 
 NUM_VOICES, NUM_SENTENCES, NUM_CODES = 4, 20, 64
 HELD_OUT_TEXT = "مساء الخير، متى يبدأ الفيلم؟"  # not in the corpus
@@ -47,15 +48,13 @@ def run_stages(demo: Folder) -> None:
 
 
 def _make_inputs(demo: Folder) -> None:
-    print(
-        f"{demo.corpus}: espeak-ng speaks {NUM_SENTENCES} Arabic sentences in each of {NUM_VOICES} voices", flush=True
-    )
+    say(f"{demo.corpus}: espeak-ng speaks {NUM_SENTENCES} Arabic sentences in each of {NUM_VOICES} voices")
     build_arabic_corpus(demo.corpus, voices=NUM_VOICES, sentences=NUM_SENTENCES)
     codec = f"Boson's codec class, random weights, 8 codebooks of {NUM_CODES} codes"
-    print(f"{demo.codec}, {demo.hubert}: {codec}", flush=True)
+    say(f"{demo.codec}, {demo.hubert}: {codec}")
     build_hubert(demo.hubert)
     build_codec(demo.codec, demo.hubert, codebook_size=NUM_CODES)
-    print(f"{demo.base}: Boson's model class, 4 layers, random weights, and a small tokenizer", flush=True)
+    say(f"{demo.base}: Boson's model class, 4 layers, random weights, and a small tokenizer")
     build_model(demo.base, codebook_size=NUM_CODES)
 
 
@@ -119,11 +118,11 @@ def _port() -> int:
 def _run(command: list[str], settings: dict[str, str] | None = None, capture: bool = False) -> str:
     """Print the command and run it in this Python's environment; its standard output, "" unless captured."""
     words = [shlex.quote(word) if word.isascii() else f'"{word}"' for word in command]
-    print("$ " + " ".join([f"{name}={value}" for name, value in (settings or {}).items()] + words), flush=True)
+    say("$ " + " ".join([f"{name}={value}" for name, value in (settings or {}).items()] + words))
     programs = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", **(settings or {})}
     code, output = run_family([programs / command[0], *command[1:]], environment, capture)
-    print(output, end="", flush=True)
+    say_lines(output.removesuffix("\n"))
     if code:
         raise InputError(
             " ".join(command[:3]),
@@ -136,10 +135,10 @@ def _run(command: list[str], settings: dict[str, str] | None = None, capture: bo
 
 @contextmanager
 def _stage(title: str) -> Iterator[None]:
-    print(f"\n=== {title}", flush=True)
+    say_lines(f"\n=== {title}")
     start = time.monotonic()
     yield
-    print(f"({time.monotonic() - start:.0f} s)", flush=True)
+    say(f"({time.monotonic() - start:.0f} s)")
 
 
 def _print_report(demo: Folder, elapsed_sec: float, stopped: bool) -> None:
@@ -170,7 +169,7 @@ def _print_report(demo: Folder, elapsed_sec: float, stopped: bool) -> None:
         f"What it does not show. {demo.speech} is noise, because model and codec are tiny and random: the demo shows "
         "the plumbing, not a voice. A voice takes the released models and GPUs: see README, From the demo to 8 GPUs."
     )
-    print(f"\n=== done in {elapsed_sec / 60:.1f} minutes\n\n{textwrap.fill(done, 110)}\n\nWhat there is now:")
+    say_lines(f"\n=== done in {elapsed_sec / 60:.1f} minutes\n\n{textwrap.fill(done, 110)}\n\nWhat there is now:")
     for name, meaning in artefacts.items():
-        print(f"  {name:26}{meaning}")
-    print(f"\n{textwrap.fill(caveat, 110)}")
+        say(f"  {name:26}{meaning}")
+    say_lines(f"\n{textwrap.fill(caveat, 110)}")

@@ -10,6 +10,8 @@ from traceback import format_exception
 from types import FrameType
 from typing import Any
 
+from preprocess.common.say import say, say_lines, visible
+
 # errno of what a user can mend: a full, read-only or forbidden disk, or a path that can't be made.
 _WRITE_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -29,8 +31,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: str, found: str, expected: str, action: str) -> None:
-        self.where, self.found, self.expected, self.action = where, found, expected, action
-        super().__init__(f"{where}: found {found}; expected {expected}. {action}")
+        self.where, self.found = visible(where), visible(found)  # a name or a value may be a stranger's
+        self.expected, self.action = visible(expected, keep_lines=True), visible(action, keep_lines=True)
+        super().__init__(f"{self.where}: found {self.found}; expected {self.expected}. {self.action}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return InputError, (self.where, self.found, self.expected, self.action)
@@ -127,10 +130,10 @@ def exit_on_input_error(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_lines(f"error: {error}", error=True)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print("; ".join(["stopped", *getattr(stop, "__notes__", [])]), file=sys.stderr, flush=True)
+        say("; ".join(["stopped", *getattr(stop, "__notes__", [])]), error=True)
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 
 

@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
+from preprocess.common.say import say
+
 T = TypeVar("T")
 _LINE_EVERY_SEC = 60.0
 
@@ -66,7 +68,7 @@ def _in_lines(what: str, total: float, unit: str, decimals: int) -> Iterator[Adv
         minutes = (time.monotonic() - start) / 60
         share = min(done / total, 1.0) if total else 1.0
         line = f"{what}: {share:.0%}, {done:,.{decimals}f} of {total:,.{decimals}f} {unit} in {minutes:.0f} min"
-        print(f"{line}, {last_note}" if last_note else line, file=sys.stderr, flush=True)
+        say(f"{line}, {last_note}" if last_note else line, error=True)
 
     yield advance
     if last_line_at > start:

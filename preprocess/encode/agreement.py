@@ -9,6 +9,7 @@ from preprocess.codec.load import encode_waveform, load_codec
 from preprocess.codec.precision import BOSON_MODE
 from preprocess.common.errors import InputError, Rejected
 from preprocess.common.json_file import JsonObject
+from preprocess.common.say import say
 from preprocess.encode.local_pool import WorkerDied, run_local
 from preprocess.plan.screening import screen_figures
 from preprocess.plan.shard_specs import ShardSpec
@@ -34,11 +35,10 @@ def measure_agreement(specs: Sequence[ShardSpec]) -> JsonObject:
         )
     if result:
         mode, shares = specs[0].mode, result["equal_share_of_codebooks"]
-        print(
+        say(
             f"{mode.precision} on {mode.device}: codes equal to fp32 on the CPU, by codebook: "
             f"{', '.join(f'{share:.2%}' for share in shares)} "
             f"({result['clips']} clips, {result['frames']} frames)",
-            flush=True,
         )
     return {"precision_agreement": result} if result else {}
 

@@ -22,6 +22,7 @@ from preprocess.common.errors import InputError, Rejected, costs_its_item, expla
 from preprocess.common.files import sha256_file
 from preprocess.common.json_file import JsonObject
 from preprocess.common.record import Form, read_record, write_record
+from preprocess.common.say import say
 from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import QUALITY, Clip, num_flac_samples, write_shard
@@ -255,13 +256,13 @@ def read_finished(spec: ShardSpec) -> ShardReport | None:
     try:
         fragment = read_record(str(path), path.read_bytes(), _FragmentForm, "Nothing to do: the shard is made again.")
     except InputError as damaged:
-        print(f"{spec.name} is made again: {damaged}", flush=True)
+        say(f"{spec.name} is made again: {damaged}")
         return None
     num_bytes = tar.stat().st_size if tar.is_file() else 0
     if fragment["identity"] != spec.identity or fragment["num_bytes"] != num_bytes:
         return None
     if num_bytes and sha256_file(tar) != fragment["sha256"]:
-        print(f"{spec.name} is made again: {tar} does not have the sha256 that its fragment says", flush=True)
+        say(f"{spec.name} is made again: {tar} does not have the sha256 that its fragment says")
         return None
     rejected = {key: Rejected(**record) for key, record in fragment["rejected"].items()}
     return ShardReport(spec.name, fragment["rows"], rejected, fragment["lost_sec"], num_bytes, fragment["sha256"])

@@ -14,6 +14,7 @@ from preprocess.common.errors import InputError, explain_write_errors
 from preprocess.common.json_file import JsonObject, flatten
 from preprocess.common.locks import locked
 from preprocess.common.record import SEAL, Form, read_record, record_bytes, write_record
+from preprocess.common.say import say
 from preprocess.corpus.base_model import BaseModel
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import CORPUS_FILE, FORMAT_VERSION
@@ -140,7 +141,7 @@ def _read_settings(path: Path, now: JsonObject) -> JsonObject:
     try:
         before = read_record(str(path), path.read_bytes(), Form, "Nothing to do: it is written again.")
     except InputError as damaged:
-        print(damaged, flush=True)
+        say(damaged)
         path.write_bytes(record_bytes(now))  # in place: runs lock this very file
         return now
     return {name: value for name, value in before.items() if name != SEAL}

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from preprocess.audio.decode import NO_SUCH_FILE, Header
 from preprocess.common.errors import Rejected
+from preprocess.common.say import say
 from preprocess.encode.clip_pool import for_each_clip
 from preprocess.plan.clips import ClipPlan
 from preprocess.plan.respelled_names import find_respelled
@@ -21,7 +22,7 @@ def probe_clips(
     missing = [clip for clip in clips if clip.key in rejected and rejected[clip.key].found == NO_SUCH_FILE]
     respelled = find_respelled(missing, rejected)
     if respelled:
-        print(f"  {len(respelled)} clips: the file's name has another Unicode form (NFC, NFD) than the manifest's")
+        say(f"  {len(respelled)} clips: the file's name has another Unicode form (NFC, NFD) than the manifest's")
         headers_too, rejected_too = _probe(respelled, num_workers, **options)
         headers |= headers_too
         rejected = {key: error for key, error in rejected.items() if key not in headers_too} | rejected_too

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
 from preprocess.common.progress import with_progress
+from preprocess.common.say import say
 from preprocess.corpus.shards import PLACES_SCHEMA, Corpus
 from preprocess.plan.clips import ClipPlan
 
@@ -118,5 +119,5 @@ def check_reuse(folder: Path, out: Path, settings: JsonObject) -> JsonObject:
     other |= info.get("reused_pins", {})
     if other:
         shown = ", ".join(f"{name} {pin}" for name, pin in sorted(other.items()))
-        print(f"  --reuse: its codes were made with {shown}: a few may differ from today's; corpus.json records it")
+        say(f"  --reuse: its codes were made with {shown}: a few may differ from today's; corpus.json records it")
     return {"reused_pins": other} if other else {}

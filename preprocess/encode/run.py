@@ -8,6 +8,7 @@ from dataclasses import replace
 from preprocess.audio.decode import Header
 from preprocess.common.errors import UNEXPECTED, InputError, Rejected, join_some
 from preprocess.common.progress import show_progress
+from preprocess.common.say import say
 from preprocess.encode.failure_budget import refuse_many_failures
 from preprocess.encode.local_pool import TRIES, WorkerDied, run_local
 from preprocess.encode.make_shard import (
@@ -39,7 +40,7 @@ def make_shards(
     to_make = [spec for spec in specs if spec.name not in reports]
     to_make.sort(key=lambda spec: -_duration_sec(spec, headers))  # longest first: no worker is left alone at the end
     if reports:
-        print(f"{len(reports)} of {len(specs)} shards are finished already and kept", flush=True)
+        say(f"{len(reports)} of {len(specs)} shards are finished already and kept")
     try:
         _make_missing(settings, to_make, reports, headers, num_workers)
     except KeyboardInterrupt as stop:
