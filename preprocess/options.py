@@ -87,7 +87,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_recordings(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--audio-root", type=Path, metavar="PATH", help="folder that audio paths are relative to (the manifest's)"
+        "--audio-root",
+        type=Path,
+        metavar="PATH",
+        help="folder that audio paths are relative to, and under which all recordings lie (the manifest's)",
+    )
+    group.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read recordings outside --audio-root too, and through links that lead out of it: only for a manifest "
+        "that you trust with every file that you may read",
     )
     group.add_argument(
         "--columns",

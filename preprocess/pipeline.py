@@ -37,6 +37,7 @@ from preprocess.plan.clips import ClipTable, build_clips
 from preprocess.plan.forecast import forecast
 from preprocess.plan.noisy_references import add_noisy_references
 from preprocess.plan.noisy_rows import add_fast_clips, noise_facts, noise_lines, take_out_noise
+from preprocess.plan.outside import refuse_outside
 from preprocess.plan.settings import Settings
 from preprocess.plan.shard_specs import plan_shards
 
@@ -55,6 +56,8 @@ def make_corpus(settings: Settings) -> int:
     manifest = _read_manifest(settings, base)
     noise = take_out_noise(manifest, settings.screening)
     table = build_clips(manifest, settings.audio_root_of(settings.manifest), settings.val_audio_root)
+    if not settings.allow_outside:
+        refuse_outside(manifest, table, settings.audio_roots)
     console.show_manifest(manifest, table, settings.keep_system, settings.speaker)
     console.show_screening(settings.screening)
     headers, rejected = probe_clips(table.clips.values(), num_cores)

@@ -1,6 +1,7 @@
 """The metadata.json dialect: `samples` with audio_file, transcript_file or transcript, and speaker_id each."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def read_samples(path: Path) -> list[Any] | None:
     return samples if isinstance(samples, list) else None
 
 
+def _beside(path: Path, name: str) -> Path:
+    """The file `name` in the folder of the manifest `path` or below it. Raises InputError for any other."""
+    folder = os.path.realpath(path.parent)
+    found = os.path.realpath(path.parent / name.replace("\0", "?"))
+    if not found.startswith(os.path.join(folder, "")) or not os.path.isfile(found):
+        raise InputError(name, "no file under the manifest's folder", "a transcript there", "Move it there.")
+    return Path(found)
+
+
 def read_sample_records(path: Path) -> Iterator[tuple[int, object]]:
     """(number, record) per sample; the text in its transcript_file becomes `transcript`."""
     for number, sample in enumerate(read_samples(path) or [], start=1):
@@ -40,7 +50,7 @@ def read_sample_records(path: Path) -> Iterator[tuple[int, object]]:
             yield number, malformed_row("", f"transcript_file = {json.dumps(name)[:60]}", "the name of a file")
         else:
             try:
-                text = read_text_bytes(path.parent / name).decode()
+                text = read_text_bytes(_beside(path, name)).decode()
                 yield number, {**sample, "transcript": text}
             except (InputError, UnicodeDecodeError) as error:
                 why = error.found if isinstance(error, InputError) else "not UTF-8"

@@ -2,18 +2,29 @@
 
 import codecs
 import gzip
+import io
 import zlib
 from pathlib import Path
 
 from preprocess.common.errors import InputError
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_MOST_BYTES = 4 << 30  # of a gzipped file, unpacked: far more than a million rows have
 
 
 def manifest_suffix(path: Path) -> str:
     """The suffix that tells how a file is written, in lower case: ".jsonl" for cuts.jsonl and cuts.JSONL.gz."""
     name = Path(path.name.lower())
     return (Path(name.stem) if name.suffix == ".gz" else name).suffix
+
+
+def _unpack(path: Path, data: bytes) -> bytes:
+    """The unpacked bytes of a gzipped file. Raises InputError where they would fill the memory."""
+    unpacked = gzip.GzipFile(fileobj=io.BytesIO(data)).read(_MOST_BYTES + 1)
+    if len(unpacked) > _MOST_BYTES:
+        found, expected = f"more than {_MOST_BYTES:,} bytes of text in {len(data):,} gzipped bytes", "a manifest"
+        raise InputError(str(path), found, expected, "Unpack it and look at it; split it into several files.")
+    return unpacked
 
 
 def read_text_bytes(path: Path) -> bytes:
@@ -25,7 +36,7 @@ def read_text_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
         if data.startswith(_GZIP_MAGIC):
-            data = gzip.decompress(data)
+            data = _unpack(path, data)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             str(path),

@@ -22,6 +22,7 @@ class Settings:
     out: Path | None  # folder to write
 
     audio_root: Path | None  # what audio paths are relative to; None: the folder of the manifest that names them
+    allow_outside: bool  # whether recordings may lie outside these folders
     columns: Mapping[str, str]  # {field: column of the manifest}, where their names differ
     speaker: str | None  # the voice of the rows that name none
     val_speakers: str  # voices held out for validation: a number ("3") or a share with a point ("0.02")
@@ -55,6 +56,11 @@ class Settings:
     def val_audio_root(self) -> Path | None:
         """The folder that audio paths of --val-manifest are relative to; None without one."""
         return self.audio_root_of(self.val_manifest) if self.val_manifest else None
+
+    @property
+    def audio_roots(self) -> list[Path]:
+        """The folders under which recordings lie."""
+        return [self.audio_root_of(manifest) for manifest in (self.manifest, self.val_manifest) if manifest]
 
     def audio_root_of(self, manifest: Path) -> Path:
         """The folder that audio paths of a manifest are relative to."""

@@ -45,3 +45,12 @@ def test_utf_16_is_refused_with_the_command_that_converts_it(pack, tmp_path):
 )
 def test_the_suffix_is_that_of_the_unpacked_file(name, suffix):
     assert manifest_suffix(Path(name)) == suffix
+
+
+def test_a_small_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("preprocess.manifest.text_file._MOST_BYTES", 10_000)
+    (tmp_path / "m.gz").write_bytes(gzip.compress(b"a" * 10_001))
+    with pytest.raises(InputError, match=r"more than 10,000 bytes of text in \d+ gzipped bytes"):
+        read_text_bytes(tmp_path / "m.gz")
+    (tmp_path / "m.gz").write_bytes(gzip.compress(b"a" * 10_000))
+    assert len(read_text_bytes(tmp_path / "m.gz")) == 10_000
