@@ -111,9 +111,7 @@ def test_absolute_paths_need_the_audio_root_that_the_error_names(
     manifest = write(lists, audio)
     for preview in ("dry_run", "validate_only"):
         error = refused(manifest=manifest, model=model_folder, val_speakers=0, **{preview: True})
-        assert_parts(
-            error, "", f"{audio[0]}, and 2 of 2 recordings in all", f"recordings under {lists}", "--allow-out"
-        )
+        assert_parts(error, "", "and 2 of 2 recordings in all", f"recordings under {lists}", "--allow-out")
         assert f"Add --audio-root '{tmp_path / 'my audio'}'" in error.action
     assert shard(manifest=manifest, model=model_folder, audio_root=tmp_path / "my audio", **PREVIEW) == 0
     assert shard(manifest=manifest, model=model_folder, allow_outside=True, **PREVIEW) == 0
