@@ -18,6 +18,7 @@ from engine.base.launcher import Launcher
 from engine.base.ranks import packs_of_rank
 from engine.base.recipe import Optimizer, Recipe
 from engine.base.stop import StopRequest
+from engine.base.watchdog import Watchdog
 from engine.batch.loader import WaitClock, load_packs
 from engine.batch.stream import Stream
 from engine.checkpoint import checkpoint
@@ -30,11 +31,11 @@ from engine.monitor.metrics import RunLog, step_line, step_metrics, sum_over_ran
 from engine.monitor.throughput import Window
 from engine.plan.plan import Pack, Step, describe_epoch_start, locate_step
 from engine.validation import validate, validate_pending
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, join_some
 from preprocess.common.files import replace_link
 
 
-def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launcher) -> Progress:
+def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launcher, watchdog: Watchdog) -> Progress:
     """Progress after training from `progress.step` to the end of the recipe, or until a stop was requested.
 
     All ranks call this. `launcher`: if it is gone, that is a request to stop too.
@@ -60,7 +61,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
     begins_with_adapter = progress.step == 0 and bool(progress.lineage)
     progress.pending_evaluation = bool(job.validation) and (progress.pending_evaluation or begins_with_adapter)
     if progress.pending_evaluation:
-        validate_pending(engine, job, log, progress, stop)
+        validate_pending(engine, job, log, progress, stop, watchdog)
     while progress.step < job.total_steps and not progress.pending_evaluation:
         epoch, number = locate_step(job.plan, progress.step)
         step = job.plan.epoch(epoch).step(number)
@@ -68,7 +69,7 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
             print_rank0(describe_epoch_start(epoch, job.plan.epoch(epoch)))
         lr = learning_rate(progress.step, job.total_steps, job.recipe.optimizer)
         started = time.perf_counter()
-        sums, flops = train_step(engine, clock, step, progress.step, lr, job.recipe)
+        sums, flops = train_step(engine, clock, step, progress.step, lr, job.recipe, watchdog)
         window.add(step, flops, time.perf_counter() - started)
         progress.step += 1
         bar.update()
@@ -85,11 +86,13 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
 
         improved = False
         if job.validation and (progress.step % run.evaluate_every == 0 or progress.step == job.total_steps):
-            improved = validate(engine, job, log, progress, stop)
+            improved = validate(engine, job, log, progress, stop, watchdog)
 
+        watchdog.at(f"the end of step {progress.step}")
         stopping = stop.agreed()
         if improved or stopping or progress.step % run.save_every == 0 or progress.step == job.total_steps:
-            masters = save_checkpoint(engine, job, progress, is_best=improved or not job.validation)
+            with watchdog.alone(f"the save after step {progress.step}", works=dist.get_rank() == 0):
+                masters = save_checkpoint(engine, job, progress, is_best=improved or not job.validation)
             _log_balance(log, progress.step, ffns, masters)
             ffns = balance.ffn_masters(masters)
         if stopping:
@@ -100,7 +103,13 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
 
 
 def train_step(
-    engine: DeepSpeedEngine, clock: WaitClock, step: Step, number: int, lr: float, recipe: Recipe
+    engine: DeepSpeedEngine,
+    clock: WaitClock,
+    step: Step,
+    number: int,
+    lr: float,
+    recipe: Recipe,
+    watchdog: Watchdog,
 ) -> tuple[LossSums, float]:
     """(loss sums, FLOPs) of this rank's packs in global step `number`: forward, backward, then the update.
 
@@ -113,19 +122,24 @@ def train_step(
     num_packs = len(step.packs)
     zero.set_lr(engine, lr)
     weights = engine.module.codebook_weights
-    sums, flops = LossSums.zeros(len(weights), engine.device), 0.0
+    sums, flops, own_sec = LossSums.zeros(len(weights), engine.device), 0.0, 0.0
     pack_checks: list[tuple[int, torch.Tensor, list[str]]] = []  # (pack, is its loss finite, keys of its clips)
     for pack_number in packs_of_rank(num_packs, dist.get_rank(), dist.get_world_size()):
+        watchdog.at(f"step {number + 1}, pack {pack_number}: waiting for its data")
+        began = time.perf_counter()
         loaded = clock.next()
+        watchdog.at(f"step {number + 1}, pack {pack_number} (clips {join_some(loaded.keys)})")
         if isinstance(loaded.batch, Stream):
             flops += engine.module.flop_rates.of_pack(loaded.batch)
         _seed_pack(recipe.run.seed, number, pack_number)
         pack_sums = engine(to_device(loaded.batch, engine.device))
+        own_sec += time.perf_counter() - began
         loss = weighted_loss(pack_sums, step.text_count, step.audio_count, recipe.loss, weights, step.num_contrasted)
         engine.backward(num_packs * loss)
         engine.step()
         sums = sums.plus(pack_sums)
         pack_checks.append((pack_number, loss.detach().isfinite(), loaded.keys))
+    watchdog.at(f"the update of step {number + 1}", own_sec)
     if not engine.was_step_applied():
         _raise_not_finite(number, pack_checks)
     return sums, flops

@@ -9,6 +9,7 @@ from engine.base.console import print_rank0
 from engine.base.launcher import Launcher
 from engine.base.recipe import save_recipe
 from engine.base.run_record import write_run
+from engine.base.watchdog import Watchdog
 from engine.checkpoint.progress import Progress
 from engine.checkpoint.resume import find_start, hold_run_folder, restore_engine
 from engine.job import Job
@@ -30,16 +31,18 @@ def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | 
 
     mode, allow_change, init_adapter: see find_start. Raises InputError.
     """
-    with hold_run_folder(job.out):
-        start = find_start(job, mode, allow_change, init_adapter)
+    with hold_run_folder(job.out), Watchdog(job.recipe.run.hang_timeout_sec) as watchdog:
+        with watchdog.alone("the search for a checkpoint", works=dist.get_rank() == 0):
+            start = find_start(job, mode, allow_change, init_adapter)
         if start.checkpoint is None:
             _begin_at_step_0(job, mode)
         progress = start.progress
         if progress.step < job.total_steps or progress.pending_evaluation:
-            engine = build_engine(job)
-            restore_engine(engine, start)
+            with watchdog.alone("loading the model"):
+                engine = build_engine(job)
+                restore_engine(engine, start)
             announce_run(job, progress, engine.config)
-            progress = train(engine, job, progress, launcher)
+            progress = train(engine, job, progress, launcher, watchdog)
             engine.destroy()
     if progress.step < job.total_steps or progress.pending_evaluation:
         saved = "saved; the same command resumes" if progress.step else "nothing to save yet"

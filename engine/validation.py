@@ -7,6 +7,7 @@ from deepspeed import DeepSpeedEngine
 
 from engine.base.console import print_rank0
 from engine.base.stop import StopRequest
+from engine.base.watchdog import Watchdog
 from engine.checkpoint import checkpoint
 from engine.checkpoint.progress import Progress
 from engine.job import Job
@@ -16,14 +17,16 @@ from preprocess.common.errors import InputError
 from preprocess.common.files import replace_link
 
 
-def validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> bool:
+def validate(
+    engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest, watchdog: Watchdog
+) -> bool:
     """Evaluate the validation split and log the result; return whether its audio loss is the run's lowest so far.
 
     Updates the best loss in `progress`. If a stop is requested meanwhile, nothing is logged, `progress` marks the
     evaluation as pending, and the result is False. Raises InputError if a loss is not finite.
     """
     workers, step = job.recipe.batch.loader_workers, progress.step
-    metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, workers, stop)
+    metrics = evaluate(engine, job.reader, job.validation, job.swapped_validation, workers, stop, watchdog)
     progress.pending_evaluation = metrics is None
     if metrics is None:
         print_rank0(f"asked to stop: the resumed run will do the validation after step {step}")
@@ -46,9 +49,11 @@ def validate(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress,
     return improved
 
 
-def validate_pending(engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest) -> None:
+def validate_pending(
+    engine: DeepSpeedEngine, job: Job, log: RunLog, progress: Progress, stop: StopRequest, watchdog: Watchdog
+) -> None:
     """Do a pending evaluation before the first step, and record its result in the checkpoint of that step, if any."""
-    improved = validate(engine, job, log, progress, stop)
+    improved = validate(engine, job, log, progress, stop, watchdog)
     if dist.get_rank() == 0 and progress.step > 0 and not progress.pending_evaluation:
         root = job.out / "checkpoints"
         folder = checkpoint.step_folder(root, progress.step)

@@ -144,6 +144,10 @@ class Run:
         default=True, description="evaluate a second time with other speakers' references: the conditioning gain"
     )
     save_every: Positive = Field(default=500, description="global steps between two checkpoints")
+    hang_timeout_sec: Weight = Field(
+        default=300.0,
+        description="seconds without progress after which the run ends and names the rank that hangs; 0 = never",
+    )
     keep_checkpoints: Positive = Field(default=3, description="newest checkpoints kept, besides the best")
     monitors: Annotated[list[Literal["tensorboard", "csv_monitor", "wandb"]], Field(strict=True)] = Field(
         default=["tensorboard"], description="where metrics are written besides metrics.jsonl"

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
 from engine.base.stop import StopRequest
+from engine.base.watchdog import Watchdog
 from engine.batch.loader import PackReader, load_packs
 from engine.model.forward import to_device
 from engine.model.losses import LossSums
@@ -23,6 +24,7 @@ def evaluate(
     swapped: Sequence[Pack],
     num_workers: int,
     stop: StopRequest,
+    watchdog: Watchdog,
 ) -> dict[str, float] | None:
     """{metric: value} over all `packs`, the same on every rank; rank r of W computes packs r, r + W, ...
 
@@ -31,14 +33,14 @@ def evaluate(
     swapped: the packs from `swap_references`. If given, there is also `conditioning_gain`: the audio loss of the
     samples whose references were swapped, with another speaker's reference minus with their own.
     """
-    sums = _sum_losses(engine, reader, packs, num_workers, stop)
+    sums = _sum_losses(engine, reader, packs, num_workers, stop, watchdog)
     if sums is None:
         return None
     samples = samples_of_packs(packs)
     num_trained, text_count = (sum(getattr(s, name) for s in samples) for name in ("num_trained", "text_labels"))
     metrics = loss_metrics(sums, num_trained, text_count, _audio_count(samples))
     if swapped:
-        others = _sum_losses(engine, reader, swapped, num_workers, stop)
+        others = _sum_losses(engine, reader, swapped, num_workers, stop, watchdog)
         if others is None:
             return None
         difference = others.audio - sums.audio  # samples with the same references in both cancel out
@@ -49,7 +51,12 @@ def evaluate(
 
 @torch.no_grad()
 def _sum_losses(
-    engine: DeepSpeedEngine, reader: PackReader, packs: Sequence[Pack], num_workers: int, stop: StopRequest
+    engine: DeepSpeedEngine,
+    reader: PackReader,
+    packs: Sequence[Pack],
+    num_workers: int,
+    stop: StopRequest,
+    watchdog: Watchdog,
 ) -> LossSums | None:
     """Sums over all packs and ranks, the same on every rank; None if a stop was requested first."""
     mine = packs[dist.get_rank() :: dist.get_world_size()]
@@ -57,7 +64,8 @@ def _sum_losses(
     engine.eval()
     loaded_packs = load_packs(reader, mine, min(num_workers, len(mine)), pin_memory=engine.device.type == "cuda")
     # Every rank asks equally often, also one that has a pack less.
-    for _ in range(math.ceil(len(packs) / dist.get_world_size())):
+    for number in range(math.ceil(len(packs) / dist.get_world_size())):
+        watchdog.at(f"evaluation, pack {number + 1} of this rank")
         if stop.agreed():
             engine.train()
             return None

@@ -13,6 +13,7 @@ from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample, prepare
 from engine.base import zero
 from engine.base.launcher import Launcher
 from engine.base.stop import StopRequest
+from engine.base.watchdog import Watchdog
 from engine.batch.loader import PackReader, WaitClock
 from engine.batch.sample import layout_cost, make_collator
 from engine.job import prepare_job
@@ -369,10 +370,10 @@ def train_a_step(model, data, out):
     engine = build_engine(job)
     step = job.plan.step(0)
     stop = StopRequest(Launcher())
-    validation = evaluate(engine, job.reader, step.packs, [], 0, stop)
+    validation = evaluate(engine, job.reader, step.packs, [], 0, stop, Watchdog(0))
     stop.close()
     clock = WaitClock(job.reader[pack] for pack in step.packs)
-    sums, _ = train_step(engine, clock, step, 0, 1e-3, job.recipe)
+    sums, _ = train_step(engine, clock, step, 0, 1e-3, job.recipe, Watchdog(0))
     losses = step_metrics(sum_over_ranks(sums), step, job.recipe.loss)
     masters = zero.gather_masters(engine)
     engine.destroy()

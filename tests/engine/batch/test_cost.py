@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from engine.base import zero
 from engine.base.recipe import Lora, Loss
 from engine.base.trainable_base import read_trainable_base
+from engine.base.watchdog import Watchdog
 from engine.batch.loader import WaitClock
 from engine.loop import train_step
 from engine.model.forward import LossModel
@@ -140,7 +141,7 @@ def uploads_of_steps(model_folder, data):
         step = job.plan.step(number)
         clock = WaitClock(iter([job.reader[pack] for pack in step.packs]))
         with Uploads() as uploads:
-            train_step(engine, clock, step, number, 1e-4, job.recipe)
+            train_step(engine, clock, step, number, 1e-4, job.recipe, Watchdog(0))
         found.append(uploads.seen)
     engine.destroy()
     with Uploads() as uploads:

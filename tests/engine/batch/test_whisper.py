@@ -12,6 +12,7 @@ import torch.distributed as dist
 from engine.base import zero
 from engine.base.ranks import packs_of_rank
 from engine.base.trainable_base import read_trainable_base
+from engine.base.watchdog import Watchdog
 from engine.batch.loader import WaitClock
 from engine.batch.sample import build_sample, make_collator, make_padded_batch
 from engine.batch.stream import make_stream
@@ -205,7 +206,7 @@ def train_a_little(model, data, out):
         step = job.plan.step(number)
         mine = packs_of_rank(2, dist.get_rank(), dist.get_world_size())
         clock = WaitClock(job.reader[step.packs[pack]] for pack in mine)
-        sums = sum_over_ranks(train_step(engine, clock, step, number, 1e-2, job.recipe)[0])
+        sums = sum_over_ranks(train_step(engine, clock, step, number, 1e-2, job.recipe, Watchdog(0))[0])
         losses.append(float(sums.audio.sum()) / step.audio_count)
     masters = zero.gather_masters(engine)
     engine.destroy()
