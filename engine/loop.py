@@ -19,7 +19,7 @@ from engine.base.ranks import packs_of_rank
 from engine.base.recipe import Optimizer, Recipe
 from engine.base.stop import StopRequest
 from engine.base.watchdog import Watchdog
-from engine.batch.loader import WaitClock, load_packs
+from engine.batch.loader import WaitClock, check_shared_memory, load_packs
 from engine.batch.stream import Stream
 from engine.checkpoint import checkpoint
 from engine.checkpoint.progress import Progress
@@ -43,6 +43,8 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
     run = job.recipe.run
     log = RunLog(job.out, progress.step, run.monitors, progress.pending_evaluation)
     packs, num_workers = _packs_of_this_rank(job, progress.step), job.recipe.batch.loader_workers
+    if progress.step < job.total_steps:
+        check_shared_memory(job.reader, job.plan.step(progress.step).packs[0], num_workers)
     clock = WaitClock(load_packs(job.reader, packs, num_workers, pin_memory=engine.device.type == "cuda"))
     stop = StopRequest(launcher)
     bar = tqdm(
@@ -141,7 +143,7 @@ def train_step(
         pack_checks.append((pack_number, loss.detach().isfinite(), loaded.keys))
     watchdog.at(f"the update of step {number + 1}", own_sec)
     if not engine.was_step_applied():
-        _raise_not_finite(number, pack_checks)
+        _raise_not_finite(number, num_packs, pack_checks)
     return sums, flops
 
 
@@ -189,16 +191,24 @@ def _seed_pack(seed: int, step: int, pack: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, pack]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _raise_not_finite(number: int, pack_checks: list[tuple[int, torch.Tensor, list[str]]]) -> NoReturn:
+def _raise_not_finite(
+    number: int, num_packs: int, pack_checks: list[tuple[int, torch.Tensor, list[str]]]
+) -> NoReturn:
     """Raise InputError on every rank, naming the packs of all ranks whose loss is not finite. No rank has updated."""
     mine = [f"pack {pack} (clips {', '.join(keys)})" for pack, is_finite, keys in pack_checks if not bool(is_finite)]
     of_ranks: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(of_ranks, mine)
     named = [pack for packs in of_ranks for pack in packs]
+    found, suspects = "finite losses but a gradient that is not", "Lower optimizer.lr"
+    if 1 < len(named) == num_packs:  # no clip is in all packs
+        found = f"a loss that is not finite in all {num_packs} packs"
+        suspects = "Not the clips but what all packs share: check the base model and its weights, lower optimizer.lr"
+    elif named:
+        found, suspects = f"a loss that is not finite in {'; '.join(named)}", "Check these clips, lower optimizer.lr"
     raise InputError(
         f"global step {number + 1}",
-        f"a loss that is not finite in {'; '.join(named)}" if named else "finite losses but a gradient that is not",
+        found,
         "finite numbers",
-        "The update was not applied. Check these clips, lower optimizer.lr, and start the same command again: it "
-        "resumes from the last checkpoint.",
+        f"The update was not applied. {suspects}, and start the same command again: it resumes from the last "
+        "checkpoint.",
     )

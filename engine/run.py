@@ -10,6 +10,7 @@ from engine.base.launcher import Launcher
 from engine.base.recipe import save_recipe
 from engine.base.run_record import write_run
 from engine.base.watchdog import Watchdog
+from engine.batch.loader import explain_worker_errors
 from engine.checkpoint.progress import Progress
 from engine.checkpoint.resume import find_start, hold_run_folder, restore_engine
 from engine.job import Job
@@ -42,7 +43,8 @@ def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | 
                 engine = build_engine(job)
                 restore_engine(engine, start)
             announce_run(job, progress, engine.config)
-            progress = train(engine, job, progress, launcher, watchdog)
+            with explain_worker_errors():
+                progress = train(engine, job, progress, launcher, watchdog)
             engine.destroy()
     if progress.step < job.total_steps or progress.pending_evaluation:
         saved = "saved; the same command resumes" if progress.step else "nothing to save yet"

@@ -1,5 +1,8 @@
 """Packs -> batches: ahead of training, worker processes read clips, build samples and lay out their tensors."""
 
+import contextlib
+import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,10 +18,12 @@ from engine.batch.sample import build_sample, make_padded_batch
 from engine.batch.stream import Batch, Stream, make_stream, map_tensors
 from engine.plan.corpora import Corpora
 from engine.plan.plan import Pack, Sample
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, first_line
 from preprocess.common.json_file import JsonObject
 from preprocess.corpus.dialogue import dialogue_of
 from preprocess.corpus.shards import INDEX_FILE, Clip
+
+_PREFETCH = 4  # packs that a worker loads ahead
 
 
 @dataclass
@@ -134,13 +139,51 @@ def load_packs(reader: PackReader, packs: Iterable[Pack], num_workers: int, pin_
         sampler=packs,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=_PREFETCH if num_workers else None,
         worker_init_fn=ignore_signals if num_workers else None,
     )
     for loaded in loader:
         if isinstance(loaded, InputError):
             raise loaded
         yield loaded
+
+
+def check_shared_memory(reader: PackReader, pack: Pack, num_workers: int, shared: Path = Path("/dev/shm")) -> None:
+    """Raise InputError where `shared` can't hold the packs that workers load ahead, by the size of `pack`.
+
+    Without room, torch loses the pack in a thread of the worker, and the training would wait for it for ever.
+    """
+    if not num_workers or not shared.is_dir():
+        return
+    sizes: list[int] = []
+    map_tensors(reader[pack].batch, lambda tensor: sizes.append(tensor.nbytes) or tensor)  # type: ignore[func-returns-value]
+    ranks = int(os.environ.get("LOCAL_SIZE", "1"))  # of this machine, by the deepspeed launcher
+    needed, free = sum(sizes) * _PREFETCH * num_workers * ranks, shutil.disk_usage(shared).free
+    if free < needed:
+        raise InputError(
+            str(shared),
+            f"{free / 1e6:,.1f} MB free",
+            f"{needed / 1e6:,.1f} MB for the packs that {num_workers} workers of each of {ranks} ranks load ahead",
+            "Start the container with more (docker run --shm-size=16g), or set batch.loader_workers to less, or 0.",
+        )
+
+
+@contextlib.contextmanager
+def explain_worker_errors() -> Iterator[None]:
+    """Inside, torch's errors about loader workers that died become an InputError. They may be raised anywhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" not in text:
+            raise
+        shared = "Bus error" in text or "shared memory" in text or "</torch_" in text
+        cause = "Something killed it, perhaps because memory ran out (see dmesg): lower batch.loader_workers"
+        if shared:
+            cause = "/dev/shm, in which it shares memory with this process, is too small: docker run --shm-size=16g"
+        last = text.strip().splitlines()[-1] if shared else first_line(error)
+        action = f"{cause}, or set batch.loader_workers=0. The same command resumes from the newest checkpoint."
+        raise InputError("a loader worker", last, "workers that live as long as the run", action) from error
 
 
 class WaitClock:

@@ -4,9 +4,11 @@ metrics.jsonl has one line per logged step and kind. A resumed run may log some 
 removed from metrics.jsonl, TensorBoard and CSV files; in W&B, a resumed run is a new run. Only rank 0 writes.
 """
 
+import errno
 import itertools
 import json
 import os
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +18,15 @@ import torch.distributed as dist
 from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
 
+from engine.base.console import print_rank0
 from engine.base.recipe import Loss
 from engine.model.losses import LossSums, codebook_weights, weighted_loss
 from engine.plan.plan import Step
+from preprocess.common.errors import first_line, system_reason
 from preprocess.common.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
+_WARN_EVERY_SEC = 60.0
 
 
 def sum_over_ranks(sums: LossSums) -> LossSums:
@@ -87,6 +92,7 @@ class RunLog:
     def __init__(self, out: Path, start_step: int, monitors: Sequence[str], pending_evaluation: bool = False) -> None:
         self.path = out / METRICS_FILE
         self._monitor = None
+        self._unwritten, self._warned = b"", -_WARN_EVERY_SEC
         if dist.get_rank() != 0:
             return
         first_step = start_step + 1 if start_step else 0  # a new run may record step 0 too
@@ -104,12 +110,39 @@ class RunLog:
         """Append the metrics of global step `step`; `kind` is train, validation or balance."""
         if dist.get_rank() != 0:
             return
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
-            file.flush()
+        self._unwritten += json.dumps({"step": step, "kind": kind, **metrics}).encode() + b"\n"
+        try:
+            _append(self.path, self._unwritten)
+            self._unwritten = b""
+        except OSError as error:
+            self._warn(self.path, f"{system_reason(error)}; its lines are kept until it can")
+        try:
+            if self._monitor is not None:
+                self._monitor.write_events([(f"{kind}/{name}", value, step) for name, value in metrics.items()])
+        except Exception as error:  # TensorBoard and W&B raise errors of every kind
+            self._warn("a monitor of run.monitors", first_line(error))
+
+    def _warn(self, what: object, why: str) -> None:
+        """Say, once a minute, that a log can't be written: that is no reason to end a run."""
+        if time.monotonic() - self._warned > _WARN_EVERY_SEC:
+            self._warned = time.monotonic()
+            print_rank0(f"warning: {what} can't be written ({why}); the training goes on")
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append all of the data to a file, on disk, or nothing. Raises OSError."""
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            written = file.write(data)
             os.fsync(file.fileno())
-        if self._monitor is not None:
-            self._monitor.write_events([(f"{kind}/{name}", value, step) for name, value in metrics.items()])
+        except OSError:
+            written = 0
+            file.truncate(size)
+            raise
+        if written < len(data):  # the disk is full
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def steps_logged(out: Path) -> dict[str, list[int]]:

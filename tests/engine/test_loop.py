@@ -2,31 +2,38 @@
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import torch
 
-from engine.batch.loader import PackReader, load_packs
+from engine.batch.loader import PackReader, check_shared_memory, explain_worker_errors, load_packs
 from engine.plan.corpora import Corpora
 from engine.plan.plan import Pack, Sample
 from preprocess.common.errors import InputError
 from tests.fixtures import gate
 from tests.fixtures.hooks import after_each_pack
 from tests.fixtures.ranks import RankError
+from tests.fixtures.steps import ROOT
+from tests.preprocess.helpers import assert_parts
 
 OVERRIDES = ["run.precision=fp32", "run.max_steps=4", "run.log_every=1", "run.save_every=2", "run.evaluate_every=2"]
 
 
-def train_with_a_broken_pack(model, data, out):
-    """The real loop, in which the loss of pack 1 of global step 2 (from 0) is not a number."""
+def train_with_broken_packs(model, data, out, ranks="1"):
+    """The real loop, in which the losses of `ranks` in global step 2 (from 0) are not a number."""
     calls = [0]
 
     def break_one(is_training, sums):
         if not is_training:
             return None
         number, calls[0] = calls[0], calls[0] + 1
-        broken = number == 2 and os.environ["RANK"] == "1"  # two ranks, two packs per step: one pack per call
+        broken = number == 2 and os.environ["RANK"] in ranks  # two ranks, two packs per step: one pack per call
         return sums._replace(audio=sums.audio * float("nan")) if broken else None
 
     with after_each_pack(break_one):
@@ -37,7 +44,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update_and_names_t
     tmp_path, two_ranks, model_folder, random_corpus
 ):
     with pytest.raises(RankError) as caught:
-        two_ranks.run(train_with_a_broken_pack, model_folder, random_corpus.folder, tmp_path)
+        two_ranks.run(train_with_broken_packs, model_folder, random_corpus.folder, tmp_path)
     error = caught.value.original
     assert isinstance(error, InputError)
     assert error.where == "global step 3"
@@ -48,6 +55,64 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update_and_names_t
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 2
     assert (tmp_path / "checkpoints" / "latest").resolve().name == "step-000002"
+
+
+def test_losses_that_are_finite_nowhere_are_no_clip_s_fault(tmp_path, two_ranks, model_folder, random_corpus):
+    with pytest.raises(RankError) as caught:
+        two_ranks.run(train_with_broken_packs, model_folder, random_corpus.folder, tmp_path, "01")
+    error = caught.value.original
+    assert error.found == "a loss that is not finite in all 2 packs"
+    assert "check the base model and its weights, lower optimizer.lr" in error.action
+
+
+def load_and_kill(model, data):
+    """Read packs in a worker that is killed meanwhile."""
+    packs = [Pack((Sample(target=number, dialogue=-1, references=(), num_tokens=0),)) for number in range(12)]
+    with explain_worker_errors():
+        for _ in load_packs(PackReader(Corpora([data]), model, "packed"), packs * 20, 1, pin_memory=False):
+            for worker in psutil.Process().children():
+                worker.kill()
+            time.sleep(0.05)
+
+
+def test_a_loader_worker_that_was_killed_is_named_with_what_to_do(model_folder, random_corpus):
+    with pytest.raises(InputError) as caught:
+        load_and_kill(model_folder, random_corpus.folder)
+    found, action = "is killed by signal: Killed", "memory ran out (see dmesg): lower batch.loader_workers"
+    assert_parts(caught.value, "a loader worker", found, "live as long as the run", action)
+    assert "resumes from the newest checkpoint" in caught.value.action
+
+
+def test_shared_memory_that_is_too_small_is_refused_with_docker_s_flag(tmp_path, model_folder, random_corpus):
+    """A file system of 64 KiB in a mount namespace, as a container's /dev/shm may be."""
+    pack = "Pack(tuple(Sample(target=n, dialogue=-1, references=(), num_tokens=0) for n in range(20)))"
+    script = f"""
+from pathlib import Path
+from engine.batch.loader import PackReader, check_shared_memory
+from engine.plan.corpora import Corpora
+from engine.plan.plan import Pack, Sample
+from preprocess.common.errors import exit_on_input_error
+reader = PackReader(Corpora([{str(random_corpus.folder)!r}]), {str(model_folder)!r}, "packed")
+check_shared_memory(reader, {pack}, 0, Path({str(tmp_path)!r}))
+exit_on_input_error(lambda: check_shared_memory(reader, {pack}, 16, Path({str(tmp_path)!r})))
+"""
+    mount = f"mount -t tmpfs -o size=64k tmpfs {shlex.quote(str(tmp_path))} && exec"
+    enter = ["unshare", "-rm", "sh", "-c"]
+    probe = subprocess.run([*enter, f"{mount} true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"no mount namespace here: {probe.stderr.decode().strip()}")
+    run = shlex.join([sys.executable, "-c", script])
+    done = subprocess.run([*enter, f"{mount} {run}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr[-3000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path}: found 0.1 MB free; expected ")
+    assert "docker run --shm-size=16g" in last
+    check_shared_memory(*reader_and_pack(model_folder, random_corpus.folder), 2)
+
+
+def reader_and_pack(model, data):
+    pack = Pack(tuple(Sample(target=n, dialogue=-1, references=(), num_tokens=0) for n in range(20)))
+    return PackReader(Corpora([data]), model, "packed"), pack
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
