@@ -39,6 +39,7 @@ def test_the_settings_without_flags_are_the_defaults_that_help_names(monkeypatch
     assert parse_settings(flags(**{name: name for name in needed})) == Settings(
         **needed,
         audio_root=None,
+        allow_outside=False,
         columns={},
         speaker=None,
         val_speakers="0.02",

@@ -30,8 +30,8 @@ def train_with_a_signal(model, data, out, number, at_step):
     """The real loop; rank 1 gets signal `number` in the middle of global step `at_step` (from 0)."""
     original = loop.train_step
 
-    def train_step(engine, clock, step, step_number, lr, recipe):
-        sums = original(engine, clock, step, step_number, lr, recipe)
+    def train_step(engine, clock, step, step_number, lr, recipe, watchdog):
+        sums = original(engine, clock, step, step_number, lr, recipe, watchdog)
         if step_number == at_step and dist.get_rank() == 1:
             os.kill(os.getpid(), number)
         return sums
@@ -194,10 +194,10 @@ def die_in_step(model, data, out, at_step):
     """The real loop; the last rank is killed in global step `at_step`. What the others raise comes back."""
     original = loop.train_step
 
-    def train_step(engine, clock, step, step_number, lr, recipe):
+    def train_step(engine, clock, step, step_number, lr, recipe, watchdog):
         if step_number == at_step and dist.get_rank() == dist.get_world_size() - 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(engine, clock, step, step_number, lr, recipe)
+        return original(engine, clock, step, step_number, lr, recipe, watchdog)
 
     with mock.patch.object(loop, "train_step", train_step):
         gate.train(model, data, out, [*OVERRIDES, "run.save_every=1"])

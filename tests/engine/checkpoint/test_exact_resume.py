@@ -34,9 +34,9 @@ def train(model, data, out, stop_after=None, number=None):
     seen, read, step_now = [], [], [0]
     original_step, original_next, original_seed = loop.train_step, WaitClock.next, torch.manual_seed
 
-    def train_step(engine, clock, step, step_number, lr, recipe):
+    def train_step(engine, clock, step, step_number, lr, recipe, watchdog):
         step_now[0] = step_number
-        result = original_step(engine, clock, step, step_number, lr, recipe)
+        result = original_step(engine, clock, step, step_number, lr, recipe, watchdog)
         if step_number + 1 == stop_after and (
             number == signal.SIGKILL or dist.get_rank() == dist.get_world_size() - 1
         ):

@@ -75,6 +75,7 @@ def test_speaker_names_the_rows_without_one_and_no_other(tmp_path, capsys):
 
 def test_the_command_takes_a_speaker(tmp_path, short_folder, model_folder, capsys):
     rows = [{"audio": str(short_folder / f"salma/00{n}.wav"), "text": "نعم"} for n in (0, 1)]
-    given = {"manifest": write_jsonl(tmp_path / "m.jsonl", rows), "model": model_folder, "validate_only": True}
+    manifest = write_jsonl(tmp_path / "m.jsonl", rows)
+    given = {"manifest": manifest, "model": model_folder, "validate_only": True, "audio_root": short_folder}
     assert shard(**given, speaker="salma") == 0
     assert "  2 rows name no speaker: they are the voice 'salma', as --speaker says\n" in capsys.readouterr().out
