@@ -127,9 +127,9 @@ def train_step(
     sums, flops, own_sec = LossSums.zeros(len(weights), engine.device), 0.0, 0.0
     pack_checks: list[tuple[int, torch.Tensor, list[str]]] = []  # (pack, is its loss finite, keys of its clips)
     for pack_number in packs_of_rank(num_packs, dist.get_rank(), dist.get_world_size()):
-        watchdog.at(f"step {number + 1}, pack {pack_number}: waiting for its data")
         began = time.perf_counter()
-        loaded = clock.next()
+        with watchdog.alone(f"the wait for the data of step {number + 1}, pack {pack_number}"):
+            loaded = clock.next()
         watchdog.at(f"step {number + 1}, pack {pack_number} (clips {join_some(loaded.keys)})")
         if isinstance(loaded.batch, Stream):
             flops += engine.module.flop_rates.of_pack(loaded.batch)

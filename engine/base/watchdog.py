@@ -7,6 +7,7 @@ a thread of each rank publishes what its rank is doing and reads what the others
 
 import contextlib
 import json
+import multiprocessing
 import os
 import secrets
 import socket
@@ -111,7 +112,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def alone(self, work: str, works: bool = True) -> Iterator[None]:
-        """Inside, this rank may take long, and goes on as long as it computes, reads or writes.
+        """Inside, this rank may take long, and goes on as long as it or a loader worker computes, reads or writes.
 
         works: False on a rank that waits for another one's work meanwhile.
         """
@@ -138,9 +139,9 @@ class Watchdog:
                 states[rank] = state
             if now - looked < self._every_sec:
                 continue
-            before, used = used, _used()
-            if self._works_alone and _is_busy(before, used, now - looked):
-                self._state.signs += 1
+            if self._works_alone:
+                before, used = used, _used()
+                self._state.signs += _is_busy(before, used, now - looked)
             looked = now
             if self._rank == 0 and now - warned > _WARN_EVERY_SEC and (slow := describe_slow(states)):
                 say(slow)
@@ -182,12 +183,16 @@ def describe_slow(states: list[_State]) -> str:
 
 
 def _used() -> tuple[float, int]:
-    """(CPU seconds, bytes read and written) of this process so far."""
-    try:
-        lines = Path("/proc/self/io").read_text().splitlines()
-    except OSError:  # some containers hide it
-        lines = []
-    return time.process_time(), sum(int(line.split()[1]) for line in lines if line.startswith(("rchar", "wchar")))
+    """(CPU seconds, bytes read and written) so far of this process and its loader workers."""
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    cpu_sec, num_bytes = 0.0, 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # a worker has ended; some containers hide `io`
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            cpu_sec += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
+            lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+            num_bytes += sum(int(line.split()[1]) for line in lines if line.startswith(("rchar", "wchar")))
+    return cpu_sec, num_bytes
 
 
 def _is_busy(before: tuple[float, int], now: tuple[float, int], seconds: float) -> bool:

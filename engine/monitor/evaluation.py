@@ -69,7 +69,8 @@ def _sum_losses(
         if stop.agreed():
             engine.train()
             return None
-        loaded = next(loaded_packs, None)
+        with watchdog.alone(f"the wait for the data of the evaluation, pack {number + 1} of this rank"):
+            loaded = next(loaded_packs, None)
         if loaded is not None:
             sums = sums.plus(engine.module(to_device(loaded.batch, engine.device)))
     engine.train()

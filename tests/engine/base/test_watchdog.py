@@ -42,7 +42,7 @@ def run_two(scenario):
     return [(rank.returncode, *output) for rank, output in zip(ranks, outputs, strict=True)]
 
 
-@pytest.mark.parametrize("scenario", ["computes", "writes", "slow"])
+@pytest.mark.parametrize("scenario", ["computes", "writes", "has a worker that writes", "slow"])
 def test_a_rank_that_goes_on_is_left_alone_however_long_it_takes(scenario):
     for rank, (exit_code, out, err) in enumerate(run_two(scenario)):
         assert exit_code == 0, err
