@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # DeepSpeed would compile its kernels while it installs; training uses none of them.
 export DS_BUILD_OPS := 0
 
-.PHONY: venv demo test test-avx2 test-long fuzz coverage check style lock
+.PHONY: venv demo test test-avx2 test-long test-soak fuzz coverage check style lock
 
 venv: $(INSTALLED)
 
@@ -25,7 +25,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m launch.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long and not soak" -n 2 --dist loadfile
 
 # Bits depend on the processor's instructions: what the codec does on one without AVX-512, on any that has it.
 test-avx2: $(INSTALLED)
@@ -35,14 +35,18 @@ test-avx2: $(INSTALLED)
 test-long: $(INSTALLED) .venv/.optional
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
+# Random faults over a training and a corpus: SOAK_FAULTS of each (30 and 100), by SOAK_SEED.
+test-soak: $(INSTALLED)
+	$(BIN)/python -m pytest -m soak -s tests/test_soak.py
+
 # The property tests with other examples, ROUNDS times (about two minutes each).
 ROUNDS ?= 30
 fuzz: $(INSTALLED)
-	for round in $$(seq $(ROUNDS)); do HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -m "not long" -n 2 \
+	for round in $$(seq $(ROUNDS)); do HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -m "not long and not soak" -n 2 \
 		--dist loadfile $$(grep -rl "from hypothesis" tests --include='test_*.py') || exit 1; done
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not long and not soak" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 .venv/.optional: $(INSTALLED) requirements-cluster.txt requirements-wandb.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-cluster.txt -r requirements-wandb.txt

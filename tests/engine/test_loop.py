@@ -6,13 +6,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
 import torch
 
-from engine.batch.loader import PackReader, check_shared_memory, explain_worker_errors, load_packs
+from engine.batch.loader import PackReader, check_shared_memory, load_packs
 from engine.plan.corpora import Corpora
 from engine.plan.plan import Pack, Sample
 from preprocess.common.errors import InputError
@@ -20,7 +18,6 @@ from tests.fixtures import gate
 from tests.fixtures.hooks import after_each_pack
 from tests.fixtures.ranks import RankError
 from tests.fixtures.steps import ROOT
-from tests.preprocess.helpers import assert_parts
 
 OVERRIDES = ["run.precision=fp32", "run.max_steps=4", "run.log_every=1", "run.save_every=2", "run.evaluate_every=2"]
 
@@ -65,22 +62,36 @@ def test_losses_that_are_finite_nowhere_are_no_clip_s_fault(tmp_path, two_ranks,
     assert "check the base model and its weights, lower optimizer.lr" in error.action
 
 
-def load_and_kill(model, data):
-    """Read packs in a worker that is killed meanwhile."""
+LOAD_AND_KILL = """
+import sys, time
+import psutil
+from engine.batch.loader import PackReader, explain_worker_errors, load_packs
+from engine.plan.corpora import Corpora
+from engine.plan.plan import Pack, Sample
+from preprocess.common.errors import exit_on_input_error
+
+def main():
     packs = [Pack((Sample(target=number, dialogue=-1, references=(), num_tokens=0),)) for number in range(12)]
     with explain_worker_errors():
-        for _ in load_packs(PackReader(Corpora([data]), model, "packed"), packs * 20, 1, pin_memory=False):
+        reader = PackReader(Corpora([sys.argv[2]]), sys.argv[1], "packed")
+        for _ in load_packs(reader, packs * 20, 1, pin_memory=False):
             for worker in psutil.Process().children():
                 worker.kill()
             time.sleep(0.05)
 
+exit_on_input_error(main)
+"""
+
 
 def test_a_loader_worker_that_was_killed_is_named_with_what_to_do(model_folder, random_corpus):
-    with pytest.raises(InputError) as caught:
-        load_and_kill(model_folder, random_corpus.folder)
-    found, action = "is killed by signal: Killed", "memory ran out (see dmesg): lower batch.loader_workers"
-    assert_parts(caught.value, "a loader worker", found, "live as long as the run", action)
-    assert "resumes from the newest checkpoint" in caught.value.action
+    command = [sys.executable, "-c", LOAD_AND_KILL, str(model_folder), str(random_corpus.folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr[-3000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: a loader worker: found DataLoader worker (pid ")
+    assert "is killed by signal: Killed" in last
+    assert "perhaps because memory ran out (see dmesg): lower batch.loader_workers" in last
+    assert last.endswith("The same command resumes from the newest checkpoint.")
 
 
 def test_shared_memory_that_is_too_small_is_refused_with_docker_s_flag(tmp_path, model_folder, random_corpus):
