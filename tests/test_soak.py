@@ -21,7 +21,7 @@ from tests.preprocess.helpers import flags, folder_bytes
 from tests.test_launch import DEMO, read_metrics
 
 SEED = int(os.environ.get("SOAK_SEED", "0"))
-SIZES = [pytest.param(None, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.long)]
+SIZES = [pytest.param(None, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.long)]
 
 
 def num_faults(short: int | None, usual: int) -> int:
