@@ -17,6 +17,8 @@ from preprocess.audio.decode import Audio, Header, decode, duration_if_longer, p
 from preprocess.common.errors import Rejected
 from preprocess.common.files import cached_sha256
 
+_MOST_BYTES = 2 << 30  # of a row group, which each worker holds in memory
+
 
 class Recording(NamedTuple):
     """One utterance's audio: all of the file `path`, or [start_sec, end_sec) of it.
@@ -93,7 +95,8 @@ def embedded_bytes(path: str, column: str, row: int) -> bytes:
     group = int(np.searchsorted(first_rows, row - 1, side="right")) - 1
     found = _row_group(path, column, group)
     if isinstance(found, str):
-        raise Rejected("failed", "broken_parquet", path, found, "a whole Parquet file", "Copy the file again.")
+        action = "Copy the file again, or write it anew with smaller row groups (row_group_size=100)."
+        raise Rejected("failed", "broken_parquet", path, found, "a whole Parquet file", action)
     data: bytes = found[row - 1 - int(first_rows[group])].as_py()
     return data
 
@@ -110,8 +113,14 @@ def _open(path: str) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
 def _row_group(path: str, column: str, group: int) -> pa.ChunkedArray | str:
     """The bytes of its rows, or why they can't be read, which is cached too."""
     try:
+        file = _open(path)[0]
+        facts = file.metadata.row_group(group)
+        chunks = [facts.column(number) for number in range(facts.num_columns)]
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.startswith(f"{column}.bytes"))
+        if size > _MOST_BYTES:
+            return f"row group {group} of {size:,} bytes of audio, of which at most {_MOST_BYTES:,} are read at once"
         # Without threads: this runs in forked workers, and a fork does not copy Arrow's threads.
-        table = _open(path)[0].read_row_group(group, columns=[f"{column}.bytes"], use_threads=False)
+        table = file.read_row_group(group, columns=[f"{column}.bytes"], use_threads=False)
     except (pa.ArrowException, OSError) as error:
         return f"row group {group} that can't be read ({error})"
     return pa.chunked_array([pc.struct_field(chunk, "bytes") for chunk in table.column(column).chunks])

@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import weakref
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -261,7 +262,7 @@ class Corpus:
     def __init__(self, folder: Path | str, cache: Cache | None = None, schema: pa.Schema = INDEX_SCHEMA) -> None:
         self._storage = open_folder(folder, cache)
         self.folder = self._storage.root
-        self._files: dict[str, int] = {}
+        self._files = _closed_with(self)
         self.info = read_info(self._storage)
         self._storage.check([*self.info["shards"], self.info["index"]])
         self.index = read_index(self._storage, self.info, schema)
@@ -359,3 +360,19 @@ class Corpus:
 
     def __getstate__(self) -> JsonObject:
         return {**self.__dict__, "_files": {}}
+
+    def __setstate__(self, state: JsonObject) -> None:
+        self.__dict__.update(state)
+        self._files = _closed_with(self)
+
+
+def _closed_with(corpus: Corpus) -> dict[str, int]:
+    """A new {shard: its open file descriptor}; what it holds is closed once the corpus is no longer used."""
+    files: dict[str, int] = {}
+
+    def close() -> None:
+        while files:
+            os.close(files.popitem()[1])
+
+    weakref.finalize(corpus, close)
+    return files

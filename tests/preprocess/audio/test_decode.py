@@ -8,11 +8,14 @@ import tracemalloc
 
 import librosa
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from preprocess.audio import ffmpeg
+from preprocess.audio import ffmpeg, recording
 from preprocess.audio.decode import WAVEFORM_SAMPLE_RATE_HZ, Audio, decode, duration_if_longer, flac_16khz, probe
+from preprocess.audio.recording import embedded_bytes
 from preprocess.common.errors import Rejected
 from tests.fixtures.speech import save_variant
 from tests.preprocess.helpers import assert_parts
@@ -291,3 +294,16 @@ def test_a_program_that_hangs_over_a_file_costs_that_file(tmp_path, monkeypatch)
     with pytest.raises(Rejected) as caught:
         probe(tmp_path / "a.m4a")
     assert_parts(caught.value, "a.m4a", "ffprobe was still at work after 0.5 s", "a file that can be read", "Convert")
+
+
+def test_a_row_group_that_would_fill_the_memory_is_refused_by_its_size(tmp_path, monkeypatch):
+    path = tmp_path / "train.parquet"
+    audio = pa.StructArray.from_arrays([pa.array([b"a" * 1000] * 12)], ["bytes"])
+    table = pa.table({"audio": audio, "text": ["x"] * 12})
+    pq.write_table(table, path, row_group_size=6, compression="none", use_dictionary=False)
+    assert len(embedded_bytes(str(path), "audio", 12)) == 1000
+    monkeypatch.setattr(recording, "_MOST_BYTES", 5000)
+    recording._row_group.cache_clear()
+    with pytest.raises(Rejected) as caught:
+        embedded_bytes(str(path), "audio", 12)
+    assert_parts(caught.value, "train.parquet", "row group 1 of ", "a whole Parquet file", "row_group_size=100")

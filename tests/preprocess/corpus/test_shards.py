@@ -1,8 +1,10 @@
 """Shard format 1: what is written is what is read, by us and by stock webdataset; what decays is noticed."""
 
+import gc
 import io
 import json
 import os
+import pickle  # noqa: S403 - of our own object
 import tarfile
 from pathlib import Path
 
@@ -168,6 +170,22 @@ def test_many_shards_need_few_open_files(tmp_path):
         assert np.array_equal(clip.codes, expected[clip.key])
     opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     assert 0 < sum(name.startswith(f"{tmp_path}/shard-") for name in opened) <= 64
+
+
+def test_a_corpus_that_is_no_longer_used_has_no_open_files(tmp_path):
+    corpus = write(tmp_path, make_clips())
+    sent = pickle.loads(pickle.dumps(corpus))  # noqa: S301 - as a loader worker gets it
+    for each in (corpus, sent):
+        each.clip(0)
+    assert _num_open(tmp_path) == 2
+    del corpus, sent, each
+    gc.collect()
+    assert _num_open(tmp_path) == 0
+
+
+def _num_open(folder):
+    opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sum(name.startswith(f"{folder}/shard-") for name in opened)
 
 
 def test_a_folder_that_is_not_finished_is_refused(tmp_path):
