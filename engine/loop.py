@@ -43,10 +43,10 @@ def train(engine: DeepSpeedEngine, job: Job, progress: Progress, launcher: Launc
     run = job.recipe.run
     log = RunLog(job.out, progress.step, run.monitors, progress.pending_evaluation)
     packs, num_workers = _packs_of_this_rank(job, progress.step), job.recipe.batch.loader_workers
-    if progress.step < job.total_steps:
-        check_shared_memory(job.reader, job.plan.step(progress.step).packs[0], num_workers)
     clock = WaitClock(load_packs(job.reader, packs, num_workers, pin_memory=engine.device.type == "cuda"))
     stop = StopRequest(launcher)
+    if progress.step < job.total_steps:
+        check_shared_memory(job.reader, job.plan.step(progress.step).packs[0], num_workers)
     bar = tqdm(
         total=job.total_steps,
         initial=progress.step,

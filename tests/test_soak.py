@@ -73,7 +73,7 @@ def test_a_training_under_random_faults_is_the_undisturbed_one(short, tmp_path, 
     last = 4 * faults + 2
     overrides = [f"run.max_steps={last}", "run.save_every=2", f"run.evaluate_every={last}", "run.log_every=1"]
     overrides += [f"run.precision={launched.FAST_PRECISION}", "lora.dropout=0.1", "batch.max_tokens=1400"]
-    overrides += ["batch.loader_workers=1", "run.hang_timeout_sec=10", "run.epochs=1000", "run.monitors=[]"]
+    overrides += ["batch.loader_workers=1", "run.hang_timeout_sec=20", "run.epochs=1000", "run.monitors=[]"]
     straight, out, log = (tmp_path / name for name in ("straight", "out", "log"))
 
     def command(folder):

@@ -58,7 +58,7 @@ def test_a_rank_that_hangs_is_named_with_its_step_pack_and_clips_and_all_end(how
     assert found[reporter][0] == 1
     err = found[reporter][2]
     state = "not running" if how == "stopped" else "not going on"
-    assert f"error: rank {rank}: found {state} for 2 s, at step 4, pack {rank} (clips clip-{rank})" in err
+    assert f"error: rank {rank}: found {state} for 4 s, at step 4, pack {rank} (clips clip-{rank})" in err
     assert "The same command resumes" in err
     assert sum(text.count("error: ") for _, _, text in found) == 1, "one rank reports"
     assert found[1 - reporter][0] == (-signal.SIGKILL if how == "stopped" else 1)
@@ -67,7 +67,7 @@ def test_a_rank_that_hangs_is_named_with_its_step_pack_and_clips_and_all_end(how
 def test_a_save_that_hangs_is_named():
     (code, _, err), (other_code, _, _) = run_two("sleeps")
     assert (code, other_code) == (1, 1)
-    assert "found not going on for 2 s, at the save after step 3" in err
+    assert "found not going on for 4 s, at the save after step 3" in err
 
 
 @pytest.mark.parametrize(
