@@ -36,7 +36,7 @@ test-long: $(INSTALLED) .venv/.optional
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
 # Random faults over a training and a corpus: SOAK_FAULTS of each (30 and 100), by SOAK_SEED.
-test-soak: $(INSTALLED)
+test-soak: $(INSTALLED) .venv/.optional
 	$(BIN)/python -m pytest -m soak -s tests/test_soak.py
 
 # The property tests with other examples, ROUNDS times (about two minutes each).

@@ -10,7 +10,7 @@ from engine.base.launcher import Launcher
 from engine.base.recipe import save_recipe
 from engine.base.run_record import write_run
 from engine.base.watchdog import Watchdog
-from engine.batch.loader import explain_worker_errors
+from engine.batch.loader import loader_workers
 from engine.checkpoint.progress import Progress
 from engine.checkpoint.resume import find_start, hold_run_folder, restore_engine
 from engine.job import Job
@@ -43,7 +43,7 @@ def train_job(job: Job, mode: str, allow_change: list[str], init_adapter: str | 
                 engine = build_engine(job)
                 restore_engine(engine, start)
             announce_run(job, progress, engine.config)
-            with explain_worker_errors():
+            with loader_workers():
                 progress = train(engine, job, progress, launcher, watchdog)
             engine.destroy()
     if progress.step < job.total_steps or progress.pending_evaluation:

@@ -1,8 +1,10 @@
 """Packs -> batches: ahead of training, worker processes read clips, build samples and lay out their tensors."""
 
 import contextlib
+import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -169,13 +171,21 @@ def check_shared_memory(reader: PackReader, pack: Pack, num_workers: int, shared
 
 
 @contextlib.contextmanager
-def explain_worker_errors() -> Iterator[None]:
-    """Inside, torch's errors about loader workers that died become an InputError. They may be raised anywhere."""
+def loader_workers() -> Iterator[None]:
+    """Around all that loads packs: after an error no worker is left, and torch's errors about those that died, which
+    may be raised anywhere, become an InputError.
+
+    Python sends children SIGTERM when it exits, and waits for them. Workers ignore it: it would wait for ever.
+    """
+    before = set(multiprocessing.active_children())
     try:
         yield
-    except RuntimeError as error:
+    except BaseException as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for each that is killed
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.kill()
         text = str(error)
-        if "DataLoader worker" not in text:
+        if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
             raise
         shared = "Bus error" in text or "shared memory" in text or "</torch_" in text
         cause = "Something killed it, perhaps because memory ran out (see dmesg): lower batch.loader_workers"

@@ -1,5 +1,6 @@
 """What a command prints: lines in which no text of a stranger can move the cursor, colour, hide or add anything."""
 
+import os
 import re
 import sys
 
@@ -17,9 +18,20 @@ def visible(text: str, keep_lines: bool = False) -> str:
 
 def say(line: object = "", *, error: bool = False) -> None:
     """Print one line at once, to stderr if it is an `error`."""
-    print(visible(str(line)), file=sys.stderr if error else sys.stdout, flush=True)
+    _print(visible(str(line)), error)
 
 
 def say_lines(text: str, *, error: bool = False) -> None:
     """Print the lines of a text of our own."""
-    print(visible(text, keep_lines=True), file=sys.stderr if error else sys.stdout, flush=True)
+    _print(visible(text, keep_lines=True), error)
+
+
+def _print(text: str, error: bool) -> None:
+    """Print the text. Work goes on where it can't be: the disk with the log is full, or who read has gone."""
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or each later line fails too, and Python's exit
+    except OSError:
+        pass

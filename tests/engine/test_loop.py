@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
@@ -62,30 +63,46 @@ def test_losses_that_are_finite_nowhere_are_no_clip_s_fault(tmp_path, two_ranks,
     assert "check the base model and its weights, lower optimizer.lr" in error.action
 
 
-LOAD_AND_KILL = """
-import sys, time
+LOAD_AND_FAIL = """
+import os, sys, time
 import psutil
-from engine.batch.loader import PackReader, explain_worker_errors, load_packs
+from engine.batch.loader import PackReader, loader_workers, load_packs
 from engine.plan.corpora import Corpora
 from engine.plan.plan import Pack, Sample
 from preprocess.common.errors import exit_on_input_error
 
 def main():
     packs = [Pack((Sample(target=number, dialogue=-1, references=(), num_tokens=0),)) for number in range(12)]
-    with explain_worker_errors():
+    with loader_workers():
         reader = PackReader(Corpora([sys.argv[2]]), sys.argv[1], "packed")
-        for _ in load_packs(reader, packs * 20, 1, pin_memory=False):
-            for worker in psutil.Process().children():
-                worker.kill()
+        loaded = load_packs(reader, packs * 20, 1, pin_memory=False)
+        for _ in loaded:
+            {failure}
             time.sleep(0.05)
 
 exit_on_input_error(main)
 """
 
 
+def load_and(failure, model, corpus):
+    """A process that loads packs with a worker, and fails."""
+    command = [sys.executable, "-c", LOAD_AND_FAIL.format(failure=failure), str(model), str(corpus.folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_rank_that_fails_unforeseen_ends_at_once_with_its_workers(model_folder, random_corpus):
+    """The traceback keeps the loader alive, whose worker ignores the signals that stop a run."""
+    done = load_and(
+        "raise OSError(28, f'no space, {psutil.Process().children()[0].pid}')", model_folder, random_corpus
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("OSError: [Errno 28] no space, ")
+    assert not psutil.pid_exists(int(last.rpartition(" ")[2]))
+
+
 def test_a_loader_worker_that_was_killed_is_named_with_what_to_do(model_folder, random_corpus):
-    command = [sys.executable, "-c", LOAD_AND_KILL, str(model_folder), str(random_corpus.folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = load_and("[worker.kill() for worker in psutil.Process().children()]", model_folder, random_corpus)
     assert done.returncode == 2, done.stderr[-3000:]
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: a loader worker: found DataLoader worker (pid ")
