@@ -108,7 +108,7 @@ def _add_recordings(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--speaker",
         metavar="NAME",
-        help="the voice of the rows that name no speaker, for a corpus of one voice; one that a row names stays",
+        help="the speaker of all rows that name none, for a corpus of one voice",
     )
     group.add_argument(
         "--val-speakers",

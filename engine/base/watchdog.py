@@ -20,11 +20,13 @@ from statistics import median
 
 import torch.distributed as dist
 
+from engine.base.console import print_rank0
 from preprocess.common.errors import InputError, join_some
 from preprocess.common.say import say, say_lines
 
 _LARGEST_DATAGRAM = 65_507
 _MOST_WORK = 2_000  # characters
+_TRY_SEC = 5.0  # for the first datagrams of all ranks
 _REPORT_FIRST_SEC = 3.0  # a rank that does not report ends this much later
 _SLOWER, _LEAST_SLOW_SEC, _WARN_EVERY_SEC = 10.0, 0.5, 60.0
 _BUSY_CPU_SHARE, _BUSY_BYTES_PER_SEC = 0.05, 1 << 14  # from which a rank that works alone is going on
@@ -41,7 +43,10 @@ class _State:
 
 
 class _Radio:
-    """Sends this rank's state to all ranks and hears theirs, in datagrams: they block nothing and need no rank."""
+    """Sends this rank's state to all ranks and hears theirs, in datagrams: they block nothing and need no rank.
+
+    unheard: {rank: the ranks that it can't hear}, the same on every rank.
+    """
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -53,9 +58,22 @@ class _Radio:
         of_all: list[tuple[tuple[str, int], str]] = [(("", 0), "")] * world_size
         group = dist.new_group(backend="gloo")
         dist.all_gather_object(of_all, (self._socket.getsockname(), secrets.token_hex()), group=group)
-        dist.destroy_process_group(group)
         self._addresses = [address for address, _ in of_all]
         self._token = of_all[0][1]  # what others send to this port is not of this run
+        of_ranks: list[list[int]] = [[]] * world_size
+        dist.all_gather_object(of_ranks, self._try_all(), group=group)
+        dist.destroy_process_group(group)
+        self.unheard = {rank: missing for rank, missing in enumerate(of_ranks) if missing}
+
+    def _try_all(self) -> list[int]:
+        """The ranks of which nothing comes, though all send."""
+        missing, until = set(range(len(self._addresses))), time.monotonic() + _TRY_SEC
+        while missing and time.monotonic() < until:
+            self.send(_State())
+            time.sleep(_TRY_SEC / 100)
+            missing -= {rank for rank, _ in self.hear()}
+        self.send(_State())  # for those that began later
+        return sorted(missing)
 
     def send(self, state: _State) -> None:
         """Tell all ranks. A datagram that is lost is followed by others."""
@@ -90,6 +108,10 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if self._timeout_sec:
             self._radio = _Radio()
+            if self._radio.unheard:
+                print_rank0(f"warning: {describe_unheard(self._radio.unheard)}")
+                self._timeout_sec = 0.0
+        if self._timeout_sec:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -147,7 +169,14 @@ class Watchdog:
                 say(slow)
                 warned = now
             if now - max(went_on) > self._timeout_sec:
-                self._end(states, [rank for rank, last in enumerate(heard) if now - last > self._timeout_sec / 2])
+                self._end(
+                    states,
+                    [
+                        other
+                        for other, last in enumerate(heard)
+                        if other != self._rank and now - last > self._timeout_sec / 2
+                    ],
+                )
 
     def _end(self, states: list[_State], silent: list[int]) -> None:
         """End this process; the first rank that runs reports. silent: ranks whose threads are not heard of."""
@@ -167,6 +196,15 @@ class Watchdog:
         )
         say_lines(f"error: {error}", error=True)
         os._exit(1)
+
+
+def describe_unheard(unheard: dict[int, list[int]]) -> str:
+    """A warning that there is no watchdog, where datagrams between ranks are lost."""
+    rank, missing = next(iter(unheard.items()))
+    return (
+        f"rank {rank} hears nothing of rank {missing[0]}: UDP between their machines is blocked. A rank that hangs "
+        "will not be named, and ends the run only by the time-outs of torch.distributed"
+    )
 
 
 def describe_slow(states: list[_State]) -> str:

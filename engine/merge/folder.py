@@ -9,7 +9,8 @@ import torch
 from engine.base.trainable_base import read_trainable_base
 from engine.checkpoint.checkpoint import STATE_FILE, find_problem, read_state
 from engine.merge.check import check_merge
-from engine.merge.weights import assign_tensors, read_adapter, read_entries, weight_files, write_merged_shard
+from engine.merge.weights import assign_tensors, read_adapter, write_merged_shard
+from engine.model.weight_files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, read_entries, weight_files
 from engine.model.weights import base_fingerprint
 from engine.speak.voice_training import write_facts
 from preprocess.common.errors import InputError, explain_write_errors
@@ -38,7 +39,7 @@ def merge_checkpoint(
     read_trainable_base(base, "--base")
     _refuse_other_base(base, checkpoint, state)
     adapter = read_adapter(checkpoint)
-    shapes = {name: entry["shape"] for name, entry in read_entries(base).items()}
+    shapes = {name: entry["shape"] for name, entry in read_entries(base, "--base").items()}
     assigned = assign_tensors(adapter, shapes, base)
     say(f"{checkpoint}: {len(adapter.tensors)} tensors change {len(assigned)} of {len(shapes)} in {base}")
 
@@ -47,7 +48,7 @@ def merge_checkpoint(
     try:
         with explain_write_errors(out.parent, "Free space or name another --out, then merge again."):
             temporary.mkdir(parents=True)
-            for path in weight_files(base):
+            for path in weight_files(base, "--base"):
                 write_merged_shard(path, temporary / path.name, assigned, adapter, dtype)
             _copy_other_files(base, temporary)
             if dtype is not None:
@@ -96,7 +97,7 @@ def _read_state(checkpoint: Path, base: Path | None) -> JsonObject:
 
 def _refuse_other_base(base: Path, checkpoint: Path, state: JsonObject) -> None:
     expected = state["identity"]["base_fingerprint"] if state else None
-    found = base_fingerprint(base)
+    found = base_fingerprint(base, "--base")
     if expected not in (None, found):
         described = f"{expected[:12]}, the base that {checkpoint.name} was trained on ({state['base']})"
         action = "Name that model's folder with --base."
@@ -117,10 +118,11 @@ def _record_dtype(folder: Path, dtype: str) -> None:
     """Write the weights' new dtype into config.json, which Boson's engine goes by, and their size into the index."""
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "torch_dtype": dtype})
-    index_path = folder / "model.safetensors.index.json"
-    if index_path.is_file():
-        index = json.loads(index_path.read_text())
-        index["metadata"]["total_size"] = sum(
+    index_path = folder / WEIGHTS_INDEX_FILE
+    if not (folder / WEIGHTS_FILE).is_file():
+        total_size = sum(
             end - begin for begin, end in (entry["data_offsets"] for entry in read_entries(folder).values())
         )
-        write_json(index_path, index)
+        index = json.loads(index_path.read_text())
+        metadata = index["metadata"] if isinstance(index.get("metadata"), dict) else {}
+        write_json(index_path, {**index, "metadata": {**metadata, "total_size": total_size}})

@@ -8,7 +8,7 @@ Only one tensor of the base is in memory at a time.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from engine.model.weight_files import read_header
 from preprocess.common.errors import InputError, first_line
 from preprocess.common.progress import with_progress
 
@@ -38,14 +39,6 @@ class Adapter:
 
 # The adapter's tensors for one tensor of the base, by part: one of _LORA_PARTS, or "" for a tensor trained whole.
 Parts = dict[str, torch.Tensor]
-
-
-class TensorEntry(TypedDict):
-    """What a safetensors header says of one tensor. data_offsets: [begin, end) in bytes after the header."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: list[int]
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -71,33 +64,6 @@ def read_adapter(folder: Path) -> Adapter:
         where, found = f"{folder / ADAPTER_FILE}: {not_finite[0]}", f"NaN or infinity in {len(not_finite)} tensors"
         raise InputError(where, found, "finite weights", "Merge an earlier checkpoint.")
     return Adapter(folder, config, {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()})
-
-
-def weight_files(base: Path) -> list[Path]:
-    """The safetensors files that transformers loads from the folder `base`. Raises InputError if one is missing."""
-    index = base / "model.safetensors.index.json"
-    if (base / "model.safetensors").is_file():
-        return [base / "model.safetensors"]
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
-    missing = [name for name in names if not (base / name).is_file()]
-    if missing or not names:
-        found = f"no {', '.join(missing) or 'model.safetensors and no model.safetensors.index.json'}"
-        action = "Download the base model again and name its folder with --base."
-        raise InputError(str(base), found, "all safetensors files of the base model", action)
-    return [base / name for name in names]
-
-
-def read_entries(folder: Path) -> dict[str, TensorEntry]:
-    """{tensor name: its header entry} of all weight files of a model folder. Raises InputError if one is missing."""
-    entries = {name: entry for path in weight_files(folder) for name, entry in _read_header(path).items()}
-    entries.pop("__metadata__", None)
-    return entries
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return header
 
 
 def assign_tensors(adapter: Adapter, base_shapes: dict[str, list[int]], base: Path) -> dict[str, Parts]:
@@ -182,7 +148,7 @@ def write_merged_shard(
 
     dtype: of the float tensors written; None keeps each tensor's own. Names, order and metadata stay.
     """
-    header = _read_header(source)
+    header = read_header(source, "--base")
     names = [name for name in header if name != "__metadata__"]
     names.sort(key=lambda name: header[name]["data_offsets"])
     codes = {value: key for key, value in DTYPES.items()}

@@ -10,6 +10,7 @@ import torch
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 
 from engine.base.trainable_base import read_trainable_base
+from engine.model.weight_files import read_header, weight_files
 from preprocess.common.errors import InputError, first_line
 from preprocess.corpus.base_model import how_to_name_a_base
 
@@ -25,9 +26,15 @@ def load_base(folder: Path | str, dtype: torch.dtype, flag: str = "--model") -> 
     flag: the command-line flag that names the folder. Raises InputError for a folder that can't be loaded or trained.
     """
     config = copy.deepcopy(read_trainable_base(folder, flag).config)
+    weight_files(Path(folder), flag)
     with explain_load_errors(folder, flag):
         model = HiggsAudioModel.from_pretrained(
-            folder, config=config, torch_dtype=dtype, attn_implementation="sdpa", local_files_only=True
+            folder,
+            config=config,
+            torch_dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
         )
     model.requires_grad_(False)
     return model.train()
@@ -54,11 +61,15 @@ def explain_load_errors(folder: Path | str, flag: str = "--model") -> Iterator[N
         ) from error
 
 
-def base_fingerprint(folder: Path | str) -> str:
-    """Hex sha256 over config.json and, for each weight file, its name, size, header and blocks spread over it."""
+def base_fingerprint(folder: Path | str, flag: str = "--model") -> str:
+    """Hex sha256 over config.json and, for each weight file, its name, size, header and blocks spread over it.
+
+    Raises InputError for a weight file without a header that fits it.
+    """
     folder = Path(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
+        read_header(path, flag)
         size_bytes = path.stat().st_size
         digest.update(f"{path.name}:{size_bytes}".encode())
         with open(path, "rb") as file:

@@ -137,7 +137,6 @@ def _append(path: Path, data: bytes) -> None:
             written = file.write(data)
             os.fsync(file.fileno())
         except OSError:
-            written = 0
             file.truncate(size)
             raise
         if written < len(data):  # the disk is full

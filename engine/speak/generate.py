@@ -10,6 +10,7 @@ import torch
 from boson_multimodal.serve.serve_engine import HiggsAudioResponse, HiggsAudioServeEngine
 
 from engine.base.trainable_base import read_trainable_base
+from engine.model.weight_files import weight_files
 from engine.model.weights import explain_load_errors
 from preprocess.audio.decode import decode
 from preprocess.codec.load import hubert_from, load_codec
@@ -38,6 +39,7 @@ def load_engine(model: Path, audio_tokenizer: Path, hubert: Path, device: str = 
     base = read_trainable_base(model)
     _, codec = load_codec(audio_tokenizer, hubert)  # for its checks: Boson's loader silently leaves random weights
     check_codec_fits(base, audio_tokenizer, codec.num_codebooks, codec.codebook_size)
+    weight_files(model)
     with hubert_from(hubert), explain_load_errors(model):
         return HiggsAudioServeEngine(str(model), str(audio_tokenizer), device=device)
 

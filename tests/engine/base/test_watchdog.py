@@ -64,6 +64,13 @@ def test_a_rank_that_hangs_is_named_with_its_step_pack_and_clips_and_all_end(how
     assert found[1 - reporter][0] == (-signal.SIGKILL if how == "stopped" else 1)
 
 
+def test_where_datagrams_are_lost_there_is_no_watchdog_and_it_says_so():
+    (code, out, err), (other_code, other_out, _) = run_two("unheard")
+    assert (code, other_code) == (0, 0), err
+    assert "warning: rank 0 hears nothing of rank 1: UDP between their machines is blocked" in out
+    assert "warning" not in other_out
+
+
 def test_a_save_that_hangs_is_named():
     (code, _, err), (other_code, _, _) = run_two("sleeps")
     assert (code, other_code) == (1, 1)

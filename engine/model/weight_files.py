@@ -1,0 +1,70 @@
+"""Which safetensors files a model folder has, and what their headers say."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypedDict
+
+from safetensors import SafetensorError, safe_open
+
+from preprocess.common.errors import InputError, first_line
+from preprocess.common.json_file import read_json_object
+from preprocess.corpus.base_model import how_to_name_a_base
+
+WEIGHTS_FILE, WEIGHTS_INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
+
+
+class TensorEntry(TypedDict):
+    """What a safetensors header says of one tensor. data_offsets: [begin, end) in bytes after the header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+def weight_files(folder: Path, flag: str = "--model") -> list[Path]:
+    """The safetensors files that transformers loads from a model folder. flag: the one that names it.
+
+    Raises InputError if there is none or one is missing, and if the index names anything outside the folder.
+    """
+    index, action = folder / WEIGHTS_INDEX_FILE, how_to_name_a_base(flag)
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if not index.is_file():
+        found = f"no {WEIGHTS_FILE} and no {WEIGHTS_INDEX_FILE}"
+        raise InputError(str(folder), found, "all safetensors files of the base model", action)
+    expected = "a weight_map with the name of a .safetensors file beside it for each tensor"
+    weight_map = read_json_object(index, expected, action).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    wrong = [name for name in names if not (isinstance(name, str) and _FILE_NAME.fullmatch(name))]
+    if wrong or not names:
+        found = f"{wrong[0]!r:.80}" if wrong else f"{weight_map!r:.80}"
+        raise InputError(f"{index}: weight_map", found, expected, action)
+    missing = [name for name in sorted(set(names)) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(str(folder), f"no {', '.join(missing)}", "all safetensors files of the base model", action)
+    return [folder / name for name in sorted(set(names))]
+
+
+def read_header(path: Path, flag: str = "--model") -> dict[str, Any]:
+    """The header of a safetensors file: {tensor name: TensorEntry}, and perhaps "__metadata__".
+
+    Raises InputError unless it fits the file: safetensors checks every type, shape and offset.
+    """
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        found = f"no safetensors file ({first_line(error)})"
+        raise InputError(str(path), found, "weights of the base model", how_to_name_a_base(flag)) from error
+    with open(path, "rb") as file:
+        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header
+
+
+def read_entries(folder: Path, flag: str = "--model") -> dict[str, TensorEntry]:
+    """{tensor name: its header entry} of all weight files of a model folder. Raises InputError as the two above."""
+    entries = {name: entry for path in weight_files(folder, flag) for name, entry in read_header(path, flag).items()}
+    entries.pop("__metadata__", None)
+    return entries
