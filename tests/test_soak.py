@@ -31,6 +31,12 @@ def num_faults(short: int | None, usual: int) -> int:
     return short or int(os.environ.get("SOAK_FAULTS", usual))
 
 
+def record_faults(record_property, counts):
+    """For bench/faults.py."""
+    for kind, number in counts.items():
+        record_property(f"faults: {kind}", number)
+
+
 def fill_disk(processes: list[psutil.Process]) -> None:
     """From now on no file of these processes grows, as on a full disk."""
     for each in processes:
@@ -134,7 +140,7 @@ def test_a_training_under_random_faults_is_the_undisturbed_one(
         for folder, command in commands.items():
             finish(command, pausing, folder, end)
     print(f"seed {SEED}: {dict(counts)}")
-    record_property("faults", dict(counts))
+    record_faults(record_property, counts)
     assert sorted(read_metrics(out)) == list(range(1, last + 1))
     for kind in ("train", "validation"):
         assert read_metrics(out, kind) == read_metrics(straight, kind)
@@ -222,7 +228,7 @@ def test_a_corpus_under_random_faults_is_the_undisturbed_one(
         if chance.random() < 0.3:
             counts[damage_output(chance, out)] += 1
     print(f"seed {SEED}: {dict(counts)}")
-    record_property("faults", dict(counts))
+    record_faults(record_property, counts)
     done = subprocess.run(command(out), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found, expected = folder_bytes(out), folder_bytes(straight)

@@ -17,6 +17,12 @@ from preprocess.common.json_file import JsonObject, read_file, read_json_object
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of
 from preprocess.corpus.text import special_tokens
 
+_ADAPTER_CONFIG_FILE = "adapter_config.json"  # of PEFT
+_KEYS_THAT_NAME_FILES = {
+    *("configuration_files", "fast_tokenizer_files"),
+    *("tokenizer_file", "vocab_file", "merges_file"),
+}
+
 # In text_config these may be null, a number or a list of numbers, and no code reads them.
 _UNREAD_KEYS = {"bos_token_id", "eos_token_id"}
 
@@ -62,7 +68,8 @@ def how_to_name_a_base(flag: str) -> str:
 def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
     """Config and tokenizer of a model folder, read once per process. flag: the one that names it, for error texts.
 
-    Raises InputError for anything but a Higgs Audio v2 model. No code from the folder runs.
+    Raises InputError for anything but a Higgs Audio v2 model. No code from the folder runs, and nothing outside of it
+    is read.
     """
     action = how_to_name_a_base(flag)
     path = folder / "config.json"
@@ -70,16 +77,26 @@ def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
     if given.get("model_type") != HiggsAudioConfig.model_type:
         found = f"model_type {given.get('model_type')!r:.80}"
         raise InputError(str(path), found, repr(HiggsAudioConfig.model_type), action)
-    _refuse_code(path, given, action)
+    _refuse_code_and_paths(path, given, action)
+    if (folder / _ADAPTER_CONFIG_FILE).exists():  # transformers would load the base that it names
+        found, expected = f"{_ADAPTER_CONFIG_FILE}: an adapter beside or in place of a model", "a whole model"
+        raise InputError(str(folder), found, expected, f"{action} An adapter becomes a model with launch.merge.")
     config = _make_config(path, given, action)
     return BaseModel(folder, config, _read_tokenizer(folder, config, action))
 
 
-def _refuse_code(path: Path, given: JsonObject, action: str) -> None:
-    """Raise InputError for a file that names code: transformers, in Boson's engine say, would ask to run it."""
+def _refuse_code_and_paths(path: Path, given: JsonObject, action: str) -> None:
+    """Raise InputError for a file that names code, or other files to read in its place, which transformers would do.
+
+    Boson's engine leaves transformers to ask on the terminal whether to run such code.
+    """
     if "auto_map" in given:
         found = f"auto_map = {str(given['auto_map'])[:60]}, code that would run"
         raise InputError(str(path), found, "no code of its own, each file as it was downloaded", action)
+    for name in sorted(_KEYS_THAT_NAME_FILES & given.keys()):
+        if given[name] is not None:
+            found = f"{name} = {str(given[name])[:60]}, which would be read in place of the folder's files"
+            raise InputError(str(path), found, "no names of files, each file as it was downloaded", action)
 
 
 def _make_config(path: Path, given: JsonObject, action: str) -> HiggsAudioConfig:
@@ -124,7 +141,7 @@ def _fits(value: object, usual: object) -> bool:
 def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreTrainedTokenizerFast:
     expected = "the tokenizer's files beside the model's, each as it was downloaded"
     settings = read_json_object(folder / "tokenizer_config.json", expected, action)
-    _refuse_code(folder / "tokenizer_config.json", settings, action)
+    _refuse_code_and_paths(folder / "tokenizer_config.json", settings, action)
     name = "tokenizer.json"
     read_file(folder / name, expected, action)
     placeholders = {"<|AUDIO|>": config.audio_in_token_idx, "<|AUDIO_OUT|>": config.audio_out_token_idx}

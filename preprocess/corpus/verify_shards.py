@@ -146,6 +146,16 @@ def verify_shard(
         yield InputError(f"{path}[{key}]", f"no member {key}.{suffix}", f"one, as {INDEX_FILE} says", _RECOPY)
 
 
+def _header(info: tarfile.TarInfo) -> bytes:
+    """The header that preprocess.shard writes for a member of this name and size; b"" if ustar has none for it."""
+    canonical = tarfile.TarInfo(info.name)
+    canonical.size = info.size
+    try:
+        return canonical.tobuf(tarfile.USTAR_FORMAT)
+    except ValueError:  # a size below 0 or of 8 GiB and more
+        return b""
+
+
 def read_tar(path: Path, data: bytes) -> Iterator[Member]:
     """The members of a shard, in order. Raises InputError at the first byte that does not follow the format."""
     offset, keys, last = 0, set(), None
@@ -167,9 +177,7 @@ def read_tar(path: Path, data: bytes) -> Iterator[Member]:
         if suffix not in MEMBERS or not KEY_PATTERN.fullmatch(key):
             expected = f"KEY.json, KEY.codes.npy, KEY.flac with a key of {KEY_PATTERN.pattern}"
             raise InputError(where, f"a member named {info.name!r}", expected, _FOREIGN)
-        canonical = tarfile.TarInfo(info.name)
-        canonical.size = info.size
-        if header != canonical.tobuf(tarfile.USTAR_FORMAT):
+        if header != _header(info):
             found = f"a header of {info.name} with an owner, time or mode of its own"
             raise InputError(where, found, "the header that preprocess.shard writes", _FOREIGN)
         if key in keys and last is not None and (key != last[0] or MEMBERS.index(suffix) <= MEMBERS.index(last[1])):

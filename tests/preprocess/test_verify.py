@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
 from preprocess.common.record import write_record
 from preprocess.corpus.shards import Corpus, write_corpus
-from preprocess.corpus.verify_shards import compare_with_webdataset, verify_corpus, verify_shard
+from preprocess.corpus.verify_shards import compare_with_webdataset, read_tar, verify_corpus, verify_shard
 from tests.preprocess.corpus.test_shards import make_clips, write
 from tests.preprocess.helpers import assert_parts
 
@@ -270,6 +272,46 @@ def test_a_hostile_member_is_named_by_verify_and_by_training_and_never_unpickled
             opened.clip(0)
         assert_parts(caught.value, f"{SHARD}[clip-0]", found, "what preprocess.shard writes", "preprocess.verify")
     assert "UNPICKLED" not in os.environ
+
+
+FIELDS = {"name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "type": (156, 1)}
+FIELDS |= {"magic": (257, 8), "owner": (265, 32), "prefix": (345, 155)}
+SIZES = [
+    b"\x80" + bytes(10) + b"\x05",
+    b"\x80" + b"\xff" * 11,
+    b"\xff" * 12,
+    b"77777777777\0",
+    b"-0000000001\0",
+    b"x" * 12,
+]
+NAMES = [
+    b"a\0b.json",
+    b"\0.json",
+    b"../x.json",
+    b"/etc/passwd",
+    b"\x1b[2J.json",
+    b"\xff\xfe.json",
+    b"k.json\0\0.codes.npy",
+]
+
+
+@given(data=st.data())
+def test_any_header_with_a_fitting_sum_is_a_member_or_refused(data, whole):
+    """Sizes as other tars write them (base 256, below zero, beyond the file), NUL in names, links, owners."""
+    tar = bytearray((whole / SHARD).read_bytes())
+    with tarfile.open(whole / SHARD) as opened:
+        at = data.draw(st.sampled_from([member.offset for member in opened]))
+    begin, length = FIELDS[data.draw(st.sampled_from(sorted(FIELDS)))]
+    value = data.draw(st.binary(max_size=length) | st.sampled_from([*SIZES, *NAMES]))[:length]
+    tar[at + begin : at + begin + length] = value.ljust(length, b"\0")
+    total = sum(tar[at : at + 512]) - sum(tar[at + 148 : at + 156]) + 8 * ord(" ")
+    tar[at + 148 : at + 156] = b"%06o\0 " % total
+    try:
+        members = list(read_tar(Path(SHARD), bytes(tar)))
+    except InputError as error:
+        members, where = [], error.where
+        assert where.startswith(f"{SHARD} at byte ")
+    assert members in ([], list(read_tar(Path(SHARD), (whole / SHARD).read_bytes())))
 
 
 def test_a_changed_index_is_refused_by_its_hash(corpus):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_damaged_checkpoints_do_not_push_whole_ones_out(run_copy):
 
 
 @pytest.mark.long
-def test_a_save_killed_at_any_call_leaves_the_old_checkpoint_or_the_new(tmp_path):
+def test_a_save_killed_at_any_call_leaves_the_old_checkpoint_or_the_new(tmp_path, record_property):
     library = tmp_path / "dying.so"
     source = ROOT / "tests" / "fixtures" / "dying.cpp"
     subprocess.run(["g++", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
@@ -144,6 +145,8 @@ def test_a_save_killed_at_any_call_leaves_the_old_checkpoint_or_the_new(tmp_path
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     kills = json.loads(done.stdout)
+    for name, number in Counter(kill["name"] for kill in kills if kill["name"]).items():
+        record_property(f"faults: {name}", number)  # for bench/faults.py
     scenarios = {kill["scenario"] for kill in kills}
     assert scenarios == {"first", "second", "damaged", "second, power cut"}
     for scenario in scenarios:

@@ -256,6 +256,31 @@ def test_code_in_the_folder_never_runs_and_nobody_is_asked(folder, monkeypatch):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [("config.json", "configuration_files")]
+    + [("tokenizer_config.json", key) for key in ("tokenizer_file", "vocab_file", "fast_tokenizer_files")],
+)
+def test_a_folder_that_names_other_files_to_read_is_refused(file, key, folder, tmp_path_factory):
+    """transformers follows such names, out of the folder too."""
+    other = tmp_path_factory.mktemp("other") / "tokenizer.1.0.json"
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.get)[:2]
+    vocabulary |= {first: vocabulary[second], second: vocabulary[first]}
+    other.write_text(json.dumps(tokenizer))
+    path = folder / file
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, key: [str(other)] if key.endswith("files") else str(other)}))
+    assert_parts(refusal(folder), str(path), f"{key} = ", "no names of files", "Download")
+
+
+def test_an_adapter_in_place_of_a_model_is_refused(folder, tmp_path_factory):
+    """transformers would load the base that it names, which may be any folder."""
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path_factory)}))
+    assert_parts(refusal(folder), str(folder), "adapter_config.json", "a whole model", "launch.merge")
+
+
 def test_a_codec_of_another_shape_is_refused(folder):
     base = read_base_model(folder)
     check_codec_fits(base, "codec", 8, 1024)
