@@ -18,6 +18,8 @@ from launch.demo import __main__ as demo
 from launch.demo import stages
 from launch.demo.folder import Folder
 from preprocess import options, verify
+from preprocess.codec.load import CODEC_HELP
+from preprocess.corpus.base_model import how_to_name_a_base
 from tests.test_doors import doors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,6 +129,14 @@ def test_the_demo_runs_the_commands_of_the_readme():
     commands.append(stages.generate_command(folder, reference))
     shown = [words for words in readme_commands() if "demo/merged" in words or "demo/shards" in words]
     assert shown[:4] == commands
+
+
+def test_the_readme_and_the_errors_download_the_same_revisions():
+    commands = [" ".join(words) for words in launched("hf")]
+    for name, error in (("3B-base", how_to_name_a_base("--model")), ("v2-tokenizer", CODEC_HELP)):
+        (revision,) = re.findall(r"--revision ([0-9a-f]{40})", error)
+        (command,) = (command for command in commands if name in command)
+        assert f"--revision {revision}" in command
 
 
 def test_the_readme_names_every_recipe():

@@ -33,10 +33,13 @@ from preprocess.common.json_file import read_json_object
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import Corpus
 
+# The newest one in the layout of Boson's own code.
+CODEC_REVISION = "9d4988fbd4ad07b4cac3a5fa462741a41810dbec"
+
 _HUBERT_HELP = "Download HuBERT (`hf download bosonai/hubert_base --local-dir HUBERT`) and name it with --hubert."
-_CODEC_HELP = (
-    "Download the codec (`hf download bosonai/higgs-audio-v2-tokenizer --local-dir CODEC`) "
-    "and name it with --audio-tokenizer."
+CODEC_HELP = (
+    f"Download the codec (`hf download bosonai/higgs-audio-v2-tokenizer --revision {CODEC_REVISION} "
+    "--local-dir CODEC`) and name it with --audio-tokenizer."
 )
 
 
@@ -109,12 +112,15 @@ def load_codec(folder: Path, hubert: Path, mode: EncodeMode = BOSON_MODE) -> tup
 
 @functools.cache
 def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioTokenizer, CodecFacts]:
-    config = read_json_object(folder / "config.json", "config.json of a codec folder", _CODEC_HELP)
+    config = read_json_object(folder / "config.json", "config.json of a codec folder", CODEC_HELP)
     weights = folder / "model.pth"
     if not weights.is_file():
-        raise InputError(str(folder), "no model.pth", "the codec's weights", _CODEC_HELP)
-    state = read_weights(weights, _CODEC_HELP)
-    check_config(folder / "config.json", config, CodecForm, state, _CODEC_HELP)
+        found = "no model.pth"
+        if (folder / "model.safetensors").is_file():
+            found += ", but model.safetensors: the layout of transformers 5, the hub's since April 2026"
+        raise InputError(str(folder), found, "the codec's weights", CODEC_HELP)
+    state = read_weights(weights, CODEC_HELP)
+    check_config(folder / "config.json", config, CodecForm, state, CODEC_HELP)
     with hubert_from(hubert), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's deprecated weight_norm
         try:
@@ -123,7 +129,7 @@ def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioToken
             raise
         except Exception as error:  # Boson and torch raise errors of every kind
             found = f"a codec that Boson's loader refuses ({first_line(error)})"
-            raise InputError(str(folder), found, "config.json and model.pth of one codec", _CODEC_HELP) from error
+            raise InputError(str(folder), found, "config.json and model.pth of one codec", CODEC_HELP) from error
     _compare_keys(tokenizer, state, weights)
     _ = boson.librosa.resample  # imports this part of librosa now, not in every forked worker
     try:
@@ -131,7 +137,7 @@ def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioToken
         set_precision(tokenizer, mode)
     except Exception as error:  # a config may name what runs and fits no other part
         found = f"a codec that can't be run ({first_line(error)})"
-        raise InputError(str(folder), found, "config.json and model.pth of one codec", _CODEC_HELP) from error
+        raise InputError(str(folder), found, "config.json and model.pth of one codec", CODEC_HELP) from error
     return tokenizer, CodecFacts(
         num_codebooks=tokenizer.n_q,
         codebook_size=tokenizer.quantizer.bins,  # tokenizer.codebook_size is the quantizer's dimension
@@ -148,7 +154,7 @@ def _compare_keys(tokenizer: HiggsAudioTokenizer, state: dict[str, torch.Tensor]
     wrong = {"no": missing, "unknown": result.unexpected_keys}
     found = " and ".join(f"{word} {join_some(sorted(keys), 3)}" for word, keys in wrong.items() if keys)
     if found:
-        raise InputError(str(weights), found, "exactly the weights config.json describes", _CODEC_HELP)
+        raise InputError(str(weights), found, "exactly the weights config.json describes", CODEC_HELP)
 
 
 def _fingerprint(folder: Path, hubert: Path) -> str:

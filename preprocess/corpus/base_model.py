@@ -17,6 +17,9 @@ from preprocess.common.json_file import JsonObject, read_file, read_json_object
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of
 from preprocess.corpus.text import special_tokens
 
+# The newest one in the layout of Boson's own code.
+BASE_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
+
 _ADAPTER_CONFIG_FILE = "adapter_config.json"  # of PEFT
 _KEYS_THAT_NAME_FILES = {
     *("configuration_files", "fast_tokenizer_files"),
@@ -60,7 +63,7 @@ def how_to_name_a_base(flag: str) -> str:
     """The action of an error about a folder that is no base model. flag: the one that names the folder."""
     return (
         f"Name the model's folder with {flag}. Download the model if it is missing or broken: "
-        "`hf download bosonai/higgs-audio-v2-generation-3B-base --local-dir BASE`."
+        f"`hf download bosonai/higgs-audio-v2-generation-3B-base --revision {BASE_REVISION} --local-dir BASE`."
     )
 
 
@@ -76,6 +79,8 @@ def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
     given = read_json_object(path, "config.json of a Higgs Audio v2 model folder", action)
     if given.get("model_type") != HiggsAudioConfig.model_type:
         found = f"model_type {given.get('model_type')!r:.80}"
+        if given.get("model_type") == "higgs_audio_v2":
+            found += ": the layout of transformers 5, the hub's since April 2026"
         raise InputError(str(path), found, repr(HiggsAudioConfig.model_type), action)
     _refuse_code_and_paths(path, given, action)
     if (folder / _ADAPTER_CONFIG_FILE).exists():  # transformers would load the base that it names

@@ -284,6 +284,16 @@ def test_a_strange_config_ends_in_no_traceback(data, codec_folder, hubert_folder
         encode_waveform(codec, np.zeros(facts.sample_rate_hz, np.float32), facts.sample_rate_hz)
 
 
+def test_a_codec_in_the_layout_of_transformers_5_is_named(tmp_path, codec_folder, hubert_folder):
+    shutil.copy(codec_folder / "config.json", tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError) as caught:
+        load_codec(tmp_path, hubert_folder)
+    assert_parts(
+        caught.value, str(tmp_path), "no model.pth, but model.safetensors: the layout of transf", "", "--revision"
+    )
+
+
 def test_hubert_without_weights_is_refused(tmp_path, codec_folder, hubert_folder):
     shutil.copy(hubert_folder / "config.json", tmp_path)
     with pytest.raises(InputError) as caught:
