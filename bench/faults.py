@@ -1,6 +1,6 @@
 """docs/faults.md: the faults that the tests try, how many of each kind, and whether any got through.
 
-python bench/faults.py                          all tests below, the soak among them: some two hours on two cores
+python bench/faults.py                          all tests below, the soak among them: two hours on two cores
 python bench/faults.py --results A.xml B.xml    from earlier runs of `pytest --junitxml A.xml`, without -n
 """
 
@@ -19,6 +19,12 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "faults.md"
 
+
+def some(file: str, *names: str) -> list[str]:
+    """The tests of a file whose names begin so, without "test_"."""
+    return [f"{file}::test_{name}" for name in names]
+
+
 # Heading: {what is tried, and what must hold: test files, or tests in them}.
 FAULTS = {
     "Kills, stops and hangs": {
@@ -35,9 +41,14 @@ FAULTS = {
             "tests/engine/base/test_watchdog.py",
             "tests/test_launched_hangs.py",
         ],
-        "workers of the preprocessing killed or hanging: one clip at most": [
-            "tests/preprocess/encode/test_local_pool.py"
-        ],
+        "workers of the preprocessing killed or hanging: one clip at most": some(
+            "tests/preprocess/encode/test_local_pool.py",
+            "a_killed",
+            "a_job_that",
+            "a_worker_that",
+            "a_bug",
+            "workers_die",
+        ),
     },
     "Disks": {
         "full, read-only, gone: named, and what was there stays": [
@@ -45,9 +56,9 @@ FAULTS = {
             "tests/engine/monitor/test_run_log.py",
             "tests/preprocess/common/test_locks.py",
         ],
-        "storage at an address that fails, breaks off, or holds other bytes": [
-            "tests/preprocess/corpus/test_storage.py"
-        ],
+        "storage at an address that fails, breaks off, or holds other bytes": some(
+            "tests/preprocess/corpus/test_storage.py", "a_service", "a_byte", "a_shard", "a_file_that", "a_cache"
+        ),
     },
     "Damaged and strange files": {
         "records (corpus.json, fragments, state.json, run.json, voice_training.json): bytes flipped, files cut, "
@@ -64,17 +75,29 @@ FAULTS = {
             "tests/preprocess/corpus/test_base_model.py",
             "tests/engine/model/test_weight_files.py",
         ],
-        "codecs and HuBERT: the same": ["tests/preprocess/codec/test_load.py"],
+        "codecs and HuBERT: the same": some(
+            "tests/preprocess/codec/test_load.py",
+            "a_",
+            "values_that",
+            "weights_that",
+            "hubert_without",
+            "codec_weights",
+        ),
         "checkpoints: damaged in each file": [
             "tests/engine/checkpoint/test_checkpoint.py::test_a_broken_checkpoint_is_named"
         ],
-        "recipes, overrides, DeepSpeed settings: any value at any key": ["tests/engine/base/test_recipe.py"],
+        "recipes, overrides, DeepSpeed settings: any value at any key": some(
+            "tests/engine/base/test_recipe.py", "a_wrong", "a_value", "a_file", "a_json", "aliases", "any", "no_file"
+        ),
         "manifests: any value at any place, in every dialect: one row at most": [
             "tests/preprocess/manifest/test_strange_rows.py",
             "tests/preprocess/manifest/test_bad_input.py",
         ],
         "recordings: cut, flipped, empty, of another format, over which a decoder crashes or hangs: one clip": [
-            "tests/preprocess/audio/test_decode.py",
+            *some("tests/preprocess/audio/test_decode.py", "a_file_cut", "a_flac", "what_is_no_audio", "no_samples"),
+            *some(
+                "tests/preprocess/audio/test_decode.py", "a_part_of_a_file", "a_header", "a_broken", "a_path", "a_pro"
+            ),
             "tests/preprocess/encode/test_bad_audio.py",
             "tests/preprocess/encode/test_surprises.py",
         ],
@@ -120,8 +143,11 @@ def run_tests(results: Path) -> Path:
 
 
 def count(results: list[Path]) -> dict[str, Count]:
-    """{row: its counts}. Raises SystemExit for a row of which no test has run."""
-    found = {row: Count() for rows in FAULTS.values() for row in rows}
+    """{row: its counts}. A test that stands in several files counts as in the last one.
+
+    Raises SystemExit where a row has no result.
+    """
+    cases: dict[str, tuple[ElementTree.Element, int]] = {}
     for path in results:
         root = ElementTree.parse(path).getroot()
         examples = {
@@ -131,16 +157,20 @@ def count(results: list[Path]) -> dict[str, Count]:
         }
         for case in root.iter("testcase"):
             node = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
-            for row in (
-                row for rows in FAULTS.values() for row, names in rows.items() if node.startswith(tuple(names))
-            ):
-                add(found[row], case, examples.get(node, 1))
+            cases[node] = case, examples.get(node, 1)
+    found = {row: Count() for rows in FAULTS.values() for row in rows}
+    for rows in FAULTS.values():
+        for row, names in rows.items():
+            for node, (case, num) in cases.items():
+                if node.startswith(tuple(names)):
+                    add(found[row], case, num)
     if never := [row for row, each in found.items() if not each.tests]:
         raise SystemExit(f"no result of: {'; '.join(never)}")
     return found
 
 
 def add(into: Count, case: ElementTree.Element, examples: int) -> None:
+    """Count one test. examples: of a property test, otherwise 1."""
     given = dict(properties(case))
     kinds = Counter(
         {name.removeprefix("faults: "): int(n) for name, n in given.items() if name.startswith("faults: ")}
@@ -170,8 +200,8 @@ def page(counts: dict[str, Count]) -> str:
     lines = [
         "# Faults",
         "",
-        f"What the tests do to the system, by a run of {date.today()}: {total:,} faults, of which "
-        f"{failed or 'none'} got through. Written by `python bench/faults.py`, which says where each row is tested.",
+        f"What the tests do to the system, by a run of {date.today()}: {total:,} faults, of which {failed or 'none'}",
+        "got through. Written by `python bench/faults.py`, which says where each row is tested.",
     ]
     if skipped:
         lines += ["", f"{skipped} tests were skipped: the machine had no program or file that they need."]
@@ -183,17 +213,16 @@ def page(counts: dict[str, Count]) -> str:
             "| fault, and what must hold | tests | tried | failed |",
             "|---|---|---|---|",
         ]
-        lines += [f"| {row} | {counts[row].tests} | {counts[row].tried:,} | {counts[row].failed} |" for row in rows]
-        for kinds in (counts[row].kinds for row in rows):
-            if kinds:
-                named = ", ".join(
-                    f"{name} {number}" for name, number in sorted(kinds.items(), key=lambda n: (-n[1], n[0]))
-                )
-                lines += ["", f"{named[0].upper()}{named[1:]}."]
+        for row in rows:
+            each = counts[row]
+            kinds = ", ".join(
+                f"{name} {number}" for name, number in sorted(each.kinds.items(), key=lambda n: (-n[1], n[0]))
+            )
+            lines.append(f"| {row}{f' ({kinds})' if kinds else ''} | {each.tests} | {each.tried:,} | {each.failed} |")
     lines += [
         "",
-        "Tried: one for each test case, each example of a property test (with `make fuzz` they are others in each "
-        "round), each call at which a save was killed, each fault of a soak.",
+        "Tried: one for each test case, each example of a property test (`make fuzz` makes others in each round),",
+        "each call at which a save was killed, each fault of a soak.",
     ]
     return "\n".join(lines) + "\n"
 

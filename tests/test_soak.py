@@ -1,6 +1,6 @@
 """Random faults over one training and over one corpus, relaunched until done: the result is that of no fault at all.
 
-make test-soak          30 faults in training and 100 in preprocessing; some 40 minutes on two cores
+make test-soak          30 faults in training and 100 in preprocessing; an hour on two cores
 SOAK_FAULTS=5 SOAK_SEED=7 make test-soak
 """
 
