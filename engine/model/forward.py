@@ -100,10 +100,11 @@ def _layer(
     layer: DecoderLayer, hidden: torch.Tensor, stream: Stream, rotary: Rotary, text_rotary: Rotary
 ) -> torch.Tensor:
     """One decoder layer of any kind that Boson's config allows and engine.base.trainable_base does not refuse."""
-    num_text = len(stream.text_tokens)
+    # For `split`: the backward of a slice fills zeros and adds (bench/LOG.md).
+    sides = [len(stream.text_tokens), len(hidden) - len(stream.text_tokens)]
     if getattr(layer, "fast_forward", False):
         # Audio columns skip the layer, and text attends to text only.
-        text, audio = hidden[:num_text], hidden[num_text:]
+        text, audio = hidden.split(sides)
         projected = _project(layer.self_attn, _norm(layer.input_layernorm, text))
         mixed = attention_layer(
             layer.self_attn, projected, text_rotary, stream.text_segments, stream.longest_text_segment
@@ -114,9 +115,8 @@ def _layer(
 
     is_dual = hasattr(layer, "audio_mlp")
     if is_dual:
-        normed = torch.cat(
-            [_norm(layer.input_layernorm, hidden[:num_text]), _norm(layer.audio_input_layernorm, hidden[num_text:])]
-        )
+        text, audio = hidden.split(sides)
+        normed = torch.cat([_norm(layer.input_layernorm, text), _norm(layer.audio_input_layernorm, audio)])
     else:
         normed = _norm(layer.input_layernorm, hidden)
     projected = [
@@ -128,7 +128,7 @@ def _layer(
     hidden = hidden + project(mixed, layer.self_attn.o_proj)[0]
     if not is_dual:
         return hidden + _mlp(layer.mlp, _norm(layer.post_attention_layernorm, hidden))
-    text, audio = hidden[:num_text], hidden[num_text:]
+    text, audio = hidden.split(sides)
     text = _mlp(layer.mlp, _norm(layer.post_attention_layernorm, text))
     audio = _mlp(layer.audio_mlp, _norm(layer.audio_post_attention_layernorm, audio))
     return hidden + torch.cat([text, audio])
