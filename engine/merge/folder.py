@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from engine.base.trainable_base import read_trainable_base
-from engine.checkpoint.checkpoint import STATE_FILE, find_problem, read_state
+from engine.checkpoint.checkpoint import ADAPTER_FILE, STATE_FILE, find_problem, read_state
 from engine.merge.check import check_merge
 from engine.merge.weights import assign_tensors, read_adapter, write_merged_shard
 from engine.model.weight_files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, read_entries, weight_files
 from engine.model.weights import base_fingerprint
-from engine.speak.voice_training import write_facts
+from engine.speak.voice_training import FACTS_FILE, merged_adapters, write_facts
 from preprocess.common.errors import InputError, explain_write_errors
-from preprocess.common.files import finish_folder, write_json
+from preprocess.common.files import finish_folder, sha256_file, write_json
 from preprocess.common.json_file import JsonObject
 from preprocess.common.say import say
 
@@ -38,6 +38,7 @@ def merge_checkpoint(
     base = Path(base or state["base"])
     read_trainable_base(base, "--base")
     _refuse_other_base(base, checkpoint, state)
+    _refuse_merging_twice(base, checkpoint)
     adapter = read_adapter(checkpoint)
     shapes = {name: entry["shape"] for name, entry in read_entries(base, "--base").items()}
     assigned = assign_tensors(adapter, shapes, base)
@@ -102,6 +103,15 @@ def _refuse_other_base(base: Path, checkpoint: Path, state: JsonObject) -> None:
         described = f"{expected[:12]}, the base that {checkpoint.name} was trained on ({state['base']})"
         action = "Name that model's folder with --base."
         raise InputError(str(base), f"a model with fingerprint {found[:12]}", described, action)
+
+
+def _refuse_merging_twice(base: Path, checkpoint: Path) -> None:
+    if (checkpoint / ADAPTER_FILE).is_file() and sha256_file(checkpoint / ADAPTER_FILE) in merged_adapters(base):
+        found = f"a model that has {checkpoint.name} merged into it already, as its {FACTS_FILE} says"
+        action = (
+            "Name the base that the adapter was trained on with --base. Twice merged, its change would be doubled."
+        )
+        raise InputError(str(base), found, "a base without this adapter", action)
 
 
 def _copy_other_files(base: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ layout                    name, system text and normaliser version: generation u
                           keep_system if rows had system texts of their own
 speech                    what the corpus sounds like: generation warns about what differs from it
 step, adapter_sha256      the checkpoint
+earlier_adapters          sha256 of those that the base had merged into it before, the first one first
 base_fingerprint          the base model
 codec_fingerprint         the codec of the corpora; null for an adapter that was trained elsewhere
 corpus_fingerprints       one per corpus; null likewise
@@ -32,6 +33,7 @@ class FactsForm(Form):
     speech: SpeechForm
     step: Count | None
     adapter_sha256: Sha256
+    earlier_adapters: list[Sha256]
     base_fingerprint: str
     codec_fingerprint: str | None
     corpus_fingerprints: list[str] | None
@@ -45,11 +47,18 @@ def write_facts(folder: Path, checkpoint: Path, base: Path, state: JsonObject) -
         "speech": state.get("speech", {}),
         "step": state.get("step"),
         "adapter_sha256": sha256_file(checkpoint / ADAPTER_FILE),
+        "earlier_adapters": merged_adapters(base),
         "base_fingerprint": base_fingerprint(base),
         "codec_fingerprint": identity.get("codec_fingerprint"),
         "corpus_fingerprints": identity.get("corpus_fingerprints"),
     }
     write_record(folder / FACTS_FILE, facts)
+
+
+def merged_adapters(folder: Path) -> list[str]:
+    """sha256 of each adapter that was merged into a model folder, in order; [] for a base as it was released."""
+    facts = read_facts(folder)
+    return [*facts["earlier_adapters"], facts["adapter_sha256"]] if "adapter_sha256" in facts else []
 
 
 def read_facts(folder: Path) -> JsonObject:

@@ -185,6 +185,7 @@ def test_merged_folder_says_its_layout_and_where_it_comes_from(tmp_path, model_f
         "speech": {"reference_sec": [100.0, 200.0], "sec_per_letter": 1.0},
         "step": 7,
         "adapter_sha256": state["sha256"]["adapter_model.safetensors"],
+        "earlier_adapters": [],
         "base_fingerprint": state["identity"]["base_fingerprint"],
         "codec_fingerprint": "codec",
         "corpus_fingerprints": ["corpus"],
@@ -202,6 +203,26 @@ def test_plain_peft_adapter_merges_when_its_base_is_named(tmp_path, model_folder
     merge_checkpoint(full_checkpoint, None, tmp_path / "other", verify=False)
     other = read_weights(tmp_path / "other")
     assert all(torch.equal(tensor, other[name]) for name, tensor in read_weights(tmp_path / "merged").items())
+
+
+def test_an_adapter_is_not_merged_twice_whatever_was_merged_between(tmp_path, model_folder, full_checkpoint):
+    adapters = [tmp_path / "first", tmp_path / "second"]
+    for adapter in adapters:
+        model = PeftModel.from_pretrained(load_base(model_folder, torch.float32), full_checkpoint)
+        for name, parameter in model.named_parameters():
+            if adapter.name == "second" and "lora_B" in name:
+                parameter.data *= 2
+        model.save_pretrained(adapter, save_embedding_layers=False)
+    bases = [model_folder, tmp_path / "one", tmp_path / "two"]
+    for base, adapter, out in zip(bases, adapters, bases[1:], strict=False):
+        merge_checkpoint(adapter, base, out, verify=False)
+    assert len(read_facts(bases[2])["earlier_adapters"]) == 1
+    for base, adapter in ((bases[1], adapters[0]), (bases[2], adapters[1]), (bases[2], adapters[0])):
+        error = refusal(adapter, base, tmp_path / "twice")
+        assert_parts(
+            error, str(base), f"has {adapter.name} merged into it already", "a base without", "would be doubled"
+        )
+    assert not (tmp_path / "twice").exists()
 
 
 @pytest.mark.parametrize("mutant", ["audio_mlp left out", "scale halved"])
