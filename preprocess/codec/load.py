@@ -29,6 +29,7 @@ from preprocess.codec.precision import BOSON_MODE, EncodeMode, set_precision
 from preprocess.codec.weight_file import read_weights
 from preprocess.common.errors import InputError, first_line, join_some
 from preprocess.common.files import sha256_file
+from preprocess.common.hub_folder import refuse_adapter, refuse_code_and_paths
 from preprocess.common.json_file import read_json_object
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import Corpus
@@ -78,25 +79,24 @@ def hubert_from(folder: Path | str) -> Iterator[None]:
 def _check_hubert(folder: Path) -> None:
     path = folder / "config.json"
     config = read_json_object(path, "config.json of a HuBERT folder", _HUBERT_HELP)
-    if "auto_map" in config:
-        raise InputError(
-            str(path),
-            "auto_map: the model would run Python code from its own folder",
-            "a HuBERT of transformers' own class",
-            "Remove auto_map from the config if the weights are those of a plain HubertModel.",
-        )
+    plain = "If the weights are those of a plain HubertModel, take auto_map out of the file."
+    refuse_code_and_paths(path, config, f"{_HUBERT_HELP} {plain}")
+    refuse_adapter(folder, _HUBERT_HELP)
     if config.get("model_type") != "hubert":
         raise InputError(str(path), f"model_type {config.get('model_type')!r}", "'hubert'", _HUBERT_HELP)
-    files = _hubert_weights(folder)
-    if not files:
-        raise InputError(str(folder), "no weights", "model.safetensors or pytorch_model.bin", _HUBERT_HELP)
-    weights = {name: tensor for file in files for name, tensor in read_weights(file, _HUBERT_HELP).items()}
-    check_config(path, config, HubertForm, weights, _HUBERT_HELP)
+    check_config(path, config, HubertForm, read_weights(_hubert_weights(folder), _HUBERT_HELP), _HUBERT_HELP)
 
 
-def _hubert_weights(folder: Path) -> list[Path]:
-    """The weight files that transformers reads: safetensors if there are any."""
-    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+def _hubert_weights(folder: Path) -> Path:
+    """The one weight file that transformers reads. Raises InputError where there is none, or an index of others."""
+    names, found = ("model.safetensors", "pytorch_model.bin"), "no weights"
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+        if (folder / f"{name}.index.json").exists():
+            found = f"{name}.index.json, an index of several files"
+            break
+    raise InputError(str(folder), found, " or ".join(names), _HUBERT_HELP)
 
 
 def load_codec(folder: Path, hubert: Path, mode: EncodeMode = BOSON_MODE) -> tuple[HiggsAudioTokenizer, CodecFacts]:
@@ -160,7 +160,7 @@ def _compare_keys(tokenizer: HiggsAudioTokenizer, state: dict[str, torch.Tensor]
 def _fingerprint(folder: Path, hubert: Path) -> str:
     files = [folder / "config.json", folder / "model.pth", hubert / "config.json"]
     digest = hashlib.sha256()
-    for path in files + _hubert_weights(hubert):
+    for path in [*files, _hubert_weights(hubert)]:
         digest.update(sha256_file(path).encode())
     return digest.hexdigest()
 

@@ -13,18 +13,13 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from preprocess.common.errors import InputError, first_line
+from preprocess.common.hub_folder import refuse_adapter, refuse_code_and_paths
 from preprocess.common.json_file import JsonObject, read_file, read_json_object
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of
 from preprocess.corpus.text import special_tokens
 
 # The newest one in the layout of Boson's own code.
 BASE_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
-
-_ADAPTER_CONFIG_FILE = "adapter_config.json"  # of PEFT
-_KEYS_THAT_NAME_FILES = {
-    *("configuration_files", "fast_tokenizer_files"),
-    *("tokenizer_file", "vocab_file", "merges_file"),
-}
 
 # In text_config these may be null, a number or a list of numbers, and no code reads them.
 _UNREAD_KEYS = {"bos_token_id", "eos_token_id"}
@@ -82,26 +77,10 @@ def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
         if given.get("model_type") == "higgs_audio_v2":
             found += ": the layout of transformers 5, the hub's since April 2026"
         raise InputError(str(path), found, repr(HiggsAudioConfig.model_type), action)
-    _refuse_code_and_paths(path, given, action)
-    if (folder / _ADAPTER_CONFIG_FILE).exists():  # transformers would load the base that it names
-        found, expected = f"{_ADAPTER_CONFIG_FILE}: an adapter beside or in place of a model", "a whole model"
-        raise InputError(str(folder), found, expected, f"{action} An adapter becomes a model with launch.merge.")
+    refuse_code_and_paths(path, given, action)
+    refuse_adapter(folder, action)
     config = _make_config(path, given, action)
     return BaseModel(folder, config, _read_tokenizer(folder, config, action))
-
-
-def _refuse_code_and_paths(path: Path, given: JsonObject, action: str) -> None:
-    """Raise InputError for a file that names code, or other files to read in its place, which transformers would do.
-
-    Boson's engine leaves transformers to ask on the terminal whether to run such code.
-    """
-    if "auto_map" in given:
-        found = f"auto_map = {str(given['auto_map'])[:60]}, code that would run"
-        raise InputError(str(path), found, "no code of its own, each file as it was downloaded", action)
-    for name in sorted(_KEYS_THAT_NAME_FILES & given.keys()):
-        if given[name] is not None:
-            found = f"{name} = {str(given[name])[:60]}, which would be read in place of the folder's files"
-            raise InputError(str(path), found, "no names of files, each file as it was downloaded", action)
 
 
 def _make_config(path: Path, given: JsonObject, action: str) -> HiggsAudioConfig:
@@ -146,7 +125,7 @@ def _fits(value: object, usual: object) -> bool:
 def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreTrainedTokenizerFast:
     expected = "the tokenizer's files beside the model's, each as it was downloaded"
     settings = read_json_object(folder / "tokenizer_config.json", expected, action)
-    _refuse_code_and_paths(folder / "tokenizer_config.json", settings, action)
+    refuse_code_and_paths(folder / "tokenizer_config.json", settings, action)
     name = "tokenizer.json"
     read_file(folder / name, expected, action)
     placeholders = {"<|AUDIO|>": config.audio_in_token_idx, "<|AUDIO_OUT|>": config.audio_out_token_idx}

@@ -159,7 +159,27 @@ def test_a_hubert_that_brings_code_is_refused(tmp_path, codec_folder, hubert_fol
     (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
     with pytest.raises(InputError) as caught:
         load_codec(codec_folder, tmp_path)
-    assert_parts(caught.value, str(tmp_path), "auto_map", "transformers' own class", "Remove auto_map")
+    assert_parts(caught.value, str(tmp_path), "auto_map", "no code of its own", "take auto_map out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("config.json", {"configuration_files": ["../other/config.4.0.0.json"]}, "configuration_files = "),
+        ("adapter_config.json", {"base_model_name_or_path": "../other"}, "adapter_config.json"),
+        ("model.safetensors.index.json", {"weight_map": {"x": "../other/model.safetensors"}}, "index of several"),
+    ],
+)
+def test_a_hubert_that_names_other_files_is_refused(name, content, found, tmp_path, codec_folder, hubert_folder):
+    """transformers would read those in place of the folder's."""
+    folder = shutil.copytree(hubert_folder, tmp_path / "hubert")
+    before = json.loads((folder / name).read_text()) if name == "config.json" else {}
+    (folder / name).write_text(json.dumps({**before, **content}))
+    if "index" in name:
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError) as caught:
+        load_codec(codec_folder, folder)
+    assert_parts(caught.value, str(folder), found, "", "hf download")
 
 
 @pytest.mark.parametrize(("kind", "found"), [("codec", "no such folder"), ("hubert", "no such folder")])
