@@ -5,15 +5,18 @@ applies scale, rsLoRA, DoRA and per-layer ranks. A file keeps its name, the orde
 Only one tensor of the base is in memory at a time.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
+from pydantic import Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -21,11 +24,27 @@ from torch import nn
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from engine.model.weight_files import read_header
 from preprocess.common.errors import InputError, first_line
+from preprocess.common.json_file import read_json_object
 from preprocess.common.progress import with_progress
+from preprocess.common.record import Form, first_problem
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PEFT_PREFIX = "base_model.model."
 _LORA_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+
+
+Rank = Annotated[int, Field(ge=1, le=65_536)]
+Alpha = Annotated[float, Field(gt=-1e6, lt=1e6)]
+
+
+class AdapterForm(Form):
+    """What an adapter_config.json must hold beside what PEFT checks. Other initial weights would change the base."""
+
+    r: Rank
+    lora_alpha: Alpha
+    init_lora_weights: bool | Literal["gaussian"] = True
+    rank_pattern: dict[str, Rank] = Field(default={})
+    alpha_pattern: dict[str, Alpha] = Field(default={})
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,15 @@ def read_adapter(folder: Path) -> Adapter:
         expected = "a LoRA adapter of weights only (peft_type LORA, bias 'none', no alora_invocation_tokens)"
         action = "Merge it with the software that trained it."
         raise InputError(str(folder / ADAPTER_CONFIG_FILE), found, expected, action)
-    not_finite = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    path, action = (
+        folder / ADAPTER_CONFIG_FILE,
+        "Restore it from a copy, or merge it with the software that trained it.",
+    )
+    try:
+        AdapterForm.model_validate(read_json_object(path, "a PEFT adapter's config", action))
+    except ValidationError as error:
+        raise InputError(str(path), first_problem(error), "the config of a plain LoRA adapter", action) from error
+    not_finite = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
     if not_finite:
         where, found = f"{folder / ADAPTER_FILE}: {not_finite[0]}", f"NaN or infinity in {len(not_finite)} tensors"
         raise InputError(where, found, "finite weights", "Merge an earlier checkpoint.")
@@ -82,12 +109,13 @@ def assign_tensors(adapter: Adapter, base_shapes: dict[str, list[int]], base: Pa
             assigned.setdefault(target, {})[part] = tensor
         else:
             wrong.append(f"{name} {list(tensor.shape)} for {'no tensor' if shape is None else shape}")
-    wrong += [
-        f"nothing for {name}, which the adapter's config adapts"
-        for name, shape in base_shapes.items()
-        if len(shape) == 2 and name.endswith(".weight") and name not in assigned
-        if check_target_module_exists(adapter.config, name.removesuffix(".weight"))
-    ]
+    with _explain_peft_errors(adapter):
+        wrong += [
+            f"nothing for {name}, which the adapter's config adapts"
+            for name, shape in base_shapes.items()
+            if len(shape) == 2 and name.endswith(".weight") and name not in assigned
+            if check_target_module_exists(adapter.config, name.removesuffix(".weight"))
+        ]
     if wrong:
         found = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         expected = f"an adapter whose every tensor belongs to {base}"
@@ -116,8 +144,9 @@ def merge_tensor(name: str, weight: torch.Tensor, parts: Parts, adapter: Adapter
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.float(), requires_grad=False)
     root = _module_at(path, linear)
-    inject_adapter_in_model(adapter.config, root)
-    result: Any = set_peft_model_state_dict(root, {f"{path}.{part}": tensor for part, tensor in parts.items()})
+    with _explain_peft_errors(adapter):
+        inject_adapter_in_model(adapter.config, root)
+        result: Any = set_peft_model_state_dict(root, {f"{path}.{part}": tensor for part, tensor in parts.items()})
     missing = [key for key in result.missing_keys if ".lora_" in key]
     if missing or result.unexpected_keys:
         where, found = f"{adapter.folder / ADAPTER_FILE}: {path}", f"parts {', '.join(sorted(parts))}"
@@ -126,7 +155,25 @@ def merge_tensor(name: str, weight: torch.Tensor, parts: Parts, adapter: Adapter
     layer = root.get_submodule(path)
     assert isinstance(layer, LoraLinear)
     layer.merge()  # into the weight of `linear`, which it wraps
+    if not linear.weight.isfinite().all():
+        where, found = str(adapter.folder / ADAPTER_CONFIG_FILE), f"a scale that makes {name} infinite or NaN"
+        raise InputError(where, found, "finite weights", "Restore the adapter from a copy, or merge another one.")
     return linear.weight.data
+
+
+@contextlib.contextmanager
+def _explain_peft_errors(adapter: Adapter) -> Iterator[None]:
+    """Inside, an error of PEFT's about the adapter's config becomes an InputError."""
+    try:
+        yield
+    except Exception as error:  # PEFT raises errors of every kind
+        if isinstance(error, InputError | MemoryError):
+            raise
+        where, found = (
+            str(adapter.folder / ADAPTER_CONFIG_FILE),
+            f"values that PEFT can't apply ({first_line(error)})",
+        )
+        raise InputError(where, found, "a LoRA adapter of this base", "Restore it from a copy.") from error
 
 
 def _module_at(path: str, module: nn.Module) -> nn.Module:

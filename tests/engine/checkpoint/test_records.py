@@ -70,14 +70,43 @@ def test_a_strange_value_anywhere_in_a_state_is_refused_or_used(data, step, job,
 
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_a_strange_value_anywhere_in_an_adapter_s_config_is_refused_or_used(data, step, job, tmp_path_factory):
+def test_a_strange_value_anywhere_in_an_adapter_s_config_is_refused_or_used(
+    data, step, job, model_folder, tmp_path_factory
+):
     folder = shutil.copytree(step, tmp_path_factory.mktemp("strange") / "adapter")
     (folder / "state.json").unlink()
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(data.draw(made_strange(config))))
-    for act in (lambda: read_adapter(folder), lambda: check_adapter(str(folder), job)):
+    merge = lambda: merge_checkpoint(folder, model_folder, folder.with_name("merged"), verify=False)  # noqa: E731
+    for act in (lambda: read_adapter(folder), lambda: check_adapter(str(folder), job), merge):
         with contextlib.suppress(InputError):
             act()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("init_lora_weights", value) for value in ("pissa", "olora", "corda", "evil")),
+        *(("r", value) for value in ("2", 0, -2, 10**9)),
+        *(("lora_alpha", value) for value in ("x", None, float("nan"), 1e300)),
+        *(("lora_dropout", value) for value in (5, "x")),
+        *(("target_modules", value) for value in (5, "(((", "all-linear", [])),
+        *(("rank_pattern", value) for value in ({"(((": 2}, [1], {"q_proj": "x"})),
+        ("alpha_pattern", {"q_proj": "x"}),
+        ("megatron_config", {"a": 1}),
+        ("modules_to_save", 5),
+        ("layer_replication", [[0, 1]]),
+    ],
+)
+def test_an_adapter_s_config_that_does_not_fit_is_one_sentence(name, value, step, model_folder, tmp_path):
+    folder = shutil.copytree(step, tmp_path / "adapter")
+    (folder / "state.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(InputError) as caught:
+        merge_checkpoint(folder, model_folder, tmp_path / "merged", verify=False)
+    assert caught.value.where.startswith(str(folder))
+    assert not (tmp_path / "merged").exists()
 
 
 @given(data=st.data())
