@@ -68,7 +68,7 @@ def base_fingerprint(folder: Path | str, flag: str = "--model") -> str:
     """
     folder = Path(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):  # a pipe would never end
         read_header(path, flag)
         size_bytes = path.stat().st_size
         digest.update(f"{path.name}:{size_bytes}".encode())

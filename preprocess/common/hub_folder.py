@@ -6,10 +6,6 @@ from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
 
 _ADAPTER_CONFIG_FILE = "adapter_config.json"  # of PEFT
-_KEYS_THAT_NAME_FILES = {
-    *("configuration_files", "fast_tokenizer_files"),
-    *("tokenizer_file", "vocab_file", "merges_file"),
-}
 
 
 def refuse_code_and_paths(path: Path, given: JsonObject, action: str) -> None:
@@ -20,7 +16,7 @@ def refuse_code_and_paths(path: Path, given: JsonObject, action: str) -> None:
     if "auto_map" in given:
         found = f"auto_map = {str(given['auto_map'])[:60]}, code that would run"
         raise InputError(str(path), found, "no code of its own, each file as it was downloaded", action)
-    for name in sorted(_KEYS_THAT_NAME_FILES & given.keys()):
+    for name in sorted(name for name in given if name.endswith(("_file", "_files"))):  # each class has its own
         if given[name] is not None:
             found = f"{name} = {str(given[name])[:60]}, which would be read in place of the folder's files"
             raise InputError(str(path), found, "no names of files, each file as it was downloaded", action)

@@ -126,6 +126,9 @@ def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreT
     expected = "the tokenizer's files beside the model's, each as it was downloaded"
     settings = read_json_object(folder / "tokenizer_config.json", expected, action)
     refuse_code_and_paths(folder / "tokenizer_config.json", settings, action)
+    special = folder / "special_tokens_map.json"  # its keys are arguments of the tokenizer's class too
+    if special.exists():
+        refuse_code_and_paths(special, read_json_object(special, expected, action), action)
     name = "tokenizer.json"
     read_file(folder / name, expected, action)
     placeholders = {"<|AUDIO|>": config.audio_in_token_idx, "<|AUDIO_OUT|>": config.audio_out_token_idx}

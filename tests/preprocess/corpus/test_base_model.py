@@ -263,7 +263,8 @@ def test_code_in_the_folder_never_runs_and_nobody_is_asked(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "key"),
     [("config.json", "configuration_files")]
-    + [("tokenizer_config.json", key) for key in ("tokenizer_file", "vocab_file", "fast_tokenizer_files")],
+    + [("tokenizer_config.json", key) for key in ("tokenizer_file", "normalizer_file", "fast_tokenizer_files")]
+    + [("special_tokens_map.json", "tokenizer_file")],
 )
 def test_a_folder_that_names_other_files_to_read_is_refused(file, key, folder, tmp_path_factory):
     """transformers follows such names, out of the folder too."""
