@@ -23,7 +23,7 @@ from preprocess.corpus.index_rules import COMPLETE
 from preprocess.corpus.shards import INDEX_SCHEMA, Clip, Corpus, write_shard
 from preprocess.corpus.verify_shards import verify_corpus
 from tests.fixtures.corpus import random_clip, write_clips
-from tests.fixtures.strange import made_strange
+from tests.fixtures.strange import made_strange, used_or_refused
 from tests.preprocess.helpers import assert_parts
 
 WRITTEN = written_dialogue(
@@ -69,13 +69,15 @@ def use(folder, model_folder):
         "table": lambda: show([str(folder)]),
         "show": lambda: show([str(folder), "clip-4", "--model", str(model_folder)]),
     }
-    found = {}
-    for name, act in acts.items():
-        try:
-            found[name] = act()
-        except InputError as error:
-            found[name] = error
-    return found
+    return {name: used_or_refused(act) for name, act in acts.items()}
+
+
+def assert_expected_kinds(found):
+    """A count of clips, a list of problems or exit code 0 of each command that has not refused the corpus."""
+    used = {name: each for name, each in found.items() if not isinstance(each, InputError)}
+    assert used.pop("train", 0) <= 6
+    assert all(isinstance(problem, InputError) for problem in used.pop("verify", []))
+    assert set(used.values()) <= {0}
 
 
 def write_index(folder, whole, table):
@@ -129,7 +131,8 @@ def test_a_strange_cell_of_the_index_is_refused_or_used(data, whole, rows, model
         else:
             row[field.name] = data.draw(strange_value(field.type))
     folder = tmp_path_factory.mktemp("strange") / "corpus"
-    use(write_index(folder, whole, pa.Table.from_pylist(changed, INDEX_SCHEMA)), model_folder)
+    table = pa.Table.from_pylist(changed, INDEX_SCHEMA)
+    assert_expected_kinds(use(write_index(folder, whole, table), model_folder))
 
 
 @given(data=st.data())
@@ -173,7 +176,7 @@ def test_a_strange_value_in_a_member_is_refused_or_used(data, whole, rows, model
     path = folder / "shard-000000.tar"
     shard = {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path), "clips": len(rows)}
     _tell(folder, whole, shards=[shard])
-    use(folder, model_folder)
+    assert_expected_kinds(use(folder, model_folder))
 
 
 def test_a_name_in_the_index_never_becomes_a_path(whole, rows, model_folder, tmp_path):
