@@ -2,26 +2,14 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from engine.base.console import print_rank0
 from engine.checkpoint import checkpoint
+from engine.checkpoint.adapter_config import AdapterForm, read_adapter_config
 from engine.checkpoint.identity import find_changes, shorten_value
 from engine.job import Job
 from preprocess.common.errors import InputError
 from preprocess.common.files import sha256_file
-from preprocess.common.json_file import JsonObject, flatten, read_json_object
-from preprocess.common.record import Form, first_problem
-
-
-class _PeftForm(Form):
-    """Keys of PEFT's adapter_config.json that are compared, and their types."""
-
-    r: int
-    lora_alpha: float
-    use_rslora: bool
-    use_dora: bool
-
+from preprocess.common.json_file import JsonObject, flatten
 
 # {fact of the run's identity: key in PEFT's config} of what must agree.
 _PEFT_KEYS = {"lora.rank": "r", "lora.alpha": "lora_alpha", "lora.rslora": "use_rslora", "lora.dora": "use_dora"}
@@ -45,7 +33,7 @@ def check_adapter(given: str, job: Job) -> tuple[Path, JsonObject]:
         if problem is not None:
             raise InputError(str(folder), problem, "an undamaged checkpoint", "Name another step-N of that run.")
         state = checkpoint.read_state(folder)
-    found = {fact: config[key] for fact, key in _PEFT_KEYS.items()}
+    found: JsonObject = {fact: getattr(config, key) for fact, key in _PEFT_KEYS.items()}
     if state:
         old = flatten(state["identity"])
         found |= {key: old[key] for key in ("base_fingerprint", "codec_fingerprint", "lora.mode", "lora.train_whole")}
@@ -70,8 +58,8 @@ def check_adapter(given: str, job: Job) -> tuple[Path, JsonObject]:
     return folder, origin
 
 
-def _read_adapter_config(folder: Path) -> JsonObject:
-    """PEFT's config of an adapter, with all keys that are compared. Raises InputError."""
+def _read_adapter_config(folder: Path) -> AdapterForm:
+    """The config of an adapter that a recipe can go on with. Raises InputError."""
     for file in (checkpoint.ADAPTER_FILE, checkpoint.ADAPTER_CONFIG_FILE):
         if not (folder / file).is_file():
             raise InputError(
@@ -80,10 +68,8 @@ def _read_adapter_config(folder: Path) -> JsonObject:
                 "a run folder with checkpoints, a checkpoint, or a PEFT adapter that this project wrote",
                 "Name one of these.",
             )
-    path, expected, action = folder / checkpoint.ADAPTER_CONFIG_FILE, "PEFT's LoRA config", "Restore it from a copy."
-    config = read_json_object(path, expected, action)
-    try:
-        _PeftForm.model_validate(config)
-    except ValidationError as error:
-        raise InputError(str(path), first_problem(error), expected, action) from error
+    config = read_adapter_config(folder)
+    if config.rank_pattern or config.alpha_pattern:
+        path, found = str(folder / checkpoint.ADAPTER_CONFIG_FILE), "ranks or alphas of its own for some layers"
+        raise InputError(path, found, "one lora.rank and lora.alpha", "Train with an adapter of this project.")
     return config

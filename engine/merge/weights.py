@@ -10,41 +10,25 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
-from pydantic import Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from engine.checkpoint.adapter_config import read_adapter_config
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from engine.model.weight_files import read_header
 from preprocess.common.errors import InputError, first_line
-from preprocess.common.json_file import read_json_object
 from preprocess.common.progress import with_progress
-from preprocess.common.record import Form, first_problem
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PEFT_PREFIX = "base_model.model."
 _LORA_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
-
-
-Rank = Annotated[int, Field(ge=1, le=65_536)]
-Alpha = Annotated[float, Field(gt=-1e6, lt=1e6)]
-
-
-class AdapterForm(Form):
-    """What an adapter_config.json must hold beside what PEFT checks. Other initial weights would change the base."""
-
-    r: Rank
-    lora_alpha: Alpha
-    init_lora_weights: bool | Literal["gaussian"] = True
-    rank_pattern: dict[str, Rank] = Field(default={})
-    alpha_pattern: dict[str, Alpha] = Field(default={})
 
 
 @dataclass(frozen=True)
@@ -78,14 +62,7 @@ def read_adapter(folder: Path) -> Adapter:
         expected = "a LoRA adapter of weights only (peft_type LORA, bias 'none', no alora_invocation_tokens)"
         action = "Merge it with the software that trained it."
         raise InputError(str(folder / ADAPTER_CONFIG_FILE), found, expected, action)
-    path, action = (
-        folder / ADAPTER_CONFIG_FILE,
-        "Restore it from a copy, or merge it with the software that trained it.",
-    )
-    try:
-        AdapterForm.model_validate(read_json_object(path, "a PEFT adapter's config", action))
-    except ValidationError as error:
-        raise InputError(str(path), first_problem(error), "the config of a plain LoRA adapter", action) from error
+    read_adapter_config(folder)
     not_finite = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
     if not_finite:
         where, found = f"{folder / ADAPTER_FILE}: {not_finite[0]}", f"NaN or infinity in {len(not_finite)} tensors"

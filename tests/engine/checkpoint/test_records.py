@@ -97,6 +97,7 @@ def test_a_strange_value_anywhere_in_an_adapter_s_config_is_refused_or_used(
         ("megatron_config", {"a": 1}),
         ("modules_to_save", 5),
         ("layer_replication", [[0, 1]]),
+        ("use_rslora", "false"),
     ],
 )
 def test_an_adapter_s_config_that_does_not_fit_is_one_sentence(name, value, step, model_folder, tmp_path):
@@ -108,6 +109,19 @@ def test_an_adapter_s_config_that_does_not_fit_is_one_sentence(name, value, step
         merge_checkpoint(folder, model_folder, tmp_path / "merged", verify=False)
     assert caught.value.where.startswith(str(folder))
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("alpha_pattern", {"q_proj": 3.0}), ("rank_pattern", {"q_proj": 2}), ("use_rslora", "false")]
+)
+def test_an_adapter_that_a_recipe_can_not_describe_begins_no_run(name, value, step, job, tmp_path):
+    folder = shutil.copytree(step, tmp_path / "adapter")
+    (folder / "state.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, name: value}))
+    refusal = used_or_refused(lambda: check_adapter(str(folder), job))
+    assert isinstance(refusal, InputError)
+    assert refusal.where == str(folder / "adapter_config.json")
 
 
 @given(data=st.data())
