@@ -27,11 +27,11 @@ def say_lines(text: str, *, error: bool = False) -> None:
 
 
 def _print(text: str, error: bool) -> None:
-    """Print the text. Work goes on where it can't be: the disk with the log is full, or who read has gone."""
+    """Print the text. Where it can't be written, nobody can be told, and work goes on."""
     stream = sys.stderr if error else sys.stdout
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or each later line fails too, and Python's exit
-    except OSError:
-        pass
+    except BrokenPipeError:  # who read has gone: what follows goes nowhere, or each line and Python's exit would fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError:  # the disk with the log is full: it may have room again for a later line
+        return

@@ -1,5 +1,8 @@
 """What is printed: no text of a stranger moves the cursor, hides a word or adds a line, and Arabic stays readable."""
 
+import os
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from preprocess.common.errors import InputError, Rejected, exit_on_input_error
 from preprocess.common.say import say, say_lines, visible
+from tests.fixtures.steps import ROOT
 
 ARABIC = "السلام\u200cعليكم \u200f(١٢٣)\u200e \u061cنعم"
 HOSTILE = [
@@ -65,3 +69,28 @@ def test_an_error_about_a_stranger_s_name_is_one_line(text, capsys):
     assert shows_all(err.replace("\n", ""))
     record = Rejected("failed", "no_speaker", text, text, "a name", "Correct it.").record()
     assert all(map(shows_all, record.values()))
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("how", ["the disk is full", "who reads has gone"])
+def test_a_line_that_can_not_be_written_ends_no_work(how, stream, tmp_path):
+    """As a rank runs, `python -u`: its log on a full disk, or piped into a program that ends."""
+    code = f"from preprocess.common.say import say\nfor n in range(3): say(n, error={stream == 'stderr'})\n"
+    code += "open('done', 'w').close()"
+    if how == "the disk is full":
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-u", "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+            **{stream: output},
+        )
+    finally:
+        os.close(output)
+    assert done.returncode == 0
+    assert (tmp_path / "done").exists()
