@@ -7,6 +7,9 @@ INSTALLED := .venv/.installed
 # DeepSpeed would compile its kernels while it installs; training uses none of them.
 export DS_BUILD_OPS := 0
 
+# A worker that dies ends the tests at once; what waits for it would wait for ever.
+WORKERS := -n 2 --dist loadfile --max-worker-restart 0
+
 .PHONY: venv demo test test-avx2 test-long test-soak fuzz coverage check style lock
 
 venv: $(INSTALLED)
@@ -25,15 +28,15 @@ demo: $(INSTALLED)
 	$(BIN)/python -m launch.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long and not soak" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long and not soak" $(WORKERS)
 
 # Bits depend on the processor's instructions: what the codec does on one without AVX-512, on any that has it.
 test-avx2: $(INSTALLED)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest \
-		tests/preprocess/codec/test_load.py tests/preprocess/codec/test_fast_encode.py -n 2 --dist loadfile
+		tests/preprocess/codec/test_load.py tests/preprocess/codec/test_fast_encode.py $(WORKERS)
 
 test-long: $(INSTALLED) .venv/.optional
-	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m long $(WORKERS)
 
 # Random faults over a training and a corpus: SOAK_FAULTS of each (30 and 100), by SOAK_SEED.
 test-soak: $(INSTALLED) .venv/.optional
@@ -42,11 +45,11 @@ test-soak: $(INSTALLED) .venv/.optional
 # The property tests with other examples, ROUNDS times (about two minutes each).
 ROUNDS ?= 30
 fuzz: $(INSTALLED)
-	for round in $$(seq $(ROUNDS)); do HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -m "not long and not soak" -n 2 \
-		--dist loadfile $$(grep -rl "from hypothesis" tests --include='test_*.py') || exit 1; done
+	for round in $$(seq $(ROUNDS)); do HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -m "not long and not soak" \
+		$(WORKERS) $$(grep -rl "from hypothesis" tests --include='test_*.py') || exit 1; done
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long and not soak" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not long and not soak" $(WORKERS) --cov --cov-report=term:skip-covered
 
 .venv/.optional: $(INSTALLED) requirements-cluster.txt requirements-wandb.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-cluster.txt -r requirements-wandb.txt

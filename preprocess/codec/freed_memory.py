@@ -16,6 +16,11 @@ def return_freed_memory(audio_sec: float) -> None:
     _audio_sec += audio_sec
     if _audio_sec >= AUDIO_SEC_BETWEEN:
         _audio_sec = 0.0
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim:
-            trim(0)
+        trim_memory()
+
+
+def trim_memory() -> None:
+    """Return free memory now. Does nothing without glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)

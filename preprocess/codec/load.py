@@ -100,7 +100,7 @@ def _hubert_weights(folder: Path) -> Path:
 
 
 def load_codec(folder: Path, hubert: Path, mode: EncodeMode = BOSON_MODE) -> tuple[HiggsAudioTokenizer, CodecFacts]:
-    """Boson's tokenizer and its facts, loaded once per process; forked workers share their parent's.
+    """Boson's tokenizer and its facts. A process keeps the one it loaded last; forked workers share their parent's.
 
     The tokenizer's attribute `faster_forms` is the result of `speed_up_tokenizer`.
 
@@ -110,7 +110,7 @@ def load_codec(folder: Path, hubert: Path, mode: EncodeMode = BOSON_MODE) -> tup
     return _load(folder, hubert, mode)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)  # weights of 1 GB
 def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioTokenizer, CodecFacts]:
     config = read_json_object(folder / "config.json", "config.json of a codec folder", CODEC_HELP)
     weights = folder / "model.pth"
