@@ -9,6 +9,7 @@ from engine.base.recipe import Recipe, load_recipe, recipe_dict
 from engine.batch.loader import PackReader
 from engine.batch.sample import layout_cost
 from engine.batch.whisper import check_conditioning
+from engine.model.base_tensors import check_tensors
 from engine.model.weights import base_fingerprint, weight_dtype
 from engine.plan.corpora import Corpora
 from engine.plan.of_run import training_plan, validation_packs
@@ -56,6 +57,7 @@ def prepare_job(
     """
     chosen = load_recipe(recipe, overrides)
     _check_monitors(chosen)
+    check_tensors(model)
     deepspeed_config = zero.resolve_config(deepspeed, chosen, world_size)
     corpora = Corpora(data, cache)
     reader = PackReader(corpora, model, chosen.forward, chosen.conditioning, weight_dtype(chosen.run.precision))

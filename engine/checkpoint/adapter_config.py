@@ -1,9 +1,10 @@
 """adapter_config.json: PEFT's config of an adapter, its types checked before PEFT or a comparison uses it."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE
 from preprocess.common.errors import InputError
@@ -14,6 +15,16 @@ Rank = Annotated[int, Field(ge=1, le=65_536)]
 Alpha = Annotated[float, Field(gt=-1e6, lt=1e6)]
 
 
+def _check_effort(pattern: str) -> str:
+    """PEFT compares a pattern with every name of the model: with many quantifiers that might never end."""
+    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\()[*+?{]", pattern)) > 2:
+        raise ValueError("no repeated group and at most two of * + ? {, so that matching a name ends")
+    return pattern
+
+
+Pattern = Annotated[str, Field(max_length=1 << 20), AfterValidator(_check_effort)]
+
+
 class AdapterForm(Form):
     """What decides beside PEFT's own checks. Weights that begin otherwise (PiSSA, OLoRA) would change the base."""
 
@@ -22,8 +33,10 @@ class AdapterForm(Form):
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | Literal["gaussian"] = True
-    rank_pattern: dict[str, Rank] = Field(default={})
-    alpha_pattern: dict[str, Alpha] = Field(default={})
+    rank_pattern: dict[Pattern, Rank] = Field(default={})
+    alpha_pattern: dict[Pattern, Alpha] = Field(default={})
+    target_modules: list[str] | Pattern | None = None
+    exclude_modules: list[str] | Pattern | None = None
 
 
 def read_adapter_config(folder: Path) -> AdapterForm:

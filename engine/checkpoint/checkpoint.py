@@ -19,19 +19,21 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from engine.checkpoint.state_form import StateForm
 from preprocess.common.errors import InputError
 from preprocess.common.files import finish_folder, replace_link, sha256_file, write_json
 from preprocess.common.json_file import JsonObject, read_file
 from preprocess.common.record import read_record, write_record
+from preprocess.common.tensor_file import read_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 LINKS = ("latest", "best")
+_RESTORE = "Restore it from a copy, or take the checkpoint before it."
 _HASHED_FILES = (ADAPTER_FILE, ADAPTER_CONFIG_FILE, OPTIMIZER_FILE)
 
 
@@ -122,6 +124,8 @@ def find_problem(folder: Path) -> str | None:
         state = read_state(folder)
     except InputError as error:
         return f"{STATE_FILE} can't be used: {error.found}"
+    if re.fullmatch(r"step-\d+", folder.name) and folder != step_folder(folder.parent, state["step"]):
+        return f"{STATE_FILE} is of step {state['step']}"
     for name in _HASHED_FILES:
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -178,7 +182,7 @@ def load_masters(folder: Path, model: PeftModel, parameter_names: list[str]) -> 
     Raises InputError if the adapter's tensors do not match the model's.
     """
     names = peft_names(model, parameter_names)
-    adapter = load_file(folder / ADAPTER_FILE)
+    adapter = read_tensors(folder / ADAPTER_FILE, _RESTORE, counts=False)
     shapes = dict(model.named_parameters())
     for name, saved in names.items():
         expected = shapes[name.removeprefix("model.")].shape
@@ -194,13 +198,22 @@ def load_masters(folder: Path, model: PeftModel, parameter_names: list[str]) -> 
 
 
 def load_moments(folder: Path, model: PeftModel, parameter_names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
-    """{exp_avg, exp_avg_sq: {parameter name of `model`: fp32 tensor}}: AdamW's moments from a complete checkpoint."""
-    optimizer = load_file(folder / OPTIMIZER_FILE)
-    names = peft_names(model, parameter_names)
-    return {
-        moment: {name: optimizer[f"{moment}.{saved}"] for name, saved in names.items()}
-        for moment in ("exp_avg", "exp_avg_sq")
-    }
+    """{exp_avg, exp_avg_sq: {parameter name of `model`: fp32 tensor}}: AdamW's moments from a complete checkpoint.
+
+    Raises InputError unless each parameter has both, in its shape.
+    """
+    path = folder / OPTIMIZER_FILE
+    optimizer, shapes = read_tensors(path, _RESTORE, counts=False), dict(model.named_parameters())
+    moments: dict[str, dict[str, torch.Tensor]] = {}
+    for name, saved in peft_names(model, parameter_names).items():
+        expected = shapes[name.removeprefix("model.")].shape
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensor = optimizer.get(f"{moment}.{saved}")
+            if tensor is None or tensor.shape != expected:
+                found = "no tensor" if tensor is None else f"shape {list(tensor.shape)}"
+                raise InputError(f"{path}: {moment}.{saved}", found, f"shape {list(expected)}", _RESTORE)
+            moments.setdefault(moment, {})[name] = tensor.float()
+    return moments
 
 
 def prune_checkpoints(root: Path, keep: int, newest: Path) -> None:

@@ -14,8 +14,7 @@ from peft import PeftModel
 
 from engine.base.trainable_base import read_trainable_base
 from engine.batch.sample import build_sample, make_padded_batch
-from engine.merge.weights import DTYPES
-from engine.model.weight_files import read_entries
+from engine.model.weight_files import DTYPES, read_entries
 from engine.model.weights import load_base
 from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT, canonical_dialogue

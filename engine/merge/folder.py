@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from engine.base.trainable_base import read_trainable_base
 from engine.checkpoint.checkpoint import ADAPTER_FILE, STATE_FILE, find_problem, read_state
 from engine.merge.check import check_merge
 from engine.merge.weights import assign_tensors, read_adapter, write_merged_shard
+from engine.model.base_tensors import check_tensors
 from engine.model.weight_files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, read_entries, weight_files
 from engine.model.weights import base_fingerprint
 from engine.speak.voice_training import FACTS_FILE, merged_adapters, write_facts
@@ -36,7 +36,7 @@ def merge_checkpoint(
     _refuse_used_folder(out)
     state = _read_state(checkpoint, base)
     base = Path(base or state["base"])
-    read_trainable_base(base, "--base")
+    check_tensors(base, "--base")
     _refuse_other_base(base, checkpoint, state)
     _refuse_merging_twice(base, checkpoint)
     adapter = read_adapter(checkpoint)

@@ -17,16 +17,15 @@ from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from engine.checkpoint.adapter_config import read_adapter_config
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from engine.model.weight_files import read_header
+from engine.model.weight_files import DTYPES, read_header
 from preprocess.common.errors import InputError, first_line
 from preprocess.common.progress import with_progress
+from preprocess.common.tensor_file import read_tensors
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PEFT_PREFIX = "base_model.model."
 _LORA_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 
@@ -50,9 +49,11 @@ def read_adapter(folder: Path) -> Adapter:
         if not (folder / name).is_file():
             expected = "a checkpoint or a PEFT adapter folder"
             raise InputError(str(folder), f"no {name}", expected, "Name one with --checkpoint.")
+    read_adapter_config(folder)
+    action = "Restore it from a copy, or merge an earlier checkpoint."
+    tensors = read_tensors(folder / ADAPTER_FILE, action, counts=False)
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        tensors = load_file(folder / ADAPTER_FILE)
     except Exception as error:  # PEFT raises errors of every kind
         found = f"files that can't be read ({first_line(error)})"
         raise InputError(str(folder), found, "a PEFT adapter", "Restore it from a copy.") from error
@@ -62,11 +63,6 @@ def read_adapter(folder: Path) -> Adapter:
         expected = "a LoRA adapter of weights only (peft_type LORA, bias 'none', no alora_invocation_tokens)"
         action = "Merge it with the software that trained it."
         raise InputError(str(folder / ADAPTER_CONFIG_FILE), found, expected, action)
-    read_adapter_config(folder)
-    not_finite = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
-    if not_finite:
-        where, found = f"{folder / ADAPTER_FILE}: {not_finite[0]}", f"NaN or infinity in {len(not_finite)} tensors"
-        raise InputError(where, found, "finite weights", "Merge an earlier checkpoint.")
     return Adapter(folder, config, {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()})
 
 

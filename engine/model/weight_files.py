@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from preprocess.common.errors import InputError, first_line
@@ -12,6 +13,8 @@ from preprocess.common.json_file import read_json_object
 from preprocess.corpus.base_model import how_to_name_a_base
 
 WEIGHTS_FILE, WEIGHTS_INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+# Of a model's weights, by their names in a safetensors header.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 
 

@@ -1,17 +1,16 @@
 """Loading the base model's weights, and the fingerprint that identifies them."""
 
-import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 
 from engine.base.trainable_base import read_trainable_base
-from engine.model.weight_files import read_header, weight_files
-from preprocess.common.errors import InputError, first_line
+from engine.model.base_tensors import check_tensors, refuse_not_finite
+from engine.model.weight_files import read_header
+from preprocess.common.errors import explain_model_errors
 from preprocess.corpus.base_model import how_to_name_a_base
 
 # The fingerprint covers the header of each weight file (names, shapes, dtypes) and this many blocks spread over it.
@@ -23,11 +22,12 @@ _FINGERPRINT_BLOCK_BYTES = 65536
 def load_base(folder: Path | str, dtype: torch.dtype, flag: str = "--model") -> HiggsAudioModel:
     """Boson's model with the base weights in `dtype`, all frozen, in training mode.
 
-    flag: the command-line flag that names the folder. Raises InputError for a folder that can't be loaded or trained.
+    flag: the command-line flag that names the folder. Raises InputError for a folder that can't be loaded or trained,
+    or whose weights are not those of its config.
     """
     config = copy.deepcopy(read_trainable_base(folder, flag).config)
-    weight_files(Path(folder), flag)
-    with explain_load_errors(folder, flag):
+    check_tensors(folder, flag)
+    with explain_model_errors(folder, how_to_name_a_base(flag)):
         model = HiggsAudioModel.from_pretrained(
             folder,
             config=config,
@@ -36,6 +36,7 @@ def load_base(folder: Path | str, dtype: torch.dtype, flag: str = "--model") -> 
             local_files_only=True,
             use_safetensors=True,
         )
+    refuse_not_finite(folder, model, flag)
     model.requires_grad_(False)
     return model.train()
 
@@ -43,22 +44,6 @@ def load_base(folder: Path | str, dtype: torch.dtype, flag: str = "--model") -> 
 def weight_dtype(precision: str) -> torch.dtype:
     """The dtype of the model's weights under a recipe's `run.precision`."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-@contextlib.contextmanager
-def explain_load_errors(folder: Path | str, flag: str = "--model") -> Iterator[None]:
-    """Inside, an error from Boson's code or transformers becomes an InputError, unless memory or CUDA failed."""
-    try:
-        yield
-    except Exception as error:  # they raise errors of many types
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "CUDA" in str(error):
-            raise
-        raise InputError(
-            str(folder),
-            f"a model that can't be loaded ({first_line(error)})",
-            "config.json and weights of one Higgs Audio v2 model",
-            how_to_name_a_base(flag),
-        ) from error
 
 
 def base_fingerprint(folder: Path | str, flag: str = "--model") -> str:

@@ -10,14 +10,13 @@ import torch
 from boson_multimodal.serve.serve_engine import HiggsAudioResponse, HiggsAudioServeEngine
 
 from engine.base.trainable_base import read_trainable_base
-from engine.model.weight_files import weight_files
-from engine.model.weights import explain_load_errors
+from engine.model.base_tensors import check_tensors, refuse_not_finite
 from preprocess.audio.decode import decode
 from preprocess.codec.load import hubert_from, load_codec
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, explain_model_errors
 from preprocess.common.json_file import JsonObject
 from preprocess.common.say import say
-from preprocess.corpus.base_model import check_codec_fits
+from preprocess.corpus.base_model import check_codec_fits, how_to_name_a_base
 from preprocess.corpus.dialogue import AS_WRITTEN, voice_cloning_dialogue
 from preprocess.corpus.text import normalise_text, refuse_special_tokens, special_tokens
 from preprocess.judges.pace import length_warning, reference_warnings
@@ -39,9 +38,11 @@ def load_engine(model: Path, audio_tokenizer: Path, hubert: Path, device: str = 
     base = read_trainable_base(model)
     _, codec = load_codec(audio_tokenizer, hubert)  # for its checks: Boson's loader silently leaves random weights
     check_codec_fits(base, audio_tokenizer, codec.num_codebooks, codec.codebook_size)
-    weight_files(model)
-    with hubert_from(hubert), explain_load_errors(model):
-        return HiggsAudioServeEngine(str(model), str(audio_tokenizer), device=device)
+    check_tensors(model)
+    with hubert_from(hubert), explain_model_errors(model, how_to_name_a_base("--model")):
+        engine = HiggsAudioServeEngine(str(model), str(audio_tokenizer), device=device)
+    refuse_not_finite(model, engine.model)
+    return engine
 
 
 def clone_voice(

@@ -48,11 +48,12 @@ class HubertForm(Form):
     attention_dropout: Share = 0.0
     feat_proj_dropout: Share = 0.0
     final_dropout: Share = 0.0
+    layer_norm_eps: Annotated[float, Field(gt=0, le=0.1)] = 1e-5
     layerdrop: Share = 0.0
 
 
 # Numbers that are no sizes of weights; HuBERT's dropouts are small enough.
-_NO_SIZES = {"sample_rate", "semantic_sample_rate", "target_bandwidths", "ratios", "conv_stride"}
+_NO_SIZES = {"layer_norm_eps", "sample_rate", "semantic_sample_rate", "target_bandwidths", "ratios", "conv_stride"}
 
 
 def check_config(

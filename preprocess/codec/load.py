@@ -26,11 +26,11 @@ from preprocess.codec.config_forms import CodecForm, HubertForm, check_config
 from preprocess.codec.fast_encode import speed_up_tokenizer
 from preprocess.codec.freed_memory import return_freed_memory
 from preprocess.codec.precision import BOSON_MODE, EncodeMode, set_precision
-from preprocess.codec.weight_file import read_weights
-from preprocess.common.errors import InputError, first_line, join_some
+from preprocess.common.errors import InputError, explain_model_errors, join_some
 from preprocess.common.files import sha256_file
-from preprocess.common.hub_folder import refuse_adapter, refuse_code_and_paths
+from preprocess.common.hub_folder import refuse_adapter, refuse_code_and_paths, refuse_other_model
 from preprocess.common.json_file import read_json_object
+from preprocess.common.tensor_file import read_tensors
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import Corpus
 
@@ -57,11 +57,8 @@ def hubert_from(folder: Path | str) -> Iterator[None]:
         @staticmethod
         def from_pretrained(name: str, **bosons_options: object) -> Any:
             options = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
-            try:
+            with explain_model_errors(folder, _HUBERT_HELP, "a HuBERT that transformers refuses"):
                 model, loading = AutoModel.from_pretrained(folder, **options)
-            except Exception as error:  # transformers raises errors of every kind
-                found = f"a HuBERT that transformers refuses ({first_line(error)})"
-                raise InputError(str(folder), found, "config.json and weights of one HuBERT", _HUBERT_HELP) from error
             if loading["missing_keys"]:
                 found = f"weights without {join_some(sorted(loading['missing_keys']), 3)}"
                 expected = f"all weights of {type(model).__name__}, as {name} has them"
@@ -81,10 +78,11 @@ def _check_hubert(folder: Path) -> None:
     config = read_json_object(path, "config.json of a HuBERT folder", _HUBERT_HELP)
     plain = "If the weights are those of a plain HubertModel, take auto_map out of the file."
     refuse_code_and_paths(path, config, f"{_HUBERT_HELP} {plain}")
+    refuse_other_model(path, config, _HUBERT_HELP)
     refuse_adapter(folder, _HUBERT_HELP)
     if config.get("model_type") != "hubert":
         raise InputError(str(path), f"model_type {config.get('model_type')!r}", "'hubert'", _HUBERT_HELP)
-    check_config(path, config, HubertForm, read_weights(_hubert_weights(folder), _HUBERT_HELP), _HUBERT_HELP)
+    check_config(path, config, HubertForm, read_tensors(_hubert_weights(folder), _HUBERT_HELP), _HUBERT_HELP)
 
 
 def _hubert_weights(folder: Path) -> Path:
@@ -119,25 +117,17 @@ def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioToken
         if (folder / "model.safetensors").is_file():
             found += ", but model.safetensors: the layout of transformers 5, the hub's since April 2026"
         raise InputError(str(folder), found, "the codec's weights", CODEC_HELP)
-    state = read_weights(weights, CODEC_HELP)
+    state = read_tensors(weights, CODEC_HELP)
     check_config(folder / "config.json", config, CodecForm, state, CODEC_HELP)
     with hubert_from(hubert), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's deprecated weight_norm
-        try:
+        with explain_model_errors(folder, CODEC_HELP, "a codec that Boson's loader refuses"):
             tokenizer = boson.load_higgs_audio_tokenizer(str(folder), device=mode.device)
-        except InputError:
-            raise
-        except Exception as error:  # Boson and torch raise errors of every kind
-            found = f"a codec that Boson's loader refuses ({first_line(error)})"
-            raise InputError(str(folder), found, "config.json and model.pth of one codec", CODEC_HELP) from error
     _compare_keys(tokenizer, state, weights)
     _ = boson.librosa.resample  # imports this part of librosa now, not in every forked worker
-    try:
+    with explain_model_errors(folder, CODEC_HELP, "a codec that can't be run"):
         tokenizer.faster_forms = speed_up_tokenizer(tokenizer, mode)
         set_precision(tokenizer, mode)
-    except Exception as error:  # a config may name what runs and fits no other part
-        found = f"a codec that can't be run ({first_line(error)})"
-        raise InputError(str(folder), found, "config.json and model.pth of one codec", CODEC_HELP) from error
     return tokenizer, CodecFacts(
         num_codebooks=tokenizer.n_q,
         codebook_size=tokenizer.quantizer.bins,  # tokenizer.codebook_size is the quantizer's dimension

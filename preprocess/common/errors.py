@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -97,6 +98,26 @@ def join_some(names: Iterable[str], most: int = 40) -> str:
     """Names joined by commas, at most `most` of them: "a, b and 7 more"."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@contextlib.contextmanager
+def explain_model_errors(
+    folder: Path | str, action: str, what: str = "a model that can't be loaded"
+) -> Iterator[None]:
+    """Inside, an error from a model's code becomes an InputError about `folder`, unless memory or CUDA failed."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # Boson, transformers and torch raise errors of every kind
+        if isinstance(error, MemoryError | TimeoutError) or re.search(
+            "CUDA|out of memory|can't allocate", str(error)
+        ):
+            raise
+        found = f"{what} ({type(error).__name__}: {first_line(error)})"
+        raise InputError(
+            str(folder), found, "config and weights of one model, as they were downloaded", action
+        ) from error
 
 
 @contextlib.contextmanager

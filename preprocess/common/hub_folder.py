@@ -1,10 +1,12 @@
 """Model folders in the form of the hub: what transformers would run, or read in place of their files, is refused."""
 
+import math
 from pathlib import Path
 
 from preprocess.common.errors import InputError
-from preprocess.common.json_file import JsonObject
+from preprocess.common.json_file import JsonObject, flatten
 
+_MAX_LABELS = 1000  # of classifiers, which no model here is
 _ADAPTER_CONFIG_FILE = "adapter_config.json"  # of PEFT
 
 
@@ -20,6 +22,27 @@ def refuse_code_and_paths(path: Path, given: JsonObject, action: str) -> None:
         if given[name] is not None:
             found = f"{name} = {str(given[name])[:60]}, which would be read in place of the folder's files"
             raise InputError(str(path), found, "no names of files, each file as it was downloaded", action)
+
+
+def refuse_other_model(path: Path, given: JsonObject, action: str) -> None:
+    """Raise InputError for values with which transformers changes a model as it loads it, or that are no numbers.
+
+    pruned_heads and quantization_config give other weights than the files hold; a million labels take a minute.
+    """
+    expected = "the file as it was downloaded"
+    for place, value in flatten(given).items():
+        key = place.rsplit(".", 1)[-1]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(str(path), f"{place} = {value}", expected, action)
+        if key == "num_labels" and not (isinstance(value, int) and 0 <= value <= _MAX_LABELS):
+            raise InputError(str(path), f"{place} = {value!r:.60}", f"at most {_MAX_LABELS} labels", action)
+    for config in (given, *(each for each in given.values() if isinstance(each, dict))):
+        for key in ("pruned_heads", "quantization_config"):
+            if config.get(key):
+                raise InputError(str(path), f"{key} = {config[key]!r:.60}", expected, action)
+        for key in ("id2label", "label2id"):
+            if len(config.get(key) or ()) > _MAX_LABELS:
+                raise InputError(str(path), f"{len(config[key]):,} labels in {key}", f"at most {_MAX_LABELS}", action)
 
 
 def refuse_adapter(folder: Path, action: str) -> None:

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from preprocess.common.errors import InputError, first_line
-from preprocess.common.hub_folder import refuse_adapter, refuse_code_and_paths
-from preprocess.common.json_file import JsonObject, read_file, read_json_object
+from preprocess.common.hub_folder import refuse_adapter, refuse_code_and_paths, refuse_other_model
+from preprocess.common.json_file import JsonObject, read_json_object
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of
 from preprocess.corpus.text import special_tokens
 
@@ -23,6 +23,8 @@ BASE_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
 
 # In text_config these may be null, a number or a list of numbers, and no code reads them.
 _UNREAD_KEYS = {"bos_token_id", "eos_token_id"}
+# (above, at most) of what divides or scales in every layer, and is no size that a weight would show.
+_RANGES = {"rms_norm_eps": (0, 0.1), "rope_theta": (0, 1e12)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
             found += ": the layout of transformers 5, the hub's since April 2026"
         raise InputError(str(path), found, repr(HiggsAudioConfig.model_type), action)
     refuse_code_and_paths(path, given, action)
+    refuse_other_model(path, given, action)
     refuse_adapter(folder, action)
     config = _make_config(path, given, action)
     return BaseModel(folder, config, _read_tokenizer(folder, config, action))
@@ -98,6 +101,10 @@ def _make_config(path: Path, given: JsonObject, action: str) -> HiggsAudioConfig
         found, expected = getattr(config, name).model_type, getattr(default, name).model_type
         if found != expected:
             raise InputError(str(path), f"{name}.model_type {found!r}", repr(expected), action)
+    for name, (lowest, highest) in _RANGES.items():
+        if not lowest < (value := getattr(config.text_config, name)) <= highest:
+            expected = f"above {lowest}, at most {highest}"
+            raise InputError(str(path), f"text_config.{name} = {value}", expected, action)
     return config
 
 
@@ -130,7 +137,9 @@ def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreT
     if special.exists():
         refuse_code_and_paths(special, read_json_object(special, expected, action), action)
     name = "tokenizer.json"
-    read_file(folder / name, expected, action)
+    if _random_merges(read_json_object(folder / name, expected, action)):
+        found_text, fixed = "BPE with dropout: another spelling of a text each time", "a tokenizer without dropout"
+        raise InputError(str(folder / name), found_text, fixed, action)
     placeholders = {"<|AUDIO|>": config.audio_in_token_idx, "<|AUDIO_OUT|>": config.audio_out_token_idx}
     try:
         Tokenizer.from_file(str(folder / name))
@@ -151,7 +160,16 @@ def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreT
             text = f"{token} as token {', '.join(map(str, found[token]))}"
             expected = f"token {number}, as config.json says: the tokenizer of this model"
             raise InputError(str(folder / "tokenizer.json"), text, expected, action)
+    if (largest := max(tokenizer.get_vocab().values())) >= config.text_config.vocab_size:
+        text = f"token {tokenizer.convert_ids_to_tokens(largest)!r:.60} as number {largest}"
+        expected = f"numbers below {config.text_config.vocab_size}, the embeddings that config.json names"
+        raise InputError(str(folder / "tokenizer.json"), text, expected, action)
     return tokenizer
+
+
+def _random_merges(tokenizer: JsonObject) -> bool:
+    model = tokenizer.get("model")
+    return isinstance(model, dict) and bool(model.get("dropout"))
 
 
 def check_codec_fits(base: BaseModel, where: object, num_codebooks: int, codebook_size: int) -> None:

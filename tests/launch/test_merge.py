@@ -292,7 +292,7 @@ def test_adapter_tensors_that_the_base_has_no_place_for_are_named(tmp_path, othe
         ),
         (
             lambda tensors: tensors["base_model.model.layers.0.mlp.up_proj.lora_B.weight"].fill_(float("nan")),
-            "NaN or infinity in 1 tensors",
+            "NaN or infinity in base_model.model.layers.",
         ),
     ],
     ids=["one too many", "a layer too few", "half a layer", "nan"],

@@ -108,6 +108,13 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(damage, reason
     assert said[0].startswith(f"checkpoint {root / 'step-000004'} is passed over: {reason}")
 
 
+def test_a_checkpoint_under_another_step_s_name_is_passed_over(run_copy):
+    root, said = run_copy / "checkpoints", []
+    shutil.copytree(root / "step-000002", root / "step-000009")
+    assert checkpoint.find_newest(root, said.append) == root / "step-000004"
+    assert said == [f"checkpoint {root / 'step-000009'} is passed over: state.json is of step 2"]
+
+
 def test_links_that_point_nowhere_are_named_and_the_newest_that_is_there_is_taken(run_copy):
     root = run_copy / "checkpoints"
     shutil.rmtree(root / "step-000004")
@@ -128,6 +135,7 @@ def test_links_that_point_nowhere_are_named_and_the_newest_that_is_there_is_take
 def test_damaged_checkpoints_do_not_push_whole_ones_out(run_copy):
     root = run_copy / "checkpoints"
     shutil.copytree(root / "step-000004", root / "step-000003")
+    checkpoint.update_state(root / "step-000003", {"step": 3})
     _flip(root / "step-000004" / "optimizer.safetensors")
     (root / "best").unlink()  # it would keep a folder of its own
     checkpoint.prune_checkpoints(root, 1, root / "step-000003")
