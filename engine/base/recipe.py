@@ -20,8 +20,14 @@ from preprocess.common.strict_yaml import STRICT, load_yaml, wrong_value
 _LARGEST = 10**9  # upper limit of every count
 Count = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
 Positive = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
-Weight = Annotated[float, Field(strict=True, ge=0)]
-Above0 = Annotated[float, Field(strict=True, gt=0)]
+_LARGEST_FACTOR = 1e6  # upper limit of every factor and time
+Weight = Annotated[float, Field(strict=True, ge=0, le=_LARGEST_FACTOR)]
+Above0 = Annotated[float, Field(strict=True, gt=0, le=_LARGEST_FACTOR)]
+# Passes over the data: each is planned, and a sample's number in a run has 63 bits.
+Passes = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+Repeat = Annotated[float, Field(strict=True, gt=0, le=1_000)]
+Workers = Annotated[int, Field(strict=True, ge=0, le=1_024)]
+Rank = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Below1 = Annotated[float, Field(strict=True, ge=0, lt=1)]
 
@@ -30,6 +36,12 @@ def _check_range(ends: list[int]) -> list[int]:
     if len(ends) not in (0, 2) or ends != sorted(ends):
         raise wrong_value("[] or [low, high]")
     return ends
+
+
+def _check_timeout(seconds: float) -> float:
+    if 0 < seconds < 1:
+        raise wrong_value("0, or at least 1")
+    return seconds
 
 
 def _check_weights(weights: list[float]) -> list[float]:
@@ -47,7 +59,9 @@ class Batch:
     checkpointed_layers: Count = Field(
         default=0, description="how many of the first layers recompute activations: less memory, more time"
     )
-    loader_workers: Count = Field(default=16, description="reader processes per rank; 0 = the training process reads")
+    loader_workers: Workers = Field(
+        default=16, description="reader processes per rank; 0 = the training process reads"
+    )
     expected_samples_per_step: Annotated[list[Count], Field(strict=True), AfterValidator(_check_range)] = Field(
         default=[], description="[low, high] for the mean samples per step; a plan outside it is refused; [] = any"
     )
@@ -64,7 +78,7 @@ class Data:
         default=0.0,
         description="share of the samples with drawn references to train without one, chosen anew each epoch",
     )
-    repeat: Annotated[list[Above0], Field(strict=True)] = Field(
+    repeat: Annotated[list[Repeat], Field(strict=True)] = Field(
         default=[],
         description="times an epoch takes each sample of a corpus, one number per --data; [] = 1 each. 0.25 takes a "
         "quarter of the samples, and the next quarter in the next epoch; 2.5 takes half of them twice and half "
@@ -81,7 +95,7 @@ class Lora:
         description="adapted layers: attention; audio = attention, the audio_mlp of the DualFFN layers and the audio "
         "head; full = attention, both FFNs and both heads",
     )
-    rank: Positive = Field(default=32, description="rank of the update of each adapted layer")
+    rank: Rank = Field(default=32, description="rank of the update of each adapted layer")
     alpha: Above0 = Field(default=64.0, description="scale of the update: alpha / rank (rslora: alpha / sqrt(rank))")
     dropout: Below1 = Field(default=0.05, description="share of an adapter's inputs set to 0 in a step")
     rslora: StrictBool = Field(default=False, description="rank-stabilised LoRA")
@@ -128,7 +142,7 @@ class Optimizer:
 class Run:
     """Length, precision and randomness of the run, and the intervals of its logs, evaluations and checkpoints."""
 
-    epochs: Positive = Field(default=3, description="passes over the training split")
+    epochs: Passes = Field(default=3, description="passes over the training split")
     max_steps: Count = Field(default=0, description="global steps after which the run ends; 0 = all epochs")
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="dtype of weights and activations")
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = Field(
@@ -144,7 +158,7 @@ class Run:
         default=True, description="evaluate a second time with other speakers' references: the conditioning gain"
     )
     save_every: Positive = Field(default=500, description="global steps between two checkpoints")
-    hang_timeout_sec: Weight = Field(
+    hang_timeout_sec: Annotated[Weight, AfterValidator(_check_timeout)] = Field(
         default=300.0,
         description="seconds without progress after which the run ends and names the rank that hangs; 0 = never",
     )

@@ -15,7 +15,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 from transformers import WhisperFeatureExtractor
 
 from engine.plan.corpora import Corpora
-from preprocess.common.errors import InputError
+from preprocess.common.errors import InputError, first_line
 from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.shards import Clip
 
@@ -66,7 +66,16 @@ def waveform_chunks(clip: Clip, config: HiggsAudioConfig) -> list[npt.NDArray[np
             f"a FLAC member of {extractor.sampling_rate} Hz, which the audio tower needs",
             "Run preprocess.shard with --waveforms flac, or train with conditioning=codes.",
         )
-    waveform, sample_rate_hz = soundfile.read(io.BytesIO(clip.flac), dtype="float32")
+    try:
+        with soundfile.SoundFile(io.BytesIO(clip.flac)) as file:
+            sample_rate_hz, num_samples = file.samplerate, file.frames
+            waveform = file.read(dtype="float32")
+    except soundfile.LibsndfileError as error:
+        found, action = f"a waveform that can't be decoded ({first_line(error)})", "Run preprocess.shard again."
+        raise InputError(f"clip {clip.key}", found, "FLAC", action) from error
+    if len(waveform) != num_samples:
+        found, action = f"a waveform that ends after {len(waveform)} samples", "Run preprocess.shard again."
+        raise InputError(f"clip {clip.key}", found, f"{num_samples} samples, as its header says", action)
     if sample_rate_hz != extractor.sampling_rate or waveform.ndim != 1:
         raise InputError(
             f"clip {clip.key}",

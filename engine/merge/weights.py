@@ -25,6 +25,7 @@ from engine.model.weight_files import DTYPES, read_header
 from preprocess.common.errors import InputError, first_line
 from preprocess.common.progress import with_progress
 from preprocess.common.tensor_file import read_tensors
+from preprocess.corpus.base_model import how_to_name_a_base
 
 _PEFT_PREFIX = "base_model.model."
 _LORA_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
@@ -167,6 +168,7 @@ def write_merged_shard(
     """Write a copy of the safetensors file `source`, with its assigned tensors merged in fp32 and rounded once.
 
     dtype: of the float tensors written; None keeps each tensor's own. Names, order and metadata stay.
+    Raises InputError for NaN or infinity in the base, or that the adapter makes.
     """
     header = read_header(source, "--base")
     names = [name for name in header if name != "__metadata__"]
@@ -188,6 +190,9 @@ def write_merged_shard(
         file.write(len(text).to_bytes(8, "little") + text)
         for name in with_progress(names, len(names), target.name, "tensors"):
             tensor = tensors.get_tensor(name)
+            if not tensor.isfinite().all():
+                where, action = f"{source}: {name}", how_to_name_a_base("--base")
+                raise InputError(where, "NaN or infinity", "finite weights", action)
             if name in assigned:
                 tensor = merge_tensor(name, tensor, assigned[name], adapter)
             if header[name]["dtype"] in DTYPES:

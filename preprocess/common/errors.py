@@ -20,6 +20,8 @@ _WRITE_ERRORS = {
 }
 
 
+_NO_NAMES = {errno.ENAMETOOLONG, errno.ELOOP}  # of what no file can be called, wherever it was given
+
 UNEXPECTED = "unexpected_error"
 _PARTS = ("status", "reason", "where", "found", "expected", "action")  # of a Rejected
 
@@ -152,6 +154,12 @@ def exit_on_input_error(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except InputError as error:
         say_lines(f"error: {error}", error=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _NO_NAMES:
+            raise
+        parts = str(error.filename), system_reason(error), "the name of a file or a folder", "Correct it."
+        say_lines(f"error: {InputError(*parts)}", error=True)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         say("; ".join(["stopped", *getattr(stop, "__notes__", [])]), error=True)

@@ -205,9 +205,12 @@ def read_codes(data: bytes) -> npt.NDArray[np.uint16]:
 def num_flac_samples(flac: bytes) -> int:
     """Number of samples of a FLAC file, by its header. Raises ValueError for any other file."""
     try:
-        return int(soundfile.info(io.BytesIO(flac)).frames)
+        info = soundfile.info(io.BytesIO(flac))
     except soundfile.LibsndfileError as error:
         raise ValueError(f"no FLAC file ({error})") from error
+    if info.format != "FLAC":
+        raise ValueError(f"a file of {info.format}, no FLAC")
+    return int(info.frames)
 
 
 def read_info(storage: Storage) -> JsonObject:
@@ -274,7 +277,10 @@ class Corpus:
             number = self.index.column_names.index(name)
             self._places[name] = self.index.column(number).to_numpy()
             self.index = self.index.set_column(number, self.index.field(number), pa.array(self._places[name]))
-        self._frames = self.index.column("frames").to_numpy() if "frames" in schema.names else None
+        self._frames, self._samples = (
+            self.index.column(name).to_numpy() if name in schema.names else None
+            for name in ("frames", "waveform_samples")
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -300,7 +306,8 @@ class Corpus:
         """
         meta = self.meta(row)
         codes = self._decode(row, "codes", functools.partial(self._read_codes, row))
-        flac = self._decode(row, "flac", bytes) if waveform and self._places["flac_bytes"][row] else None
+        read_flac = functools.partial(self._read_flac, row)
+        flac = self._decode(row, "flac", read_flac) if waveform and self._places["flac_bytes"][row] else None
         return Clip(self.index.column("key")[row].as_py(), meta, codes, flac)
 
     def meta(self, row: int) -> JsonObject:
@@ -317,6 +324,13 @@ class Corpus:
         if codes.max() >= codec["codebook_size"]:  # on a GPU it would end in a device assert
             raise ValueError(f"code {codes.max()} of a codebook of {codec['codebook_size']}")
         return codes
+
+    def _read_flac(self, row: int, data: bytes) -> bytes:
+        """The bytes of a FLAC member. Raises ValueError for another file, or another length than the index says."""
+        found = num_flac_samples(data)
+        if self._samples is not None and found != self._samples[row]:
+            raise ValueError(f"a waveform of {found} samples, not {self._samples[row]} as {INDEX_FILE} says")
+        return data
 
     def _decode(self, row: int, member: str, decode: Callable[[bytes], T]) -> T:
         offset, size, crc32 = (int(self._places[f"{member}_{part}"][row]) for part in ("offset", "bytes", "crc32"))

@@ -64,9 +64,14 @@ class LocalFolder:
         self.root = Path(folder)
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a small file; None if it is missing."""
+        """The bytes of a small file; None if it is missing. Raises InputError where it can't be read."""
         path = self.root / name
-        return path.read_bytes() if path.is_file() else None
+        try:
+            return path.read_bytes() if path.is_file() else None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            found = system_reason(error) if isinstance(error, OSError) else str(error)
+            action = "Name the folder that preprocess.shard wrote, or make it readable."
+            raise InputError(str(path), found, "a file that can be read", action) from error
 
     def check(self, files: list[JsonObject]) -> None:
         """Raise InputError for a file of another size than corpus.json says. files: {"name", "bytes", "sha256"}."""

@@ -306,6 +306,18 @@ def test_an_adapter_that_is_not_whole_is_refused(change, found, tmp_path, model_
     assert found in refusal(adapter, model_folder, tmp_path / "merged").found
 
 
+@pytest.mark.parametrize("name", ["norm.weight", "layers.0.mlp.up_proj.weight"])
+def test_nan_in_the_base_is_the_base_s_whether_it_is_adapted_or_not(name, tmp_path, model_folder, full_checkpoint):
+    adapter = shutil.copytree(full_checkpoint, tmp_path / "adapter")
+    (adapter / "state.json").unlink()  # a plain adapter: any base is taken
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors[name].view(-1)[-1] = torch.nan
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    error = refusal(adapter, base, tmp_path / "merged", verify=False)
+    assert_parts(error, f"model.safetensors: {name}", "NaN or infinity", "finite weights", "--base")
+
+
 def test_a_flipped_byte_in_the_checkpoint_is_refused(tmp_path, full_checkpoint):
     broken = shutil.copytree(full_checkpoint, tmp_path / "step-000007")
     data = bytearray((broken / "adapter_model.safetensors").read_bytes())

@@ -26,7 +26,7 @@ from launch.demo.small_model import build_model
 from launch.show import main as show
 from preprocess.common.errors import InputError
 from preprocess.corpus.dialogue import canonical_dialogue
-from preprocess.corpus.shards import Clip
+from preprocess.corpus.shards import Clip, Corpus
 from tests.fixtures.corpus import write_clips
 from tests.fixtures.steps import adapted_model, loss_and_gradients, make_job
 
@@ -250,6 +250,46 @@ def test_a_clip_without_waveform_is_refused_by_name(tower_folder):
         samples(tower_folder, "both", [[("one", silent)]])
     assert caught.value.where == "clip silent"
     assert "--waveforms flac" in caught.value.action
+
+
+def as_wav(flac):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, *soundfile.read(io.BytesIO(flac)), format="WAV")
+    return buffer.getvalue()
+
+
+SPOILT = {
+    "junk": lambda flac: b"fLaC" + b"junk" * 100,
+    "empty": lambda flac: b"",
+    "cut": lambda flac: flac[: len(flac) // 2],
+    "no frame": lambda flac: flac[:60],
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_waveform_that_is_not_whole_is_refused_by_name(kind, tower_folder):
+    spoilt = Clip("spoilt", {}, SHORT.codes, SPOILT[kind](SHORT.flac))
+    with pytest.raises(InputError) as caught:
+        samples(tower_folder, "both", [[("one", spoilt)]])
+    assert caught.value.where == "clip spoilt"
+    assert "waveform" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (SPOILT["junk"], "no FLAC file"),
+        (as_wav, "a file of WAV, no FLAC"),
+        (lambda flac: clip("other", 0.6, 0).flac, "a waveform of 9600 samples, not"),
+    ],
+)
+def test_a_waveform_that_the_index_does_not_name_is_refused_though_its_crc_fits(change, found, heard_corpus):
+    corpus = Corpus(heard_corpus)
+    offset, size = (int(corpus._places[f"flac_{part}"][0]) for part in ("offset", "bytes"))
+    shard = heard_corpus / corpus.index.column("shard")[0].as_py()
+    data = change(shard.read_bytes()[offset : offset + size])
+    with pytest.raises(ValueError, match=found):
+        corpus._read_flac(0, data)
 
 
 def test_the_projector_is_a_target_only_where_something_is_heard(tower_folder):
