@@ -140,8 +140,10 @@ class Watchdog:
         """
         self.at(work)
         self._works_alone = works
-        yield
-        self._works_alone = False
+        try:
+            yield
+        finally:
+            self._works_alone = False
         self.at(f"after {work}")
 
     def _watch(self) -> None:
@@ -169,14 +171,8 @@ class Watchdog:
                 say(slow)
                 warned = now
             if now - max(went_on) > self._timeout_sec:
-                self._end(
-                    states,
-                    [
-                        other
-                        for other, last in enumerate(heard)
-                        if other != self._rank and now - last > self._timeout_sec / 2
-                    ],
-                )
+                silent = {rank for rank, last in enumerate(heard) if now - last > self._timeout_sec / 2}
+                self._end(states, sorted(silent - {self._rank}))
 
     def _end(self, states: list[_State], silent: list[int]) -> None:
         """End this process; the first rank that runs reports. silent: ranks whose threads are not heard of."""

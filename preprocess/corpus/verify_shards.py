@@ -261,10 +261,10 @@ def _verify_member(
         elif member.suffix == "codes.npy":
             codec = info["codec"]
             codes = read_codes(member.payload)
-            shape = codec.get("num_codebooks", len(codes)), row["frames"]
+            shape = codec["num_codebooks"], row["frames"]
             if codes.shape != shape:
                 raise ValueError(f"codes of {codes.shape[0]} codebooks x {codes.shape[1]} frames, not {shape}")
-            if codes.max() >= codec.get("codebook_size", 1 << 16):
+            if codes.max() >= codec["codebook_size"]:
                 raise ValueError(f"code {codes.max()} of a codebook of {codec['codebook_size']}")
     except ValueError as error:
         yield InputError(where, str(error), "what preprocess.shard writes", _FOREIGN)

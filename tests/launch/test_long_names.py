@@ -15,8 +15,10 @@ COMMANDS = {
     "show": ["launch.show", LONG],
     "verify": ["preprocess.verify", LONG],
     "stop": ["launch.stop", LONG],
-    "generate": f"launch.generate --model {LONG} --audio-tokenizer {LONG} --hubert {LONG} --reference {LONG} --reference-text a "
-    f"--text b --out {LONG}".split(),
+    "generate": [
+        *f"launch.generate --model {LONG} --audio-tokenizer {LONG} --hubert {LONG} --reference {LONG}".split(),
+        *f"--reference-text a --text b --out {LONG}".split(),
+    ],
     "shard": f"preprocess.shard --manifest {LONG} --model {LONG} --validate-only".split(),
 }
 

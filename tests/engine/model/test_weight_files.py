@@ -114,7 +114,7 @@ def test_a_damaged_weight_file_is_refused_or_another_base(
         assert fingerprint == "refused" or fingerprint != base_fingerprint(split_folder)
 
 
-def test_a_header_of_any_length_takes_no_memory(split_folder, tmp_path):
+def test_a_header_of_any_length_takes_no_memory(tmp_path):
     (tmp_path / WEIGHTS_FILE).write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
     with pytest.raises(InputError, match="no safetensors file"):
         read_entries(tmp_path)
