@@ -71,9 +71,10 @@ FAULTS = {
             "tests/preprocess/test_verify.py",
             "tests/engine/batch/test_strange_corpus.py",
         ],
-        "base models: strange configs, indexes, headers, pickles, code": [
+        "base models: strange configs, indexes, headers, tensors, pickles, code": [
             "tests/preprocess/corpus/test_base_model.py",
             "tests/engine/model/test_weight_files.py",
+            "tests/engine/model/test_base_tensors.py",
         ],
         "codecs and HuBERT: the same": some(
             "tests/preprocess/codec/test_load.py",
@@ -83,8 +84,9 @@ FAULTS = {
             "hubert_without",
             "codec_weights",
         ),
-        "checkpoints: damaged in each file": [
-            "tests/engine/checkpoint/test_checkpoint.py::test_a_broken_checkpoint_is_named"
+        "checkpoints and adapters: damaged in each file, tensors of any type, shape and value": [
+            "tests/engine/checkpoint/test_checkpoint.py::test_a_broken_checkpoint_is_named",
+            "tests/engine/checkpoint/test_strange_tensors.py",
         ],
         "recipes, overrides, DeepSpeed settings: any value at any key": some(
             "tests/engine/base/test_recipe.py", "a_wrong", "a_value", "a_file", "a_json", "aliases", "any", "no_file"

@@ -234,6 +234,28 @@ def test_a_tokenizer_of_another_model_is_refused(token, folder):
     assert_parts(refusal(folder), str(path), f"{token} as token", "the tokenizer of this model", "Download")
 
 
+def changed_tokenizer(folder, change):
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    change(tokenizer)
+    path.write_text(json.dumps(tokenizer))
+    return path
+
+
+def test_a_token_beyond_the_embeddings_is_refused(folder):
+    """On a GPU its lookup would be a device assert."""
+    number = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
+    token = {"id": number, "content": "<|more|>", "single_word": False, "lstrip": False, "rstrip": False}
+    token |= {"normalized": False, "special": True}
+    path = changed_tokenizer(folder, lambda tokenizer: tokenizer["added_tokens"].append(token))
+    assert_parts(refusal(folder), str(path), f"as number {number}", f"numbers below {number}", "Download")
+
+
+def test_a_tokenizer_that_draws_its_merges_is_refused(folder):
+    path = changed_tokenizer(folder, lambda tokenizer: tokenizer["model"].update(dropout=0.5))
+    assert_parts(refusal(folder), str(path), "BPE with dropout", "without dropout", "Download")
+
+
 def test_a_tokenizer_without_a_fast_class_is_refused(folder):
     (folder / "special_tokens_map.json").unlink()
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
