@@ -10,7 +10,7 @@ export DS_BUILD_OPS := 0
 # A worker that dies ends the tests at once; what waits for it would wait for ever.
 WORKERS := -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: venv demo test test-avx2 test-long test-soak fuzz coverage check style lock
+.PHONY: venv demo test test-avx2 test-long test-export test-soak fuzz coverage check style lock
 
 venv: $(INSTALLED)
 
@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m launch.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long and not soak" $(WORKERS)
+	$(BIN)/python -m pytest -m "not long and not soak and not export" $(WORKERS)
 
 # Bits depend on the processor's instructions: what the codec does on one without AVX-512, on any that has it.
 test-avx2: $(INSTALLED)
@@ -38,6 +38,15 @@ test-avx2: $(INSTALLED)
 test-long: $(INSTALLED) .venv/.optional
 	$(BIN)/python -m pytest -m long $(WORKERS)
 
+# Converted bases beside transformers 5's own classes, which do not fit into .venv.
+test-export: $(INSTALLED) .venv-export/.installed
+	$(BIN)/python -m pytest -m export
+
+.venv-export/.installed: requirements-export.txt
+	$(PYTHON) -m venv .venv-export
+	$(BIN)/uv pip install --python .venv-export/bin/python --no-deps -r requirements-export.txt
+	touch $@
+
 # Random faults over a training and a corpus: SOAK_FAULTS of each (30 and 100), by SOAK_SEED.
 test-soak: $(INSTALLED) .venv/.optional
 	$(BIN)/python -m pytest -m soak -s tests/test_soak.py
@@ -45,11 +54,11 @@ test-soak: $(INSTALLED) .venv/.optional
 # The property tests with other examples, ROUNDS times (about two minutes each).
 ROUNDS ?= 30
 fuzz: $(INSTALLED)
-	for round in $$(seq $(ROUNDS)); do HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -m "not long and not soak" \
+	for round in $$(seq $(ROUNDS)); do HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -m "not long and not soak and not export" \
 		$(WORKERS) $$(grep -rl "from hypothesis" tests --include='test_*.py') || exit 1; done
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long and not soak" $(WORKERS) --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not long and not soak and not export" $(WORKERS) --cov --cov-report=term:skip-covered
 
 .venv/.optional: $(INSTALLED) requirements-cluster.txt requirements-wandb.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-cluster.txt -r requirements-wandb.txt

@@ -78,6 +78,7 @@ def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
         found = f"model_type {given.get('model_type')!r:.80}"
         if given.get("model_type") == "higgs_audio_v2":
             found += ": the layout of transformers 5, the hub's since April 2026"
+            action += f" Or convert this one: `python -m launch.convert --model {folder} --out BASE`."
         raise InputError(str(path), found, repr(HiggsAudioConfig.model_type), action)
     refuse_code_and_paths(path, given, action)
     refuse_other_model(path, given, action)
