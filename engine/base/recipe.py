@@ -20,7 +20,7 @@ from preprocess.common.strict_yaml import STRICT, load_yaml, wrong_value
 _LARGEST = 10**9  # upper limit of every count
 Count = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
 Positive = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
-_LARGEST_FACTOR = 1e6  # upper limit of every factor and time
+_LARGEST_FACTOR = 1e9  # upper limit of every factor and time
 Weight = Annotated[float, Field(strict=True, ge=0, le=_LARGEST_FACTOR)]
 Above0 = Annotated[float, Field(strict=True, gt=0, le=_LARGEST_FACTOR)]
 # Passes over the data: each is planned, and a sample's number in a run has 63 bits.

@@ -126,8 +126,8 @@ def test_a_saved_recipe_loads_as_the_same_one(tmp_path):
                 ("run.epochs", "1000000000", "run.epochs=1000000000", "less than or equal to 10000"),
                 ("batch.loader_workers", "1000000", "batch.loader_workers=1000000", "less than or equal to 1024"),
                 ("lora.rank", "1000000000", "lora.rank=1000000000", "less than or equal to 65536"),
-                ("lora.alpha", "1e300", "lora.alpha=1e+300", "less than or equal to 1000000"),
-                ("optimizer.lr", "1e300", "optimizer.lr=1e+300", "less than or equal to 1000000"),
+                ("lora.alpha", "1e300", "lora.alpha=1e+300", "less than or equal to 1000000000"),
+                ("optimizer.lr", "1e300", "optimizer.lr=1e+300", "less than or equal to 1000000000"),
                 ("run.hang_timeout_sec", "1e-9", "run.hang_timeout_sec=1e-09", "0, or at least 1"),
             )
         ),

@@ -227,7 +227,7 @@ def test_a_model_without_tokenizer_is_refused(tmp_path, short_folder, tools, mod
 @pytest.mark.parametrize(
     ("name", "text", "found"),
     [
-        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "can't be opened (expected value at line 1"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "broken JSON (Expecting value: line 1"),
         ("tokenizer.json", "{}", "can't be opened (Model missing"),
         ("tokenizer_config.json", '{"a', "broken JSON (Unterminated string"),
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', "code that would run"),
