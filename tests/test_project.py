@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher.runner import parse_args as parse_launcher
 
-from launch import generate, merge, show, stop, train
+from launch import convert, generate, merge, show, stop, train
 from launch.demo import __main__ as demo
 from launch.demo import stages
 from launch.demo.folder import Folder
@@ -28,6 +28,7 @@ PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md",
 README = "".join(PAGES.values())
 PARSERS = {
     "preprocess.shard": options.parse_settings,
+    "launch.convert": convert.parse_arguments,
     "launch.merge": merge.parse_arguments,
     "launch.generate": generate.parse_arguments,
     "launch.show": show.parse_arguments,
