@@ -18,11 +18,19 @@ from preprocess.common.files import write_atomically
 from preprocess.common.strict_yaml import STRICT, load_yaml, wrong_value
 
 _LARGEST = 10**9  # upper limit of every count
+_SMALLEST_FACTOR, _LARGEST_FACTOR = 1e-30, 1e9  # of factors and times; below the first, fp32 may have 0 instead
+
+
+def _check_in_fp32(value: float) -> float:
+    if value < _SMALLEST_FACTOR:
+        raise wrong_value(f"at least {_SMALLEST_FACTOR}")
+    return value
+
+
 Count = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
 Positive = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
-_LARGEST_FACTOR = 1e9  # upper limit of every factor and time
 Weight = Annotated[float, Field(strict=True, ge=0, le=_LARGEST_FACTOR)]
-Above0 = Annotated[float, Field(strict=True, gt=0, le=_LARGEST_FACTOR)]
+Above0 = Annotated[float, Field(strict=True, gt=0, le=_LARGEST_FACTOR), AfterValidator(_check_in_fp32)]
 # Passes over the data: each is planned, and a sample's number in a run has 63 bits.
 Passes = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 Repeat = Annotated[float, Field(strict=True, gt=0, le=1_000)]

@@ -24,8 +24,8 @@ def read_trainable_base(folder: Path | str, flag: str = "--model") -> BaseModel:
         # Boson's static cache takes its length from layer 0. If audio positions skip that layer, audio columns
         # overwrite each other in the serve engine.
         wrong.append((f"audio_dual_ffn_layers {config.audio_dual_ffn_layers} without layer 0", "layer 0 among them"))
-    numbers = config.audio_dual_ffn_layers or []
-    if len({*numbers} & {*range(config.text_config.num_hidden_layers)}) != len(numbers):
+    numbers, num_layers = config.audio_dual_ffn_layers or [], config.text_config.num_hidden_layers
+    if len({*numbers}) != len(numbers) or not all(0 <= number < num_layers for number in numbers):
         wrong.append((f"audio_dual_ffn_layers {numbers}", "numbers of its layers, each once"))
     stream = {"audio_stream_bos_id": config.audio_stream_bos_id, "audio_stream_eos_id": config.audio_stream_eos_id}
     after_codes = [config.audio_codebook_size, config.audio_codebook_size + 1]

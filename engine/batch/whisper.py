@@ -17,7 +17,7 @@ from transformers import WhisperFeatureExtractor
 from engine.plan.corpora import Corpora
 from preprocess.common.errors import InputError, first_line
 from preprocess.corpus.base_model import has_audio_tower
-from preprocess.corpus.shards import Clip
+from preprocess.corpus.shards import Clip, num_flac_samples
 
 
 def feature_extractor(config: HiggsAudioConfig) -> WhisperFeatureExtractor:
@@ -67,10 +67,9 @@ def waveform_chunks(clip: Clip, config: HiggsAudioConfig) -> list[npt.NDArray[np
             "Run preprocess.shard with --waveforms flac, or train with conditioning=codes.",
         )
     try:
-        with soundfile.SoundFile(io.BytesIO(clip.flac)) as file:
-            sample_rate_hz, num_samples = file.samplerate, file.frames
-            waveform = file.read(dtype="float32")
-    except soundfile.LibsndfileError as error:
+        num_samples = num_flac_samples(clip.flac)
+        waveform, sample_rate_hz = soundfile.read(io.BytesIO(clip.flac), dtype="float32")
+    except (soundfile.LibsndfileError, ValueError) as error:
         found, action = f"a waveform that can't be decoded ({first_line(error)})", "Run preprocess.shard again."
         raise InputError(f"clip {clip.key}", found, "FLAC", action) from error
     if len(waveform) != num_samples:

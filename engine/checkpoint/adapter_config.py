@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -15,14 +15,28 @@ Rank = Annotated[int, Field(ge=1, le=65_536)]
 Alpha = Annotated[float, Field(gt=-1e6, lt=1e6)]
 
 
-def _check_effort(pattern: str) -> str:
-    """PEFT compares a pattern with every name of the model: with many quantifiers that might never end."""
-    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\()[*+?{]", pattern)) > 2:
-        raise ValueError("no repeated group and at most two of * + ? {, so that matching a name ends")
-    return pattern
+_NAME = re.compile(r"[\w.-]*")
+_NAMES = re.compile(r"[\w.\\|-]*")  # names joined by |, as this project writes them: matched in one pass
 
 
-Pattern = Annotated[str, Field(max_length=1 << 20), AfterValidator(_check_effort)]
+def _check_name(name: str) -> str:
+    """PEFT takes names for regular expressions, and compares them with every layer: some would never end."""
+    if not _NAME.fullmatch(name):
+        raise ValueError("the name of a layer, without signs of a regular expression")
+    return name
+
+
+def _check_layers(value: object) -> object:
+    names = [value] if isinstance(value, str) else value
+    if value is None or (isinstance(value, str) and _NAMES.fullmatch(value)):
+        return value
+    if not isinstance(names, list) or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+        raise ValueError("names of layers in a list, or joined by |: other regular expressions may never end")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Layers = Annotated[Any, AfterValidator(_check_layers)]
 
 
 class AdapterForm(Form):
@@ -33,10 +47,12 @@ class AdapterForm(Form):
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | Literal["gaussian"] = True
-    rank_pattern: dict[Pattern, Rank] = Field(default={})
-    alpha_pattern: dict[Pattern, Alpha] = Field(default={})
-    target_modules: list[str] | Pattern | None = None
-    exclude_modules: list[str] | Pattern | None = None
+    rank_pattern: dict[Name, Rank] = Field(default={})
+    alpha_pattern: dict[Name, Alpha] = Field(default={})
+    target_modules: Layers = None
+    exclude_modules: Layers = None
+    modules_to_save: Layers = None
+    layers_pattern: Layers = None
 
 
 def read_adapter_config(folder: Path) -> AdapterForm:

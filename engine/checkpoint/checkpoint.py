@@ -124,7 +124,8 @@ def find_problem(folder: Path) -> str | None:
         state = read_state(folder)
     except InputError as error:
         return f"{STATE_FILE} can't be used: {error.found}"
-    if re.fullmatch(r"step-\d+", folder.name) and folder != step_folder(folder.parent, state["step"]):
+    number = re.fullmatch(r"step-(\d+)", folder.name)
+    if number and int(number[1]) != state["step"]:
         return f"{STATE_FILE} is of step {state['step']}"
     for name in _HASHED_FILES:
         if not (folder / name).is_file():
@@ -200,7 +201,7 @@ def load_masters(folder: Path, model: PeftModel, parameter_names: list[str]) -> 
 def load_moments(folder: Path, model: PeftModel, parameter_names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
     """{exp_avg, exp_avg_sq: {parameter name of `model`: fp32 tensor}}: AdamW's moments from a complete checkpoint.
 
-    Raises InputError unless each parameter has both, in its shape.
+    Raises InputError unless each parameter has both, in its shape, with no negative second moment.
     """
     path = folder / OPTIMIZER_FILE
     optimizer, shapes = read_tensors(path, _RESTORE, counts=False), dict(model.named_parameters())
@@ -212,7 +213,12 @@ def load_moments(folder: Path, model: PeftModel, parameter_names: list[str]) -> 
             if tensor is None or tensor.shape != expected:
                 found = "no tensor" if tensor is None else f"shape {list(tensor.shape)}"
                 raise InputError(f"{path}: {moment}.{saved}", found, f"shape {list(expected)}", _RESTORE)
+            if moment == "exp_avg_sq" and tensor.numel() and tensor.min() < 0:
+                raise InputError(f"{path}: {moment}.{saved}", f"{tensor.min():.3g}", "means of squares", _RESTORE)
             moments.setdefault(moment, {})[name] = tensor.float()
+    if len(optimizer) != 2 * len(parameter_names):
+        expected_count = f"{2 * len(parameter_names)}, two for each trained weight"
+        raise InputError(str(path), f"{len(optimizer)} tensors", expected_count, _RESTORE)
     return moments
 
 

@@ -197,5 +197,8 @@ def write_merged_shard(
                 tensor = merge_tensor(name, tensor, assigned[name], adapter)
             if header[name]["dtype"] in DTYPES:
                 tensor = tensor.to(DTYPES[header[name]["dtype"]])
+            if not tensor.isfinite().all():
+                found = f"a number too large for {header[name]['dtype']}"
+                raise InputError(f"{source}: {name}", found, "finite weights", "Merge with --dtype fp32.")
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
         assert file.tell() == 8 + len(text) + offset, f"{target} has another size than its header says"

@@ -24,7 +24,8 @@ def check_tensors(folder: Path | str, flag: str = "--model") -> None:
     flag: the command-line flag that names the folder.
     """
     base, action = read_trainable_base(folder, flag), how_to_name_a_base(flag)
-    found = {name: entry for name, entry in read_entries(Path(folder), flag).items() if not _COMPUTED.fullmatch(name)}
+    entries = read_entries(Path(folder), flag)
+    found = {name: entry["shape"] for name, entry in entries.items() if not _COMPUTED.fullmatch(name)}
     config, path = copy.deepcopy(base.config), str(base.folder / "config.json")
     for name, layers in (
         ("text_config.num_hidden_layers", config.text_config.num_hidden_layers),
@@ -35,28 +36,28 @@ def check_tensors(folder: Path | str, flag: str = "--model") -> None:
     with explain_model_errors(folder, action), torch.device("meta"):
         model = HiggsAudioModel(config)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    wrong = list(_differences({name: (entry["dtype"], entry["shape"]) for name, entry in found.items()}, expected))
+    wrong = [f"{name} of dtype {entry['dtype']}" for name, entry in entries.items() if entry["dtype"] not in DTYPES]
+    wrong += _differences(found, expected)
     if wrong:
         raise InputError(
             str(folder), join_some(wrong, 3), "the weights of the model that config.json describes", action
         )
 
 
-def _differences(found: dict[str, tuple[str, list[int]]], expected: dict[str, list[int]]) -> Iterator[str]:
+def _differences(found: dict[str, list[int]], expected: dict[str, list[int]]) -> Iterator[str]:
     for name in expected.keys() - found.keys():
         yield f"no {name}"
-    for name, (dtype, shape) in found.items():
+    for name, shape in found.items():
         if name not in expected:
             yield f"{name}, which the model does not have"
         elif shape != expected[name]:
             yield f"{name} {shape} instead of {expected[name]}"
-        elif dtype not in DTYPES:
-            yield f"{name} of dtype {dtype} instead of {', '.join(DTYPES)}"
 
 
 def refuse_not_finite(folder: Path | str, model: HiggsAudioModel, flag: str = "--model") -> None:
-    """Raise InputError for NaN or infinity among the loaded weights of a base."""
-    strange = [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]
+    """Raise InputError for NaN or infinity among the loaded weights of a base, and what its config makes of RoPE."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    strange = [name for name, tensor in tensors if not tensor.isfinite().all()]
     if strange:
         found = f"NaN or infinity in {join_some(strange, 3)}"
         raise InputError(str(folder), found, "finite weights", how_to_name_a_base(flag))

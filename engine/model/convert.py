@@ -111,7 +111,7 @@ def _write_tokenizer(source: Path, target: Path) -> None:
 def _write_renamed(source: Path, target: Path) -> list[str]:
     """Copy the tensors of a safetensors file under Boson's names, which are returned. Raises InputError."""
     header = read_header(source)
-    metadata: JsonObject = header.pop("__metadata__", {})
+    metadata: JsonObject = {**header.pop("__metadata__", {}), "format": "pt"}
     begin_of_data = 8 + _header_bytes(source)
     entries: dict[str, TensorEntry] = {}
     places, offset = [], 0
@@ -123,7 +123,7 @@ def _write_renamed(source: Path, target: Path) -> list[str]:
         entries[name] = {**entry, "data_offsets": [offset, offset + end - begin]}
         places.append((begin_of_data + begin, end - begin))
         offset += end - begin
-    text = json.dumps({"__metadata__": metadata, **entries} if metadata else entries, separators=(",", ":")).encode()
+    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(source, "rb") as read, open(target, "wb") as write:
         write.write(len(text).to_bytes(8, "little") + text)

@@ -68,6 +68,13 @@ def read_header(path: Path, flag: str = "--model") -> dict[str, Any]:
 
 def read_entries(folder: Path, flag: str = "--model") -> dict[str, TensorEntry]:
     """{tensor name: its header entry} of all weight files of a model folder. Raises InputError as the two above."""
-    entries = {name: entry for path in weight_files(folder, flag) for name, entry in read_header(path, flag).items()}
-    entries.pop("__metadata__", None)
+    entries: dict[str, TensorEntry] = {}
+    for path in weight_files(folder, flag):
+        header, action = read_header(path, flag), how_to_name_a_base(flag)
+        if header.pop("__metadata__", {}).get("format") != "pt":  # transformers does not load it
+            raise InputError(str(path), "no format in its header", "weights of torch (format pt)", action)
+        twice = sorted(header.keys() & entries.keys())
+        if twice:
+            raise InputError(f"{path}: {twice[0]}", "a tensor that another file has too", "each tensor once", action)
+        entries |= header
     return entries

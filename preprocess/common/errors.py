@@ -112,9 +112,8 @@ def explain_model_errors(
     except InputError:
         raise
     except Exception as error:  # Boson, transformers and torch raise errors of every kind
-        if isinstance(error, MemoryError | TimeoutError) or re.search(
-            "CUDA|out of memory|can't allocate", str(error)
-        ):
+        no_memory = isinstance(error, RuntimeError) and re.search("CUDA|out of memory|can't allocate", str(error))
+        if no_memory or isinstance(error, MemoryError | TimeoutError):
             raise
         found = f"{what} ({type(error).__name__}: {first_line(error)})"
         raise InputError(

@@ -7,6 +7,14 @@ from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject, flatten
 
 _MAX_LABELS = 1000  # of classifiers, which no model here is
+# Values with which Boson's code can use a model, of keys that make transformers hand over other things.
+_USUAL: dict[str, list[object]] = {
+    "return_dict": [True, None],
+    "torchscript": [False, None],
+    "pretraining_tp": [1, None],
+}
+_USUAL |= {"partial_rotary_factor": [1.0, None]}
+_SHARES = {"attention_dropout", "activation_dropout", "dropout", "encoder_layerdrop", "decoder_layerdrop"}
 _ADAPTER_CONFIG_FILE = "adapter_config.json"  # of PEFT
 
 
@@ -32,17 +40,30 @@ def refuse_other_model(path: Path, given: JsonObject, action: str) -> None:
     expected = "the file as it was downloaded"
     for place, value in flatten(given).items():
         key = place.rsplit(".", 1)[-1]
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(str(path), f"{place} = {value}", expected, action)
+        if not _is_finite(value) or (key in _USUAL and value not in _USUAL[key]):
+            raise InputError(str(path), f"{place} = {value!r:.60}", expected, action)
         if key == "num_labels" and not (isinstance(value, int) and 0 <= value <= _MAX_LABELS):
             raise InputError(str(path), f"{place} = {value!r:.60}", f"at most {_MAX_LABELS} labels", action)
+        if key in _SHARES and isinstance(value, float) and not 0 <= value <= 1:
+            raise InputError(str(path), f"{place} = {value}", "a share from 0 to 1", action)
     for config in (given, *(each for each in given.values() if isinstance(each, dict))):
         for key in ("pruned_heads", "quantization_config"):
             if config.get(key):
                 raise InputError(str(path), f"{key} = {config[key]!r:.60}", expected, action)
         for key in ("id2label", "label2id"):
-            if len(config.get(key) or ()) > _MAX_LABELS:
-                raise InputError(str(path), f"{len(config[key]):,} labels in {key}", f"at most {_MAX_LABELS}", action)
+            labels = config.get(key) or {}
+            if not isinstance(labels, dict) or len(labels) > _MAX_LABELS:
+                raise InputError(str(path), f"{key} = {labels!r:.60}", f"at most {_MAX_LABELS} labels", action)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether no number of a JSON value, or of the lists in it, is NaN or infinite."""
+    values = value if isinstance(value, list) else [value]
+    return all(_is_finite(each) if isinstance(each, list) else not _is_no_number(each) for each in values)
+
+
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def refuse_adapter(folder: Path, action: str) -> None:

@@ -32,9 +32,21 @@ def read_tensors(path: Path, action: str, counts: bool = True) -> dict[str, torc
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise InputError(str(path), f"a {type(tensors).__name__} with other things", expected, action)
     for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            found = f"a tensor of layout {tensor.layout} on {tensor.device}, or without its numbers"
+            raise InputError(f"{path}: {name}", found, "all its numbers in a row", action)
         if tensor.dtype not in (_FLOATS + _COUNTS if counts else _FLOATS):
             raise InputError(f"{path}: {name}", f"dtype {tensor.dtype}", "float weights", action)
-    strange = [str(name) for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    # As fp32 where they are weights: a larger number of fp64 is infinite to all that use them.
+    used = tensors if counts else {name: tensor.float() for name, tensor in tensors.items()}
+    strange = [str(name) for name, tensor in used.items() if not tensor.isfinite().all()]
     if strange:
         raise InputError(str(path), f"NaN or infinity in {join_some(strange, 3)}", "finite weights", action)
     return tensors
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the file held each number of it: neither sparse, nor a view of few that stands for many."""
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -24,7 +24,7 @@ BASE_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
 # In text_config these may be null, a number or a list of numbers, and no code reads them.
 _UNREAD_KEYS = {"bos_token_id", "eos_token_id"}
 # (above, at most) of what divides or scales in every layer, and is no size that a weight would show.
-_RANGES = {"rms_norm_eps": (0, 0.1), "rope_theta": (0, 1e12)}
+_RANGES = {"rms_norm_eps": (1e-30, 0.1), "rope_theta": (1, 1e12)}
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,9 @@ def _make_config(path: Path, given: JsonObject, action: str) -> HiggsAudioConfig
         found, expected = getattr(config, name).model_type, getattr(default, name).model_type
         if found != expected:
             raise InputError(str(path), f"{name}.model_type {found!r}", repr(expected), action)
+    if config.text_config.head_dim is not None and config.text_config.head_dim % 2:
+        found = f"text_config.head_dim {config.text_config.head_dim}"
+        raise InputError(str(path), found, "an even number, whose halves RoPE turns", action)
     for name, (lowest, highest) in _RANGES.items():
         if not lowest < (value := getattr(config.text_config, name)) <= highest:
             expected = f"above {lowest}, at most {highest}"
@@ -114,6 +117,8 @@ def _wrong_types(given: JsonObject, default: PretrainedConfig, prefix: str = "")
     read = inspect.signature(type(default).__init__).parameters.keys() - _UNREAD_KEYS
     for name in sorted(read & given.keys()):
         value, usual = given[name], getattr(default, name, None)
+        if name == "head_dim" and value is None:  # transformers derives it
+            continue
         if isinstance(usual, PretrainedConfig) and isinstance(value, dict):
             yield from _wrong_types(value, usual, f"{prefix}{name}.")
         elif not _fits(value, usual):
@@ -142,6 +147,7 @@ def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreT
         found_text, fixed = "BPE with dropout: another spelling of a text each time", "a tokenizer without dropout"
         raise InputError(str(folder / name), found_text, fixed, action)
     placeholders = {"<|AUDIO|>": config.audio_in_token_idx, "<|AUDIO_OUT|>": config.audio_out_token_idx}
+    placeholders |= {"<|audio_out_bos|>": config.audio_out_bos_token_id, "<|audio_eos|>": config.audio_eos_token_id}
     try:
         Tokenizer.from_file(str(folder / name))
         name = "tokenizer_config.json"  # tokenizer.json is fine: an error from here on is about this file

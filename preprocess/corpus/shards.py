@@ -202,6 +202,9 @@ def read_codes(data: bytes) -> npt.NDArray[np.uint16]:
     return np.frombuffer(data, dtype="<u2", offset=header.end()).reshape(shape)
 
 
+_MOST_SAMPLES = 1 << 30  # 18 hours at 16 kHz; a header can say more than any memory holds
+
+
 def num_flac_samples(flac: bytes) -> int:
     """Number of samples of a FLAC file, by its header. Raises ValueError for any other file."""
     try:
@@ -210,6 +213,8 @@ def num_flac_samples(flac: bytes) -> int:
         raise ValueError(f"no FLAC file ({error})") from error
     if info.format != "FLAC":
         raise ValueError(f"a file of {info.format}, no FLAC")
+    if not 0 < info.frames <= _MOST_SAMPLES:
+        raise ValueError(f"a FLAC file of {info.frames} samples")
     return int(info.frames)
 
 

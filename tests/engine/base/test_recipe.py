@@ -128,6 +128,8 @@ def test_a_saved_recipe_loads_as_the_same_one(tmp_path):
                 ("lora.rank", "1000000000", "lora.rank=1000000000", "less than or equal to 65536"),
                 ("lora.alpha", "1e300", "lora.alpha=1e+300", "less than or equal to 1000000000"),
                 ("optimizer.lr", "1e300", "optimizer.lr=1e+300", "less than or equal to 1000000000"),
+                ("optimizer.eps", "1e-320", "optimizer.eps=1e-320", "at least 1e-30"),
+                ("loss.consistency_temperature", "5e-324", "consistency_temperature=5e-324", "at least 1e-30"),
                 ("run.hang_timeout_sec", "1e-9", "run.hang_timeout_sec=1e-09", "0, or at least 1"),
             )
         ),

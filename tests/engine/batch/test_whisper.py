@@ -258,11 +258,19 @@ def as_wav(flac):
     return buffer.getvalue()
 
 
+def with_length(flac, samples):
+    """The number of samples in STREAMINFO: the lower 36 bits of bytes 18 to 26."""
+    bits = int.from_bytes(flac[18:26], "big") >> 36 << 36 | samples
+    return flac[:18] + bits.to_bytes(8, "big") + flac[26:]
+
+
 SPOILT = {
     "junk": lambda flac: b"fLaC" + b"junk" * 100,
     "empty": lambda flac: b"",
     "cut": lambda flac: flac[: len(flac) // 2],
     "no frame": lambda flac: flac[:60],
+    "no length": lambda flac: with_length(flac, 0),
+    "a length beyond memory": lambda flac: with_length(flac, 2**36 - 1),
 }
 
 

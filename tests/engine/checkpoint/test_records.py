@@ -100,6 +100,10 @@ def test_a_strange_value_anywhere_in_an_adapter_s_config_is_refused_or_used(
             ("target_modules", value)
             for value in (5, "(((", "all-linear", [], r"(\w+)*\.q_proj", "a?" * 30 + "a" * 30)
         ),
+        *(("exclude_modules", value) for value in (r"(?:.|\w)" * 30 + "Z", ["(a*)*"])),
+        *(("modules_to_save", value) for value in (["([\\w.]*)*!"], "(")),
+        ("layers_pattern", ["([\\w.]*)*!"]),
+        ("rank_pattern", {r"(?:.|\w)" * 30 + "Z": 2}),
         *(("rank_pattern", value) for value in ({"(((": 2}, [1], {"q_proj": "x"})),
         ("alpha_pattern", {"q_proj": "x"}),
         ("megatron_config", {"a": 1}),

@@ -44,6 +44,7 @@ def one_nan(tensor):
 SPOILT = {
     "NaN": with_first(one_nan),
     "infinity": with_first(lambda tensor: tensor + torch.inf),
+    "infinite as fp32": with_first(lambda tensor: tensor.double() + 1e300),
     "int8": with_first(lambda tensor: tensor.to(torch.int8)),
     "int64": with_first(lambda tensor: tensor.to(torch.int64)),
     "fp8": with_first(lambda tensor: tensor.to(torch.float8_e4m3fn)),
@@ -76,6 +77,28 @@ def test_a_spoilt_file_begins_no_run_and_is_not_merged(kind, file, saved, model_
         assert caught.value.where.startswith(str(folder))
         assert caught.value.found
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda moments: {**moments, "more": torch.ones(1)}, "tensors"),
+        (lambda moments: dict(negative(moments)), "-1"),
+    ],
+)
+def test_moments_that_adamw_does_not_make_are_refused(change, found, saved, tmp_path):
+    step, model, names = saved
+    folder = shutil.copytree(step, tmp_path / "step")
+    save_file(change(load_file(folder / OPTIMIZER_FILE)), folder / OPTIMIZER_FILE)
+    with pytest.raises(InputError) as caught:
+        load_moments(folder, model, names)
+    assert found in caught.value.found
+
+
+def negative(moments):
+    """One second moment of -1: AdamW would take its root."""
+    name = max(moments)
+    return {**moments, name: torch.full_like(moments[name], -1.0)}
 
 
 def test_what_was_saved_is_read(saved):

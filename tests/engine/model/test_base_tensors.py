@@ -67,7 +67,22 @@ def test_no_tensor_can_be_missing_or_another(data, small_base, tmp_path_factory)
         {"text_config": {"intermediate_size": 24}},
         {"text_config": {"rms_norm_eps": -1.0}},
         {"text_config": {"rms_norm_eps": float("nan")}},
-        {"text_config": {"rope_theta": 0.0}},
+        {"text_config": {"num_hidden_layers": 10**10}},
+        *({"text_config": {"rms_norm_eps": eps}} for eps in (5e-324, 1.0)),
+        *({"text_config": {"rope_theta": theta}} for theta in (0.0, 1e-300, -5.0)),
+        *({"text_config": {"rope_scaling": {"rope_type": "linear", "factor": factor}}} for factor in (0.0, 1e-300)),
+        {"text_config": {"rope_scaling": {"rope_type": "longrope", "short_factor": [float("nan")]}}},
+        {"text_config": {"attention_dropout": 5.0}},
+        {"text_config": {"pretraining_tp": 4}},
+        {"text_config": {"partial_rotary_factor": 0.5}},
+        {"text_config": {"head_dim": 3, "num_attention_heads": 32, "num_key_value_heads": 16}},
+        {"text_config": {"hidden_act": "CUDA"}},
+        {"text_config": {"label2id": 7}},
+        {"id2label": 5},
+        {"return_dict": False},
+        {"torchscript": True},
+        {"audio_out_bos_token_id": 5},
+        {"audio_eos_token_id": 10**7},
         {"text_config": {"pruned_heads": {"0": [1]}}},
         {"text_config": {"num_labels": 3_000_000}},
         {"num_labels": 3_000_000},
@@ -89,6 +104,39 @@ def test_no_config_can_describe_another_model(changed, small_base, tmp_path):
         config[key] = {**config[key], **value} if key == "text_config" else value
     (folder / "config.json").write_text(json.dumps(config))
     refusal(folder)
+
+
+def test_a_tensor_of_another_float_is_cast_and_too_large_a_one_refused(small_base, tmp_path):
+    folder = shutil.copytree(small_base, tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["norm.weight"] = tensors["norm.weight"].double()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert {parameter.dtype for parameter in load_base(folder, torch.bfloat16).parameters()} == {torch.bfloat16}
+    tensors["norm.weight"][0] = 1e300
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "NaN or infinity in norm.weight" in refusal(folder).found
+
+
+def test_a_tensor_in_two_files_and_a_file_without_a_format_are_refused(small_base, tmp_path):
+    folder = shutil.copytree(small_base, tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors")
+    assert "no format" in refusal(folder).found
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "a.safetensors", {"format": "pt"})
+    save_file({"norm.weight": tensors["norm.weight"]}, folder / "b.safetensors", {"format": "pt"})
+    names = dict.fromkeys(tensors, "a.safetensors") | {"norm.weight": "b.safetensors"}
+    index = {"metadata": {}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "another file has too" in refusal(folder).found
+
+
+def test_a_head_dim_that_transformers_derives_is_no_fault(small_base, tmp_path):
+    folder = shutil.copytree(small_base, tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["head_dim"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    load_base(folder, torch.float32)
 
 
 def test_what_older_code_stored_and_the_model_computes_is_no_fault(small_base, tmp_path):
