@@ -32,7 +32,7 @@ Positive = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
 Weight = Annotated[float, Field(strict=True, ge=0, le=_LARGEST_FACTOR)]
 Above0 = Annotated[float, Field(strict=True, gt=0, le=_LARGEST_FACTOR), AfterValidator(_check_in_fp32)]
 # Passes over the data: each is planned, and a sample's number in a run has 63 bits.
-Passes = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+Passes = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Repeat = Annotated[float, Field(strict=True, gt=0, le=1_000)]
 Workers = Annotated[int, Field(strict=True, ge=0, le=1_024)]
 Rank = Annotated[int, Field(strict=True, ge=1, le=65_536)]

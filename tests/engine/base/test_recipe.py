@@ -123,7 +123,7 @@ def test_a_saved_recipe_loads_as_the_same_one(tmp_path):
             for key, value, found, expected in (
                 ("data.repeat", "[1e300]", "data.repeat.0=1e+300", "less than or equal to 1000"),
                 ("data.repeat", "[1e9]", "data.repeat.0=1000000000.0", "less than or equal to 1000"),
-                ("run.epochs", "1000000000", "run.epochs=1000000000", "less than or equal to 10000"),
+                ("run.epochs", "1000000000", "run.epochs=1000000000", "less than or equal to 1000000"),
                 ("batch.loader_workers", "1000000", "batch.loader_workers=1000000", "less than or equal to 1024"),
                 ("lora.rank", "1000000000", "lora.rank=1000000000", "less than or equal to 65536"),
                 ("lora.alpha", "1e300", "lora.alpha=1e+300", "less than or equal to 1000000000"),
