@@ -24,7 +24,7 @@ from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from engine.model.weight_files import DTYPES, read_header
 from preprocess.common.errors import InputError, first_line
 from preprocess.common.progress import with_progress
-from preprocess.common.tensor_file import read_tensors
+from preprocess.common.tensor_file import is_finite, read_tensors
 from preprocess.corpus.base_model import how_to_name_a_base
 
 _PEFT_PREFIX = "base_model.model."
@@ -129,7 +129,7 @@ def merge_tensor(name: str, weight: torch.Tensor, parts: Parts, adapter: Adapter
     layer = root.get_submodule(path)
     assert isinstance(layer, LoraLinear)
     layer.merge()  # into the weight of `linear`, which it wraps
-    if not linear.weight.isfinite().all():
+    if not is_finite(linear.weight):
         where, found = str(adapter.folder / ADAPTER_CONFIG_FILE), f"a scale that makes {name} infinite or NaN"
         raise InputError(where, found, "finite weights", "Restore the adapter from a copy, or merge another one.")
     return linear.weight.data
@@ -190,14 +190,14 @@ def write_merged_shard(
         file.write(len(text).to_bytes(8, "little") + text)
         for name in with_progress(names, len(names), target.name, "tensors"):
             tensor = tensors.get_tensor(name)
-            if not tensor.isfinite().all():
+            if not is_finite(tensor):
                 where, action = f"{source}: {name}", how_to_name_a_base("--base")
                 raise InputError(where, "NaN or infinity", "finite weights", action)
             if name in assigned:
                 tensor = merge_tensor(name, tensor, assigned[name], adapter)
             if header[name]["dtype"] in DTYPES:
                 tensor = tensor.to(DTYPES[header[name]["dtype"]])
-            if not tensor.isfinite().all():
+            if not is_finite(tensor):
                 found = f"a number too large for {header[name]['dtype']}"
                 raise InputError(f"{source}: {name}", found, "finite weights", "Merge with --dtype fp32.")
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())

@@ -11,6 +11,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from engine.base.trainable_base import read_trainable_base
 from engine.model.weight_files import DTYPES, read_entries
 from preprocess.common.errors import InputError, explain_model_errors, join_some
+from preprocess.common.tensor_file import is_finite
 from preprocess.corpus.base_model import how_to_name_a_base
 
 # Constants that releases of Boson's code and of transformers stored, and that the model computes from its config.
@@ -57,7 +58,7 @@ def _differences(found: dict[str, list[int]], expected: dict[str, list[int]]) ->
 def refuse_not_finite(folder: Path | str, model: HiggsAudioModel, flag: str = "--model") -> None:
     """Raise InputError for NaN or infinity among the loaded weights of a base, and what its config makes of RoPE."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    strange = [name for name, tensor in tensors if not tensor.isfinite().all()]
+    strange = [name for name, tensor in tensors if not is_finite(tensor)]
     if strange:
         found = f"NaN or infinity in {join_some(strange, 3)}"
         raise InputError(str(folder), found, "finite weights", how_to_name_a_base(flag))

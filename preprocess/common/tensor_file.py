@@ -39,10 +39,17 @@ def read_tensors(path: Path, action: str, counts: bool = True) -> dict[str, torc
             raise InputError(f"{path}: {name}", f"dtype {tensor.dtype}", "float weights", action)
     # As fp32 where they are weights: a larger number of fp64 is infinite to all that use them.
     used = tensors if counts else {name: tensor.float() for name, tensor in tensors.items()}
-    strange = [str(name) for name, tensor in used.items() if not tensor.isfinite().all()]
+    strange = [str(name) for name, tensor in used.items() if not is_finite(tensor)]
     if strange:
         raise InputError(str(path), f"NaN or infinity in {join_some(strange, 3)}", "finite weights", action)
     return tensors
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite. A tenth of the time of `isfinite().all()` on bf16 (bench/LOG.md)."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bound.isfinite() for bound in tensor.aminmax())  # which hand on NaN
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from preprocess.common.errors import InputError
-from preprocess.common.tensor_file import read_tensors
+from preprocess.common.tensor_file import is_finite, read_tensors
 
 ODD = {
     "sparse": lambda: torch.eye(3).to_sparse(),
@@ -28,6 +28,18 @@ def test_odd_tensors_are_refused(kind, tmp_path):
         read_tensors(tmp_path / "model.pth", "Download it.")
     assert caught.value.where.startswith(str(tmp_path / "model.pth"))
     assert caught.value.found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_nan_and_infinity_are_seen_wherever_they_are(dtype):
+    for size in (1, 7, 1000):
+        for number in (torch.nan, torch.inf, -torch.inf):
+            for place in {0, size // 2, size - 1}:
+                tensor = torch.ones(size, dtype=dtype)
+                assert is_finite(tensor)
+                tensor[place] = number
+                assert not is_finite(tensor)
+    assert is_finite(torch.ones(0, dtype=dtype))
 
 
 def test_plain_tensors_are_read(tmp_path):
