@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from launch.demo.small_model import build_model
 from tests.fixtures import launched
+from tests.fixtures.native import build_native
 from tests.fixtures.steps import ROOT
 from tests.test_launch import DEMO
 
@@ -35,7 +37,9 @@ def test_every_command_works_without_a_network(tmp_path, short_folder, model_fol
     manifest = ["--manifest", short_folder / "corpus.jsonl", "--model", model_folder]
     overrides = ["run.max_steps=2", "run.precision=fp32", "batch.max_tokens=1400"]
     speech = next(short_folder.rglob("*.wav"))
+    dual = build_model(tmp_path / "dual", num_layers=2, dual_ffn_layers=(0, 1))
     commands = {
+        "convert": ["--model", build_native(dual, tmp_path / "native"), "--out", tmp_path / "converted"],
         "shard": [*manifest, *codec, "--out", shards, "--workers", "1"],
         "preview": [*manifest, "--dry-run"],
         "verify": [shards, "--model", model_folder, *codec, "--clips", "1", "--audio-root", short_folder],
