@@ -36,7 +36,10 @@ def load_base(folder: Path | str, dtype: torch.dtype, flag: str = "--model") -> 
             local_files_only=True,
             use_safetensors=True,
         )
-        model = model.to(dtype)  # transformers keeps another dtype that a tensor has in its file
+        for parameter in model.parameters():  # not the buffers: RoPE's frequencies stay fp32
+            parameter.data = parameter.data.to(
+                dtype
+            )  # transformers keeps another dtype that a tensor has in its file
     refuse_not_finite(folder, model, flag)
     model.requires_grad_(False)
     return model.train()
