@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from engine.base.recipe import Rank
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import read_json_object
 from preprocess.common.record import Form, first_problem
 
-Rank = Annotated[int, Field(ge=1, le=65_536)]
 Alpha = Annotated[float, Field(gt=-1e6, lt=1e6)]
 
 

@@ -10,11 +10,11 @@ from engine.checkpoint.checkpoint import ADAPTER_FILE, STATE_FILE, find_problem,
 from engine.merge.check import check_merge
 from engine.merge.weights import assign_tensors, read_adapter, write_merged_shard
 from engine.model.base_tensors import check_tensors
-from engine.model.weight_files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, read_entries, weight_files
+from engine.model.weight_files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, num_bytes, read_entries, weight_files
 from engine.model.weights import base_fingerprint
 from engine.speak.voice_training import FACTS_FILE, merged_adapters, write_facts
 from preprocess.common.errors import InputError, explain_write_errors
-from preprocess.common.files import finish_folder, sha256_file, write_json
+from preprocess.common.files import finish_folder, refuse_used_folder, sha256_file, write_json
 from preprocess.common.json_file import JsonObject
 from preprocess.common.say import say
 
@@ -33,7 +33,7 @@ def merge_checkpoint(
     InputError, before anything is written, for what the user can mend.
     """
     checkpoint, out = checkpoint.resolve(), out.resolve()
-    _refuse_used_folder(out)
+    refuse_used_folder(out)
     state = _read_state(checkpoint, base)
     base = Path(base or state["base"])
     check_tensors(base, "--base")
@@ -70,12 +70,6 @@ def _compare_logits(base: Path, checkpoint: Path, merged: Path) -> None:
     say(f"they differ by {check.difference:.1e} of their norm, and keep {check.kept:.1%} of the adapter")
     if check.kept < 0.9:
         say("warning: rounding loses much of so small a change; --dtype fp32 keeps it")
-
-
-def _refuse_used_folder(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        expected = "a folder that is new or empty"
-        raise InputError(str(out), "something there already", expected, "Name another --out, or move it away.")
 
 
 def _read_state(checkpoint: Path, base: Path | None) -> JsonObject:
@@ -130,9 +124,7 @@ def _record_dtype(folder: Path, dtype: str) -> None:
     write_json(folder / "config.json", {**config, "torch_dtype": dtype})
     index_path = folder / WEIGHTS_INDEX_FILE
     if not (folder / WEIGHTS_FILE).is_file():
-        total_size = sum(
-            end - begin for begin, end in (entry["data_offsets"] for entry in read_entries(folder).values())
-        )
+        total_size = num_bytes(read_entries(folder).values())
         index = json.loads(index_path.read_text())
         metadata = index["metadata"] if isinstance(index.get("metadata"), dict) else {}
         write_json(index_path, {**index, "metadata": {**metadata, "total_size": total_size}})

@@ -6,7 +6,6 @@ Only one tensor of the base is in memory at a time.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import nn
 
 from engine.checkpoint.adapter_config import read_adapter_config
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from engine.model.weight_files import DTYPES, read_header
+from engine.model.weight_files import DTYPES, read_header, write_header
 from preprocess.common.errors import InputError, first_line
 from preprocess.common.progress import with_progress
 from preprocess.common.tensor_file import is_finite, read_tensors
@@ -184,10 +183,8 @@ def write_merged_shard(
             entry["dtype"] = codes[dtype]
         entry["data_offsets"] = [offset, offset + num_bytes]
         offset += num_bytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
     with open(target, "wb") as file, safe_open(source, "pt") as tensors:
-        file.write(len(text).to_bytes(8, "little") + text)
+        begin_of_data = write_header(file, header)
         for name in with_progress(names, len(names), target.name, "tensors"):
             tensor = tensors.get_tensor(name)
             if not is_finite(tensor):
@@ -201,4 +198,4 @@ def write_merged_shard(
                 found = f"a number too large for {header[name]['dtype']}"
                 raise InputError(f"{source}: {name}", found, "finite weights", "Merge with --dtype fp32.")
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
-        assert file.tell() == 8 + len(text) + offset, f"{target} has another size than its header says"
+        assert file.tell() == begin_of_data + offset, f"{target} has another size than its header says"

@@ -3,7 +3,6 @@
 Tensors are copied in blocks, file by file, so memory does not grow with the model.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import BinaryIO
@@ -12,9 +11,18 @@ from pydantic import ValidationError
 
 from engine.model.base_tensors import check_tensors
 from engine.model.native_layout import MODEL_TYPE, NativeForm, boson_config, boson_name
-from engine.model.weight_files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, TensorEntry, read_header, weight_files
+from engine.model.weight_files import (
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX_FILE,
+    TensorEntry,
+    header_bytes,
+    num_bytes,
+    read_header,
+    weight_files,
+    write_header,
+)
 from preprocess.common.errors import InputError, explain_write_errors
-from preprocess.common.files import finish_folder, write_json
+from preprocess.common.files import finish_folder, refuse_used_folder, write_json
 from preprocess.common.hub_folder import refuse_adapter, refuse_code_and_paths, refuse_other_model
 from preprocess.common.json_file import JsonObject, read_json_object
 from preprocess.common.progress import with_progress
@@ -34,9 +42,7 @@ def convert_to_boson(source: Path, out: Path) -> int:
     then nothing is left of `out`, which must be new or empty.
     """
     source, out = source.resolve(), out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        action = "Name another --out, or move it away."
-        raise InputError(str(out), "something there already", "a folder that is new or empty", action)
+    refuse_used_folder(out)
     config = _read_config(source)
     files = weight_files(source)
     temporary = out.with_name(f".{out.name}.partial")
@@ -46,9 +52,9 @@ def convert_to_boson(source: Path, out: Path) -> int:
             temporary.mkdir(parents=True)
             _write_tokenizer(source, temporary)
             write_json(temporary / "config.json", config)
-            names = {path.name: _write_renamed(path, temporary / path.name) for path in files}
+            written = {path.name: _write_renamed(path, temporary / path.name) for path in files}
             if files != [source / WEIGHTS_FILE]:
-                _write_index(temporary, names)
+                _write_index(temporary, written)
             check_tensors(temporary)
             finish_folder(temporary, out)
     except InputError as error:
@@ -58,7 +64,7 @@ def convert_to_boson(source: Path, out: Path) -> int:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return sum(map(len, names.values()))
+    return sum(map(len, written.values()))
 
 
 def _read_config(source: Path) -> JsonObject:
@@ -108,11 +114,11 @@ def _write_tokenizer(source: Path, target: Path) -> None:
         write_json(target / "generation_config.json", kept)
 
 
-def _write_renamed(source: Path, target: Path) -> list[str]:
-    """Copy the tensors of a safetensors file under Boson's names, which are returned. Raises InputError."""
+def _write_renamed(source: Path, target: Path) -> dict[str, TensorEntry]:
+    """Copy the tensors of a safetensors file under Boson's names; {name: its header entry}. Raises InputError."""
     header = read_header(source)
     metadata: JsonObject = {**header.pop("__metadata__", {}), "format": "pt"}
-    begin_of_data = 8 + _header_bytes(source)
+    begin_of_data = 8 + header_bytes(source)
     entries: dict[str, TensorEntry] = {}
     places, offset = [], 0
     for native in sorted(header, key=lambda name: header[name]["data_offsets"]):
@@ -123,30 +129,23 @@ def _write_renamed(source: Path, target: Path) -> list[str]:
         entries[name] = {**entry, "data_offsets": [offset, offset + end - begin]}
         places.append((begin_of_data + begin, end - begin))
         offset += end - begin
-    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with open(source, "rb") as read, open(target, "wb") as write:
-        write.write(len(text).to_bytes(8, "little") + text)
-        for place, num_bytes in with_progress(places, len(places), target.name, "tensors"):
+        write_header(write, {"__metadata__": metadata, **entries})
+        for place, length in with_progress(places, len(places), target.name, "tensors"):
             read.seek(place)
-            _copy(read, write, num_bytes)
-    return list(entries)
+            _copy(read, write, length)
+    return entries
 
 
-def _header_bytes(path: Path) -> int:
-    with open(path, "rb") as file:
-        return int.from_bytes(file.read(8), "little")
-
-
-def _copy(read: BinaryIO, write: BinaryIO, num_bytes: int) -> None:
-    while num_bytes:
-        block = read.read(min(num_bytes, _BLOCK_BYTES))
+def _copy(read: BinaryIO, write: BinaryIO, length: int) -> None:
+    while length:
+        block = read.read(min(length, _BLOCK_BYTES))
         assert block, "the file is shorter than its header says"
         write.write(block)
-        num_bytes -= len(block)
+        length -= len(block)
 
 
-def _write_index(folder: Path, names: dict[str, list[str]]) -> None:
-    total = sum((folder / file).stat().st_size - 8 - _header_bytes(folder / file) for file in names)
-    weight_map = {name: file for file, of_file in names.items() for name in of_file}
+def _write_index(folder: Path, written: dict[str, dict[str, TensorEntry]]) -> None:
+    total = sum(num_bytes(entries.values()) for entries in written.values())
+    weight_map = {name: file for file, entries in written.items() for name in entries}
     write_json(folder / WEIGHTS_INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -62,8 +63,27 @@ def read_header(path: Path, flag: str = "--model") -> dict[str, Any]:
         found = f"no safetensors file ({first_line(error)})"
         raise InputError(str(path), found, "weights of the base model", how_to_name_a_base(flag)) from error
     with open(path, "rb") as file:
-        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        file.seek(8)
+        header: dict[str, Any] = json.loads(file.read(header_bytes(path)))
     return header
+
+
+def header_bytes(path: Path) -> int:
+    """Length of a safetensors file's header; the tensors begin 8 bytes after it."""
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
+def write_header(file: BinaryIO, header: dict[str, Any]) -> int:
+    """Begin a safetensors file; the bytes written, after which the tensors follow at their data_offsets."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return file.write(len(text).to_bytes(8, "little") + text)
+
+
+def num_bytes(entries: Iterable[TensorEntry]) -> int:
+    """Bytes of all tensors together: the total_size of an index."""
+    return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries)
 
 
 def read_entries(folder: Path, flag: str = "--model") -> dict[str, TensorEntry]:

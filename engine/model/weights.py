@@ -9,7 +9,7 @@ from boson_multimodal.model.higgs_audio import HiggsAudioModel
 
 from engine.base.trainable_base import read_trainable_base
 from engine.model.base_tensors import check_tensors, refuse_not_finite
-from engine.model.weight_files import read_header
+from engine.model.weight_files import header_bytes, read_header
 from preprocess.common.errors import explain_model_errors
 from preprocess.corpus.base_model import how_to_name_a_base
 
@@ -62,8 +62,8 @@ def base_fingerprint(folder: Path | str, flag: str = "--model") -> str:
         size_bytes = path.stat().st_size
         digest.update(f"{path.name}:{size_bytes}".encode())
         with open(path, "rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            digest.update(file.read(header_bytes))
+            file.seek(8)
+            digest.update(file.read(header_bytes(path)))
             for block in range(_FINGERPRINT_BLOCKS):
                 file.seek(block * size_bytes // _FINGERPRINT_BLOCKS)
                 digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from preprocess.common.errors import explain_write_errors
+from preprocess.common.errors import InputError, explain_write_errors
 
 _BUFFER_BYTES = 1 << 18  # webdataset.TarWriter writes 10 KiB at a time
 
@@ -43,6 +43,13 @@ def write_json(path: Path, value: Any, *, sort_keys: bool = False, ensure_ascii:
     """Write a file of indented JSON that appears only once it is complete. Flags: those of json.dumps."""
     text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=ensure_ascii)
     write_atomically(path, f"{text}\n".encode())
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Raise InputError unless `folder` is new or empty: a command that writes a whole folder overwrites none."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        expected = "a folder that is new or empty"
+        raise InputError(str(folder), "something there already", expected, "Name another --out, or move it away.")
 
 
 def finish_folder(temporary: Path, folder: Path) -> None:

@@ -136,7 +136,9 @@ def test_a_head_dim_that_transformers_derives_is_no_fault(small_base, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["head_dim"] = None
     (folder / "config.json").write_text(json.dumps(config))
-    load_base(folder, torch.float32)
+    derived, given = (load_base(each, torch.float32) for each in (folder, small_base))
+    assert derived.config.text_config.head_dim == given.config.text_config.head_dim
+    assert torch.equal(derived.rotary_emb.inv_freq, given.rotary_emb.inv_freq)
 
 
 def test_what_older_code_stored_and_the_model_computes_is_no_fault(small_base, tmp_path):
@@ -145,4 +147,7 @@ def test_what_older_code_stored_and_the_model_computes_is_no_fault(small_base, t
     tensors |= {"audio_codebook_weights": torch.ones(8), "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     check_tensors(folder)
-    load_base(folder, torch.float32)
+    expected = load_base(small_base, torch.float32).state_dict()
+    assert all(
+        torch.equal(tensor, expected[name]) for name, tensor in load_base(folder, torch.float32).state_dict().items()
+    )
