@@ -10,7 +10,8 @@ from engine.batch.loader import PackReader
 from engine.batch.sample import layout_cost
 from engine.batch.whisper import check_conditioning
 from engine.model.base_tensors import check_tensors
-from engine.model.weights import base_fingerprint, weight_dtype
+from engine.model.fingerprint import agreed_fingerprint
+from engine.model.weights import weight_dtype
 from engine.plan.corpora import Corpora
 from engine.plan.of_run import training_plan, validation_packs
 from engine.plan.plan import Pack, Plan
@@ -82,7 +83,7 @@ def prepare_job(
         "world_size": world_size,
         "total_steps": total_steps,
         "identity": {
-            "base_fingerprint": base_fingerprint(model),
+            "base_fingerprint": agreed_fingerprint(model),
             "conditioning": chosen.conditioning,
             "codec_fingerprint": corpora.info["codec"]["fingerprint"],
             "corpus_fingerprints": corpora.fingerprints,

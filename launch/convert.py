@@ -1,8 +1,9 @@
-"""Convert: write a base in the layout of transformers 5, as the hub's main holds it, in Boson's own layout.
+"""Convert: write a base in the other layout: Boson's own, or that of transformers 5, as the hub's main holds it.
 
-    python -m launch.convert --model DOWNLOADED --out BASE
+    python -m launch.convert --model DOWNLOADED --format boson --out BASE
 
-Names and config change, no bit of a tensor does. BASE is then the --model of every other command.
+Names and config change, no bit of a tensor does. No other command needs it: all read both layouts. Other software may
+read one alone: Boson's own code the first, vLLM-Omni, MLX and GGUF the second.
 """
 
 import argparse
@@ -11,39 +12,35 @@ from pathlib import Path
 from launch.arguments import require_flags
 from preprocess.common.errors import exit_on_input_error
 from preprocess.common.say import say
-from preprocess.common.shell import shell_line
 
-EXAMPLE = "python -m launch.convert --model higgs-audio-v2-main/ --out base/"
+EXAMPLE = "python -m launch.convert --model higgs-audio-v2-main/ --format boson --out base/"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line. Raises InputError that names all missing flags."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.convert",
-        description="Write a base model in the layout of transformers 5 (model_type higgs_audio_v2) in Boson's own "
-        "layout, which training, merging and Boson's serve engine read.",
+        description="Write a base model in the other layout, to the bit: Boson's own (model_type higgs_audio), or "
+        "that of transformers 5 (higgs_audio_v2). Every command of this project reads both.",
         epilog=f"example: {EXAMPLE}",
         allow_abbrev=False,
     )
     needed = parser.add_argument_group("needed")
     needed.add_argument("--model", metavar="FOLDER", type=Path, help="the base as it was downloaded")
-    needed.add_argument(
-        "--out", metavar="FOLDER", type=Path, help="folder for the base in Boson's layout, new or empty"
-    )
+    needed.add_argument("--format", choices=("boson", "transformers"), help="the layout to write")
+    needed.add_argument("--out", metavar="FOLDER", type=Path, help="folder for the base in that layout, new or empty")
     arguments = parser.parse_args(argv)
-    require_flags(arguments, ("model", "out"), EXAMPLE)
+    require_flags(arguments, ("model", "format", "out"), EXAMPLE)
     return arguments
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Convert, and print what was written and what to do next."""
+    """Convert, and print what was written."""
     arguments = parse_arguments(argv)
-    from engine.model.convert import convert_to_boson
+    from engine.model.convert import convert
 
-    num_tensors = convert_to_boson(arguments.model, arguments.out)
-    say(f"{arguments.out}: {num_tensors} tensors in Boson's layout, each with the bits it had")
-    words = ["python", "-m", "preprocess.shard", "--manifest", "corpus.jsonl", "--model", arguments.out]
-    say(f"next: {shell_line(*words, '--audio-tokenizer', 'CODEC', '--hubert', 'HUBERT', '--out', 'shards')}")
+    num_tensors = convert(arguments.model, arguments.out, arguments.format)
+    say(f"{arguments.out}: {num_tensors} tensors in the layout of {arguments.format}, each with the bits it had")
     return 0
 
 

@@ -77,9 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     from engine.speak.voice_training import read_facts
 
     facts = read_facts(arguments.model)
-    engine = load_engine(arguments.model, arguments.audio_tokenizer, arguments.hubert, arguments.device)
+    engine, codec = load_engine(arguments.model, arguments.audio_tokenizer, arguments.hubert, arguments.device)
     layout = choose_layout(engine, facts["layout"], arguments.system_text)
-    _print_warnings(codec_warnings(facts, arguments.audio_tokenizer, arguments.hubert))
+    _print_warnings(codec_warnings(facts, codec))
     references = [(arguments.reference_text, arguments.reference)]
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "greedy")
     settings = {name: getattr(arguments, name) for name in names}

@@ -29,6 +29,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     needed.add_argument("--checkpoint", metavar="FOLDER", type=Path, help="a checkpoint or a PEFT adapter folder")
     needed.add_argument("--out", metavar="FOLDER", type=Path, help="folder for the merged model, new or empty")
     parser.add_argument("--base", metavar="FOLDER", type=Path, help="base model (default: the one it was trained on)")
+    parser.add_argument(
+        "--format",
+        choices=("boson", "transformers"),
+        default="boson",
+        help="layout of the folder: boson for Boson's serve engine (default); transformers for transformers 5, "
+        "vLLM-Omni, MLX and GGUF",
+    )
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="of the weights (default: as in the base)")
     parser.add_argument(
         "--no-verify",
@@ -48,7 +55,14 @@ def main(argv: list[str] | None = None) -> int:
     from engine.merge.folder import merge_checkpoint
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
-    state = merge_checkpoint(arguments.checkpoint, arguments.base, arguments.out, not arguments.no_verify, dtype)
+    state = merge_checkpoint(
+        arguments.checkpoint,
+        arguments.base,
+        arguments.out,
+        verify=not arguments.no_verify,
+        dtype=dtype,
+        layout=arguments.format,
+    )
     conditioning = state.get("recipe", {}).get("conditioning", "codes")
     if conditioning != "codes":
         say(

@@ -124,6 +124,7 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
     from engine.job import prepare_job
     from engine.run import train_job
 
+    deepspeed.init_distributed()  # one rank of each node reads the base's bytes for all
     job = prepare_job(
         deepspeed=arguments.deepspeed,
         recipe=arguments.recipe,
@@ -136,7 +137,6 @@ def train_on_this_rank(arguments: argparse.Namespace) -> None:
             arguments.cache or DEFAULT_CACHE, None if arguments.cache_gb is None else int(arguments.cache_gb * 1e9)
         ),
     )
-    deepspeed.init_distributed()
     train_job(job, arguments.resume, arguments.allow_change, arguments.init_adapter, launcher)
     torch.distributed.destroy_process_group()
 

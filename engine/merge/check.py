@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from engine.base.trainable_base import read_trainable_base
 from engine.batch.sample import build_sample, make_padded_batch
-from engine.model.weight_files import DTYPES, read_entries
+from engine.model.weight_files import DTYPES, stored_tensors
 from engine.model.weights import load_base
 from preprocess.corpus.base_model import has_audio_tower
 from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT, canonical_dialogue
@@ -50,7 +50,8 @@ def check_merge(base: Path, adapter: Path, merged: Path) -> MergeCheck:
     live = _logits(model.get_base_model(), prompt)
     with model.disable_adapter():
         untouched = _logits(model.get_base_model(), prompt)
-    dtypes = {name: DTYPES.get(entry["dtype"]) for name, entry in read_entries(merged).items()}
+    tensors = stored_tensors(read_trainable_base(merged))
+    dtypes = {name: DTYPES[tensor.dtype] for name, tensor in tensors.items()}
     model = model.merge_and_unload()
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes[name]).float()

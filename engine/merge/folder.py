@@ -8,39 +8,45 @@ import torch
 
 from engine.checkpoint.checkpoint import ADAPTER_FILE, STATE_FILE, find_problem, read_state
 from engine.merge.check import check_merge
-from engine.merge.weights import assign_tensors, read_adapter, write_merged_shard
+from engine.merge.weights import assign_tensors, read_adapter, write_merged
 from engine.model.base_tensors import check_tensors
-from engine.model.weight_files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, num_bytes, read_entries, weight_files
-from engine.model.weights import base_fingerprint
+from engine.model.fingerprint import base_fingerprint
+from engine.model.folder_files import write_folder_files
+from engine.model.write_weights import write_weights
 from engine.speak.voice_training import FACTS_FILE, merged_adapters, write_facts
 from preprocess.common.errors import InputError, explain_write_errors
 from preprocess.common.files import finish_folder, refuse_used_folder, sha256_file, write_json
 from preprocess.common.json_file import JsonObject
 from preprocess.common.say import say
-
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
+from preprocess.corpus.base_model import read_base_model
+from preprocess.corpus.native_layout import Layout
 
 
 def merge_checkpoint(
-    checkpoint: Path, base: Path | None, out: Path, verify: bool = True, dtype: torch.dtype | None = None
+    checkpoint: Path,
+    base: Path | None,
+    out: Path,
+    verify: bool = True,
+    dtype: torch.dtype | None = None,
+    layout: Layout = "boson",
 ) -> JsonObject:
     """Write the merged model into `out`, computed in fp32 and rounded once; returns the checkpoint's state.json.
 
     That is {} for a plain PEFT adapter.
 
-    base: None is the folder that the checkpoint was trained on. dtype: of the weights; None keeps each tensor's own.
-    Only one tensor of the base is in memory at a time, but `verify` loads whole models (engine.merge.check). Raises
-    InputError, before anything is written, for what the user can mend.
+    base: of either layout; None is the folder that the checkpoint was trained on. dtype: of the weights; None keeps
+    each tensor's own. layout: of the merged folder. Only one tensor of the base is in memory at a time, but `verify`
+    loads whole models (engine.merge.check). Raises InputError, before anything is written, for what a user can mend.
     """
     checkpoint, out = checkpoint.resolve(), out.resolve()
     refuse_used_folder(out)
     state = _read_state(checkpoint, base)
     base = Path(base or state["base"])
-    check_tensors(base, "--base")
+    tensors = check_tensors(base, "--base")
     _refuse_other_base(base, checkpoint, state)
     _refuse_merging_twice(base, checkpoint)
     adapter = read_adapter(checkpoint)
-    shapes = {name: entry["shape"] for name, entry in read_entries(base, "--base").items()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     assigned = assign_tensors(adapter, shapes, base)
     say(f"{checkpoint}: {len(adapter.tensors)} tensors change {len(assigned)} of {len(shapes)} in {base}")
 
@@ -49,9 +55,8 @@ def merge_checkpoint(
     try:
         with explain_write_errors(out.parent, "Free space or name another --out, then merge again."):
             temporary.mkdir(parents=True)
-            for path in weight_files(base, "--base"):
-                write_merged_shard(path, temporary / path.name, assigned, adapter, dtype)
-            _copy_other_files(base, temporary)
+            write_folder_files(read_base_model(base, "--base"), temporary, layout, "--base")
+            write_weights(tensors, temporary, layout, write_merged(assigned, adapter), dtype)
             if dtype is not None:
                 _record_dtype(temporary, str(dtype).removeprefix("torch."))
             write_facts(temporary, checkpoint, base, state)
@@ -108,23 +113,8 @@ def _refuse_merging_twice(base: Path, checkpoint: Path) -> None:
         raise InputError(str(base), found, "a base without this adapter", action)
 
 
-def _copy_other_files(base: Path, target: Path) -> None:
-    """Copy all files of the base that are neither weights nor hidden: config, tokenizer, index, licence."""
-    for path in sorted(base.rglob("*")):
-        relative = path.relative_to(base)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and path.suffix not in _WEIGHT_SUFFIXES and not hidden:
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / relative)
-
-
 def _record_dtype(folder: Path, dtype: str) -> None:
-    """Write the weights' new dtype into config.json, which Boson's engine goes by, and their size into the index."""
+    """Write the weights' new dtype into config.json, which the engines go by."""
     config = json.loads((folder / "config.json").read_text())
-    write_json(folder / "config.json", {**config, "torch_dtype": dtype})
-    index_path = folder / WEIGHTS_INDEX_FILE
-    if not (folder / WEIGHTS_FILE).is_file():
-        total_size = num_bytes(read_entries(folder).values())
-        index = json.loads(index_path.read_text())
-        metadata = index["metadata"] if isinstance(index.get("metadata"), dict) else {}
-        write_json(index_path, {**index, "metadata": {**metadata, "total_size": total_size}})
+    key = "dtype" if "dtype" in config else "torch_dtype"  # transformers 5 and Boson
+    write_json(folder / "config.json", {**config, key: dtype})

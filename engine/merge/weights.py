@@ -1,28 +1,26 @@
-"""Merges an adapter into the base's safetensors files, one tensor at a time, with PEFT's own arithmetic.
+"""Merges an adapter into the base's tensors, one at a time, with PEFT's own arithmetic.
 
 For each adapted weight one nn.Linear is built, put under PEFT with the adapter's config, and merged: PEFT itself
-applies scale, rsLoRA, DoRA and per-layer ranks. A file keeps its name, the order of its tensors and its metadata.
-Only one tensor of the base is in memory at a time.
+applies scale, rsLoRA, DoRA and per-layer ranks.
 """
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
-from safetensors import safe_open
 from torch import nn
 
 from engine.checkpoint.adapter_config import read_adapter_config
 from engine.checkpoint.checkpoint import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from engine.model.weight_files import DTYPES, read_header, write_header
+from engine.model.weight_files import DTYPES, StoredTensor
+from engine.model.write_weights import WriteTensor
 from preprocess.common.errors import InputError, first_line
-from preprocess.common.progress import with_progress
 from preprocess.common.tensor_file import is_finite, read_tensors
 from preprocess.corpus.base_model import how_to_name_a_base
 
@@ -161,41 +159,22 @@ def _module_at(path: str, module: nn.Module) -> nn.Module:
     return root
 
 
-def write_merged_shard(
-    source: Path, target: Path, assigned: dict[str, Parts], adapter: Adapter, dtype: torch.dtype | None
-) -> None:
-    """Write a copy of the safetensors file `source`, with its assigned tensors merged in fp32 and rounded once.
+def write_merged(assigned: dict[str, Parts], adapter: Adapter) -> WriteTensor:
+    """What writes a tensor of the base merged with its assigned parts, in fp32 and rounded once; others as they are.
 
-    dtype: of the float tensors written; None keeps each tensor's own. Names, order and metadata stay.
-    Raises InputError for NaN or infinity in the base, or that the adapter makes.
+    It raises InputError for NaN or infinity in the base, or that the adapter makes.
     """
-    header = read_header(source, "--base")
-    names = [name for name in header if name != "__metadata__"]
-    names.sort(key=lambda name: header[name]["data_offsets"])
-    codes = {value: key for key, value in DTYPES.items()}
-    offset = 0
-    for name in names:
-        entry = header[name]
-        begin, end = entry["data_offsets"]
-        num_bytes = end - begin
-        if dtype is not None and entry["dtype"] in DTYPES:
-            num_bytes = num_bytes // DTYPES[entry["dtype"]].itemsize * dtype.itemsize
-            entry["dtype"] = codes[dtype]
-        entry["data_offsets"] = [offset, offset + num_bytes]
-        offset += num_bytes
-    with open(target, "wb") as file, safe_open(source, "pt") as tensors:
-        begin_of_data = write_header(file, header)
-        for name in with_progress(names, len(names), target.name, "tensors"):
-            tensor = tensors.get_tensor(name)
-            if not is_finite(tensor):
-                where, action = f"{source}: {name}", how_to_name_a_base("--base")
-                raise InputError(where, "NaN or infinity", "finite weights", action)
-            if name in assigned:
-                tensor = merge_tensor(name, tensor, assigned[name], adapter)
-            if header[name]["dtype"] in DTYPES:
-                tensor = tensor.to(DTYPES[header[name]["dtype"]])
-            if not is_finite(tensor):
-                found = f"a number too large for {header[name]['dtype']}"
-                raise InputError(f"{source}: {name}", found, "finite weights", "Merge with --dtype fp32.")
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
-        assert file.tell() == begin_of_data + offset, f"{target} has another size than its header says"
+
+    def write(file: BinaryIO, name: str, stored: StoredTensor, dtype: str) -> None:
+        tensor, where = stored.load(), f"{stored.pieces[0].path}: {name}"
+        if not is_finite(tensor):
+            raise InputError(where, "NaN or infinity", "finite weights", how_to_name_a_base("--base"))
+        if name in assigned:
+            tensor = merge_tensor(name, tensor, assigned[name], adapter)
+        tensor = tensor.to(DTYPES[dtype])
+        if not is_finite(tensor):
+            raise InputError(where, f"a number too large for {dtype}", "finite weights", "Merge with --dtype fp32.")
+        data: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+        file.write(data)
+
+    return write

@@ -1,7 +1,6 @@
 """What is loaded is what was named: the tensors of a base are those of the model that its config describes."""
 
 import copy
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,24 +8,21 @@ import torch
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 
 from engine.base.trainable_base import read_trainable_base
-from engine.model.weight_files import DTYPES, read_entries
+from engine.model.weight_files import DTYPES, StoredTensor, stored_tensors
 from preprocess.common.errors import InputError, explain_model_errors, join_some
 from preprocess.common.tensor_file import is_finite
 from preprocess.corpus.base_model import how_to_name_a_base
 
-# Constants that releases of Boson's code and of transformers stored, and that the model computes from its config.
-_COMPUTED = re.compile(r"(.*\.)?(audio_codebook_weights|rotary_emb\.(\w+\.)*inv_freq)")
 
-
-def check_tensors(folder: Path | str, flag: str = "--model") -> None:
-    """Raise InputError unless the base's files hold each tensor of the model, in its shape, and no other.
+def check_tensors(folder: Path | str, flag: str = "--model") -> dict[str, StoredTensor]:
+    """{Boson's name: tensor} of a base. Raises InputError unless they are those of the model, each in its shape.
 
     Only headers are read. transformers would leave random weights for a missing tensor, and say so in a warning.
     flag: the command-line flag that names the folder.
     """
     base, action = read_trainable_base(folder, flag), how_to_name_a_base(flag)
-    entries = read_entries(Path(folder), flag)
-    found = {name: entry["shape"] for name, entry in entries.items() if not _COMPUTED.fullmatch(name)}
+    tensors = stored_tensors(base, flag)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
     config, path = copy.deepcopy(base.config), str(base.folder / "config.json")
     for name, layers in (
         ("text_config.num_hidden_layers", config.text_config.num_hidden_layers),
@@ -37,12 +33,13 @@ def check_tensors(folder: Path | str, flag: str = "--model") -> None:
     with explain_model_errors(folder, action), torch.device("meta"):
         model = HiggsAudioModel(config)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    wrong = [f"{name} of dtype {entry['dtype']}" for name, entry in entries.items() if entry["dtype"] not in DTYPES]
+    wrong = [f"{name} of dtype {each.dtype}" for name, each in tensors.items() if each.dtype not in DTYPES]
     wrong += _differences(found, expected)
     if wrong:
         raise InputError(
             str(folder), join_some(wrong, 3), "the weights of the model that config.json describes", action
         )
+    return tensors
 
 
 def _differences(found: dict[str, list[int]], expected: dict[str, list[int]]) -> Iterator[str]:

@@ -1,8 +1,12 @@
-"""Which safetensors files a model folder has, and what their headers say."""
+"""Which safetensors files a base has, and where in them the tensors of Boson's model are.
+
+Names differ between the layouts of a base, and its oldest files hold two tensors in two pieces each: the rest of the
+code knows Boson's names and whole tensors alone.
+"""
 
 import json
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
@@ -11,12 +15,15 @@ from safetensors import SafetensorError, safe_open
 
 from preprocess.common.errors import InputError, first_line
 from preprocess.common.json_file import read_json_object
-from preprocess.corpus.base_model import how_to_name_a_base
+from preprocess.corpus.base_model import BaseModel, how_to_name_a_base
+from preprocess.corpus.native_layout import COMPUTED, boson_name
 
 WEIGHTS_FILE, WEIGHTS_INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # Of a model's weights, by their names in a safetensors header.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
+# Boson's PartiallyFrozenEmbedding and PartiallyFrozenLinear: the frozen rows come first.
+_PIECE = re.compile(r"(.+)\.(?:embedding|linear)_(frozen|trainable)\.weight")
 
 
 class TensorEntry(TypedDict):
@@ -25,6 +32,37 @@ class TensorEntry(TypedDict):
     dtype: str
     shape: list[int]
     data_offsets: list[int]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes [begin, end) of a file that hold a tensor, called `name` there."""
+
+    path: Path
+    name: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of the base in its files. pieces: one, or several whose rows follow each other."""
+
+    dtype: str
+    shape: list[int]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(piece.end - piece.begin for piece in self.pieces)
+
+    def load(self) -> torch.Tensor:
+        """The tensor; one of a single piece is mapped from the file: it takes memory as it is read, and shares it."""
+        tensors = []
+        for piece in self.pieces:
+            with safe_open(piece.path, "pt") as file:
+                tensors.append(file.get_tensor(piece.name))
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def weight_files(folder: Path, flag: str = "--model") -> list[Path]:
@@ -81,20 +119,48 @@ def write_header(file: BinaryIO, header: dict[str, Any]) -> int:
     return file.write(len(text).to_bytes(8, "little") + text)
 
 
-def num_bytes(entries: Iterable[TensorEntry]) -> int:
-    """Bytes of all tensors together: the total_size of an index."""
-    return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries)
+def stored_tensors(base: BaseModel, flag: str = "--model") -> dict[str, StoredTensor]:
+    """{Boson's name: tensor} of all weight files of a base, in their order. What nothing reads is left out.
 
-
-def read_entries(folder: Path, flag: str = "--model") -> dict[str, TensorEntry]:
-    """{tensor name: its header entry} of all weight files of a model folder. Raises InputError as the two above."""
-    entries: dict[str, TensorEntry] = {}
-    for path in weight_files(folder, flag):
-        header, action = read_header(path, flag), how_to_name_a_base(flag)
+    Raises InputError as `weight_files` and `read_header` do, and for a tensor that is there twice.
+    """
+    found: dict[str, dict[str, tuple[Piece, TensorEntry]]] = {}
+    action = how_to_name_a_base(flag)
+    for path in weight_files(base.folder, flag):
+        header = read_header(path, flag)
         if header.pop("__metadata__", {}).get("format") != "pt":  # transformers does not load it
             raise InputError(str(path), "no format in its header", "weights of torch (format pt)", action)
-        twice = sorted(header.keys() & entries.keys())
-        if twice:
-            raise InputError(f"{path}: {twice[0]}", "a tensor that another file has too", "each tensor once", action)
-        entries |= header
-    return entries
+        start = 8 + header_bytes(path)
+        for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+            entry: TensorEntry = header[name]
+            whole, part = _whole_name(name, base)
+            if whole is None:
+                continue
+            parts = found.setdefault(whole, {})
+            if part in parts or (parts and "" in (part, *parts)):
+                raise InputError(f"{path}: {name}", "a tensor that another file has too", "each tensor once", action)
+            begin, end = entry["data_offsets"]
+            parts[part] = Piece(path, name, start + begin, start + end), entry
+    return {name: _join(name, parts, action) for name, parts in found.items()}
+
+
+def _whole_name(name: str, base: BaseModel) -> tuple[str | None, str]:
+    """(Boson's name of the tensor, which piece of it: "" for all of it); (None, "") for what nothing reads."""
+    if base.layout == "transformers":
+        return boson_name(name), ""
+    piece = _PIECE.fullmatch(name)
+    if piece:
+        return f"{piece[1]}.weight", piece[2]
+    return (None if COMPUTED.fullmatch(name) else name), ""
+
+
+def _join(name: str, parts: dict[str, tuple[Piece, TensorEntry]], action: str) -> StoredTensor:
+    pieces, entries = zip(*(parts[part] for part in sorted(parts)), strict=True)
+    kinds = {(entry["dtype"], *entry["shape"][1:]) for entry in entries}
+    if len(entries) == 1:
+        return StoredTensor(entries[0]["dtype"], entries[0]["shape"], pieces)
+    if len(kinds) > 1 or not all(entry["shape"] for entry in entries):
+        found = f"pieces of {' and '.join(str(kind) for kind in sorted(kinds, key=str))}"
+        raise InputError(f"{pieces[0].path}: {name}", found, "rows of one length and dtype", action)
+    rows = sum(entry["shape"][0] for entry in entries)
+    return StoredTensor(entries[0]["dtype"], [rows, *entries[0]["shape"][1:]], pieces)

@@ -4,19 +4,23 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import soundfile
 import torch
+from boson_multimodal.serve import serve_engine
 from boson_multimodal.serve.serve_engine import HiggsAudioResponse, HiggsAudioServeEngine
 
 from engine.base.trainable_base import read_trainable_base
-from engine.model.base_tensors import check_tensors, refuse_not_finite
+from engine.model.weights import load_base
 from preprocess.audio.decode import decode
-from preprocess.codec.load import hubert_from, load_codec
+from preprocess.codec.load import load_codec
+from preprocess.codec.precision import EncodeMode
 from preprocess.common.errors import InputError, explain_model_errors
 from preprocess.common.json_file import JsonObject
 from preprocess.common.say import say
 from preprocess.corpus.base_model import check_codec_fits, how_to_name_a_base
+from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.dialogue import AS_WRITTEN, voice_cloning_dialogue
 from preprocess.corpus.text import normalise_text, refuse_special_tokens, special_tokens
 from preprocess.judges.pace import length_warning, reference_warnings
@@ -28,21 +32,40 @@ LEARNT_TEXT = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
 _SLOWEST_SEC_PER_CHARACTER, _PAUSES_SEC, _LONGEST_SEC = 0.25, 5.0, 60.0
 
 
-def load_engine(model: Path, audio_tokenizer: Path, hubert: Path, device: str = "auto") -> HiggsAudioServeEngine:
-    """Boson's serve engine, loaded offline. device: auto is cuda if there is one, otherwise cpu.
+def load_engine(
+    model: Path, audio_tokenizer: Path, hubert: Path, device: str = "auto"
+) -> tuple[HiggsAudioServeEngine, CodecFacts]:
+    """Boson's serve engine, loaded offline from folders of either layout, and the facts of its codec.
 
-    Raises InputError for a folder that can't be used, and for a codec that does not fit the model.
+    device: auto is cuda if there is one, otherwise cpu. The engine would open the folders itself: it gets the model,
+    the text tokenizer and the codec that are checked and loaded here. Raises InputError for a folder that can't be
+    used, and for a codec that does not fit the model.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     base = read_trainable_base(model)
-    _, codec = load_codec(audio_tokenizer, hubert)  # for its checks: Boson's loader silently leaves random weights
-    check_codec_fits(base, audio_tokenizer, codec.num_codebooks, codec.codebook_size)
-    check_tensors(model)
-    with hubert_from(hubert), explain_model_errors(model, how_to_name_a_base("--model")):
-        engine = HiggsAudioServeEngine(str(model), str(audio_tokenizer), device=device)
-    refuse_not_finite(model, engine.model)
-    return engine
+    codec, facts = load_codec(audio_tokenizer, hubert, EncodeMode(device))
+    check_codec_fits(base, audio_tokenizer, facts.num_codebooks, facts.codebook_size)
+    loaded = {
+        "HiggsAudioModel": SimpleNamespace(from_pretrained=lambda *_, **__: load_base(model, None).eval()),
+        "AutoTokenizer": SimpleNamespace(from_pretrained=lambda *_, **__: base.tokenizer),
+        "load_higgs_audio_tokenizer": lambda *_, **__: codec,
+    }
+    with _replaced(loaded), explain_model_errors(model, how_to_name_a_base("--model")):
+        return HiggsAudioServeEngine(str(model), str(audio_tokenizer), device=device), facts
+
+
+@contextlib.contextmanager
+def _replaced(names: dict[str, object]) -> Iterator[None]:
+    """Inside, these names of Boson's serve_engine module are other objects."""
+    before = {name: getattr(serve_engine, name) for name in names}
+    try:
+        for name, value in names.items():
+            setattr(serve_engine, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(serve_engine, name, value)
 
 
 def clone_voice(
@@ -129,10 +152,10 @@ def choose_layout(engine: HiggsAudioServeEngine, layout: JsonObject, system_text
     return {**layout, "system_text": system_text}
 
 
-def codec_warnings(facts: JsonObject, audio_tokenizer: Path, hubert: Path) -> list[str]:
+def codec_warnings(facts: JsonObject, codec: CodecFacts) -> list[str]:
     """A warning if `facts`, from voice_training.json, say that the model was trained on codes of another codec."""
     fingerprint = facts.get("codec_fingerprint")
-    if fingerprint in (None, load_codec(audio_tokenizer, hubert)[1].fingerprint):
+    if fingerprint in (None, codec.fingerprint):
         return []
     return [f"the model was trained on codes of another codec (fingerprint {fingerprint[:12]}): speech may be noise"]
 

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 from engine.checkpoint.checkpoint import ADAPTER_FILE
-from engine.model.weights import base_fingerprint
+from engine.model.fingerprint import base_fingerprint
 from preprocess.common.files import sha256_file
 from preprocess.common.json_file import JsonObject, read_file
 from preprocess.common.record import Form, read_record, write_record

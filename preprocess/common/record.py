@@ -73,7 +73,7 @@ def first_problem(error: ValidationError) -> str:
     """The first value of an object that does not fit its form, and why."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
-    return f"{place} = {first['input']!r:.60} ({first['msg']})"
+    return f"no {place}" if first["type"] == "missing" else f"{place} = {first['input']!r:.60} ({first['msg']})"
 
 
 def _sha256(value: JsonObject) -> str:

@@ -9,18 +9,24 @@ from pathlib import Path
 from boson_multimodal.data_types import ChatMLSample
 from boson_multimodal.dataset.chatml_dataset import prepare_chatml_sample
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
+from pydantic import ValidationError
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from preprocess.common.errors import InputError, first_line
 from preprocess.common.hub_folder import refuse_adapter, refuse_code_and_paths, refuse_other_model
 from preprocess.common.json_file import JsonObject, read_json_object
+from preprocess.common.record import first_problem
 from preprocess.corpus.dialogue import IGNORE_INDEX, audios_of
+from preprocess.corpus.native_layout import MODEL_TYPE, Layout, NativeForm, boson_config
 from preprocess.corpus.text import special_tokens
 
 # The newest one in the layout of Boson's own code.
 BASE_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
 
+_TOKENIZER_FILES = "the tokenizer's files beside the model's, each as it was downloaded"
+# What the settings of transformers 5 hold beside these is of its own classes, or in tokenizer.json as well.
+_NATIVE_TOKENIZER_KEYS = ("bos_token", "eos_token", "pad_token", "model_max_length", "clean_up_tokenization_spaces")
 # In text_config these may be null, a number or a list of numbers, and no code reads them.
 _UNREAD_KEYS = {"bos_token_id", "eos_token_id"}
 # (above, at most) of what divides or scales in every layer, and is no size that a weight would show.
@@ -29,11 +35,15 @@ _RANGES = {"rms_norm_eps": (1e-30, 0.1), "rope_theta": (1, 1e12)}
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model's config and text tokenizer. Callers share both: copy the config before you change it."""
+    """A base model's config and text tokenizer. Callers share both: copy the config before you change it.
+
+    layout: of the folder's files. The config is Boson's, whichever it is.
+    """
 
     folder: Path
     config: HiggsAudioConfig
     tokenizer: PreTrainedTokenizerFast
+    layout: Layout = "boson"
 
     @property
     def special_tokens(self) -> list[str]:
@@ -68,23 +78,45 @@ def how_to_name_a_base(flag: str) -> str:
 def read_base_model(folder: Path, flag: str = "--model") -> BaseModel:
     """Config and tokenizer of a model folder, read once per process. flag: the one that names it, for error texts.
 
-    Raises InputError for anything but a Higgs Audio v2 model. No code from the folder runs, and nothing outside of it
-    is read.
+    The folder may be in Boson's layout or in that of transformers 5. Raises InputError for anything but a Higgs Audio
+    v2 model. No code from the folder runs, and nothing outside of it is read.
     """
     action = how_to_name_a_base(flag)
     path = folder / "config.json"
     given = read_json_object(path, "config.json of a Higgs Audio v2 model folder", action)
-    if given.get("model_type") != HiggsAudioConfig.model_type:
-        found = f"model_type {given.get('model_type')!r:.80}"
-        if given.get("model_type") == "higgs_audio_v2":
-            found += ": the layout of transformers 5, the hub's since April 2026"
-            action += f" Or convert this one: `python -m launch.convert --model {folder} --out BASE`."
-        raise InputError(str(path), found, repr(HiggsAudioConfig.model_type), action)
+    layouts: dict[object, Layout] = {HiggsAudioConfig.model_type: "boson", MODEL_TYPE: "transformers"}
+    layout = layouts.get(str(given.get("model_type")))
+    if layout is None:
+        expected = f"{HiggsAudioConfig.model_type!r} or {MODEL_TYPE!r}"
+        raise InputError(str(path), f"model_type {given.get('model_type')!r:.80}", expected, action)
     refuse_code_and_paths(path, given, action)
     refuse_other_model(path, given, action)
     refuse_adapter(folder, action)
+    if layout == "transformers":
+        given = _from_native(path, given, action)
     config = _make_config(path, given, action)
-    return BaseModel(folder, config, _read_tokenizer(folder, config, action))
+    return BaseModel(folder, config, _read_tokenizer(folder, config, layout, action), layout)
+
+
+def _from_native(path: Path, native: JsonObject, action: str) -> JsonObject:
+    """A config of transformers 5 in Boson's layout."""
+    tokenizer = path.with_name("tokenizer.json")
+    try:
+        NativeForm.model_validate(native)
+        return boson_config(native, _special_token_ids(tokenizer, action))
+    except ValidationError as error:
+        raise InputError(str(path), first_problem(error), "the file as it was downloaded", action) from error
+    except KeyError as error:
+        found, expected = f"no token {error.args[0]}", "the tokenizer of a Higgs Audio v2 model"
+        raise InputError(str(tokenizer), found, expected, action) from error
+
+
+def _special_token_ids(path: Path, action: str) -> dict[str, int]:
+    """{special token: its number}, by tokenizer.json. Tokens of another form are left out."""
+    tokens = read_json_object(path, _TOKENIZER_FILES, action).get("added_tokens")
+    of_form = [token for token in tokens if isinstance(token, dict)] if isinstance(tokens, list) else []
+    pairs = [(token.get("content"), token.get("id")) for token in of_form]
+    return {content: number for content, number in pairs if isinstance(content, str) and isinstance(number, int)}
 
 
 def _make_config(path: Path, given: JsonObject, action: str) -> HiggsAudioConfig:
@@ -135,8 +167,8 @@ def _fits(value: object, usual: object) -> bool:
     return usual is None or type(value) is type(usual) or (type(usual) is float and type(value) is int)
 
 
-def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreTrainedTokenizerFast:
-    expected = "the tokenizer's files beside the model's, each as it was downloaded"
+def _read_tokenizer(folder: Path, config: HiggsAudioConfig, layout: Layout, action: str) -> PreTrainedTokenizerFast:
+    expected = _TOKENIZER_FILES
     settings = read_json_object(folder / "tokenizer_config.json", expected, action)
     refuse_code_and_paths(folder / "tokenizer_config.json", settings, action)
     special = folder / "special_tokens_map.json"  # its keys are arguments of the tokenizer's class too
@@ -151,8 +183,12 @@ def _read_tokenizer(folder: Path, config: HiggsAudioConfig, action: str) -> PreT
     try:
         Tokenizer.from_file(str(folder / name))
         name = "tokenizer_config.json"  # tokenizer.json is fine: an error from here on is about this file
-        options = {"config": config, "local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        if layout == "transformers":
+            options = {key: settings[key] for key in _NATIVE_TOKENIZER_KEYS if key in settings}
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **options)
+        else:
+            options = {"config": config, "local_files_only": True, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         found = {token: tokenizer.encode(token, add_special_tokens=False) for token in placeholders}
     except BaseException as error:  # of the tokenizers library: Exception, or PanicException of its Rust code
         if isinstance(error, KeyboardInterrupt | SystemExit):

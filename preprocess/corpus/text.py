@@ -1,6 +1,7 @@
 """Text as the model gets it: the normaliser, counts of letters, and special tokens."""
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -93,8 +94,18 @@ def arabic_share(text: str) -> float:
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """sha256 of all that decides how a text is tokenized. Loading and saving a tokenizer does not change it."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """sha256 of all that decides how a text is tokenized: vocabulary, merges, special tokens, how a text is split.
+
+    It is the same for the files that any release of transformers writes. What adds tokens around a text or makes text
+    of tokens is left out: prompts are built from plain texts.
+    """
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = whole["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
+    added = sorted(whole["added_tokens"], key=lambda token: token["id"])
+    parts = {**{key: whole[key] for key in ("normalizer", "pre_tokenizer")}, "added_tokens": added}
+    parts["model"] = {**{key: value for key, value in model.items() if value is not None}, "merges": merges}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:

@@ -31,7 +31,7 @@ def make(boson: Path, out: Path) -> None:
         codebook_size=34,
         audio_token_id=number["<|AUDIO_OUT|>"],
         audio_bos_token_id=number["<|audio_out_bos|>"],
-        audio_delay_token_id=number["<|recipient|>"],
+        audio_delay_token_id=number["<|reserved_special_token_6|>"],
         audio_stream_bos_id=32,
         audio_stream_eos_id=33,
         pad_token_id=number["<|end_of_text|>"],

@@ -1,29 +1,29 @@
-"""A base in the layout of transformers 5 becomes the one in Boson's that it was, to the bit, or nothing."""
+"""A base in either layout is one base: weights, prompts, fingerprint. It becomes the other to the bit, or nothing."""
 
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from engine.merge.check import _logits, random_prompt
-from engine.model.native_layout import boson_name, native_name
-from engine.model.weight_files import read_entries
+from engine.model.fingerprint import base_fingerprint
 from engine.model.weights import load_base
 from launch.convert import main
 from launch.demo.small_model import build_model
 from preprocess.common.errors import InputError
 from preprocess.corpus.base_model import read_base_model
+from preprocess.corpus.native_layout import boson_name, native_name
 from preprocess.corpus.text import tokenizer_fingerprint
-from tests.fixtures.native import build_native
+from tests.fixtures.native import build_native, read
 from tests.fixtures.steps import ROOT
 from tests.preprocess.helpers import assert_parts
 
@@ -35,13 +35,13 @@ def boson(tmp_path_factory):
     return build_model(folder, num_layers=2, dual_ffn_layers=(0, 1), num_codebooks=4, codebook_size=64)
 
 
-def convert(native, out):
-    return main(["--model", str(native), "--out", str(out)])
+def convert(source, out, layout="boson"):
+    return main(["--model", str(source), "--format", layout, "--out", str(out)])
 
 
-def refusal(native, out):
+def refusal(source, out, layout="boson"):
     with pytest.raises(InputError) as caught:
-        convert(native, out)
+        convert(source, out, layout)
     assert not out.exists()
     assert not list(out.parent.glob(".*.partial"))
     return caught.value
@@ -51,29 +51,75 @@ def read_tensors(folder):
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-@pytest.mark.parametrize("files", [1, 3])
-def test_what_comes_back_is_the_base_to_the_bit(files, boson, tmp_path, capsys):
-    native, out = build_native(boson, tmp_path / "native", files), tmp_path / "base"
-    assert convert(native, out) == 0
-    assert "in Boson's layout, each with the bits it had" in capsys.readouterr().out
-    expected, found = read_tensors(boson), read_tensors(out)
+def assert_same_tensors(found, expected):
+    found, expected = read_tensors(found), read_tensors(expected)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_there_and_back_is_the_base_to_the_bit(files, boson, tmp_path, capsys):
+    native, out = build_native(boson, tmp_path / "native", files), tmp_path / "base"
+    assert convert(native, out) == 0
+    assert "in the layout of boson, each with the bits it had" in capsys.readouterr().out
+    assert_same_tensors(out, boson)
     assert len(list(out.glob("*.safetensors"))) == files
-    one, other = read_base_model(boson), read_base_model(out)
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 5
+    assert convert(out, tmp_path / "back", "transformers") == 0
+    back, given = read_tensors(tmp_path / "back"), read_tensors(native)
+    del given["audio_decoder_proj.text_lm_head.weight"]  # a copy that the hub keeps and nothing reads
+    assert back.keys() == given.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in given.items())
+    written, config = (read(folder / "config.json") for folder in (tmp_path / "back", native))
+    assert written == {key: config[key] for key in written}
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_either_layout_is_the_same_base(files, boson, tmp_path):
+    """Weights, logits, prompts and fingerprints, with no second copy on disk."""
+    native = build_native(boson, tmp_path / "native", files)
+    one, other = read_base_model(boson), read_base_model(native)
     assert tokenizer_fingerprint(one.tokenizer) == tokenizer_fingerprint(other.tokenizer)
     assert one.special_tokens == other.special_tokens
     assert one.tokenizer.eos_token_id == other.tokenizer.eos_token_id
-    prompt = random_prompt(boson)
-    logits = [_logits(load_base(folder, torch.float32).eval(), prompt) for folder in (boson, out)]
-    assert torch.equal(*logits)
-    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == one.tokenizer.eos_token_id
+    assert base_fingerprint(boson) == base_fingerprint(native)
+    prompts = [random_prompt(folder) for folder in (boson, native)]
+    assert torch.equal(prompts[0].input_ids, prompts[1].input_ids)
+    models = [load_base(folder, torch.float32).eval() for folder in (boson, native)]
+    states = [model.state_dict() for model in models]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert torch.equal(*(_logits(model, prompts[0]) for model in models))
+    numbers = [model.generation_config for model in models]
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(numbers[0], key) == getattr(numbers[1], key)
 
 
-def test_boson_s_own_loader_opens_it(boson, tmp_path):
+def test_llama_3_s_scaling_has_one_fingerprint_however_it_is_spelt(boson, tmp_path):
+    """transformers' default has the numbers of a context eight times as short: the same wavelengths."""
+    rope = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    spellings = [
+        rope | {"original_max_position_embeddings": 8192},
+        {**rope, "low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 1024},
+        rope | {"original_max_position_embeddings": 4096},
+    ]
+    found, frequencies = [], []
+    for number, spelling in enumerate(spellings):
+        folder = shutil.copytree(boson, tmp_path / str(number))
+        config = read(folder / "config.json")
+        config["text_config"]["rope_scaling"] = spelling
+        (folder / "config.json").write_text(json.dumps(config))
+        found.append(base_fingerprint(folder))
+        frequencies.append(load_base(folder, torch.float32).rotary_emb.inv_freq)
+    assert found[0] == found[1] != found[2]
+    assert torch.equal(frequencies[0], frequencies[1])
+    assert not torch.equal(frequencies[0], frequencies[2])
+    assert base_fingerprint(build_native(tmp_path / "0", tmp_path / "native")) == found[0]
+
+
+def test_boson_s_own_loader_opens_what_was_converted(boson, tmp_path):
     convert(build_native(boson, tmp_path / "native"), tmp_path / "base")
     model = HiggsAudioModel.from_pretrained(tmp_path / "base", local_files_only=True)
-    assert isinstance(random_prompt(tmp_path / "base"), HiggsAudioBatchInput)
     assert model.config.audio_dual_ffn_layers == [0, 1]
 
 
@@ -86,10 +132,47 @@ def test_boson_s_own_loader_opens_it(boson, tmp_path):
 )
 def test_every_tensor_is_in_the_mapping_once_both_ways(tmp_path_factory, **shape):
     folder = tmp_path_factory.mktemp("shape") / "base"
-    names = read_entries(build_model(folder, dual_ffn_layers=tuple(range(shape["num_layers"])), **shape)).keys()
+    build_model(folder, dual_ffn_layers=tuple(range(shape["num_layers"])), **shape)
+    names = read_tensors(folder).keys()
     native = {native_name(name) for name in names}
     assert len(native) == len(names)
     assert {boson_name(name) for name in native} == names
+
+
+@pytest.mark.parametrize("missing", [None, "frozen", "trainable"])
+def test_the_oldest_checkpoints_hold_two_tensors_in_pieces(missing, boson, tmp_path):
+    """Boson's PartiallyFrozenEmbedding and PartiallyFrozenLinear, whose rows follow each other."""
+    folder = shutil.copytree(boson, tmp_path / "oldest")
+    tensors = load_file(folder / "model.safetensors")
+    for name, kind in (("embed_tokens", "embedding"), ("audio_decoder_proj.text_lm_head", "linear")):
+        whole = tensors.pop(f"{name}.weight")
+        pieces = {"frozen": whole[:100].clone(), "trainable": whole[100:].clone()}
+        tensors |= {f"{name}.{kind}_{part}.weight": piece for part, piece in pieces.items() if part != missing}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if missing:
+        with pytest.raises(InputError, match=r"embed_tokens.weight \[\d+, 96\] instead of"):
+            load_base(folder, torch.float32)
+        return
+    assert base_fingerprint(folder) == base_fingerprint(boson)
+    found, expected = (load_base(each, torch.float32).state_dict() for each in (folder, boson))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    convert(folder, tmp_path / "native", "transformers")
+    convert(tmp_path / "native", tmp_path / "base")
+    assert_same_tensors(tmp_path / "base", boson)
+
+
+def test_weights_of_the_wanted_dtype_are_mapped_and_the_file_stays_as_it_is(boson, tmp_path):
+    """What a process does to its weights is its own: neither the file nor other processes see it."""
+    folder = shutil.copytree(boson, tmp_path / "base")
+    before = (folder / "model.safetensors").read_bytes()
+    model = load_base(folder, torch.float32)
+    mapped = Path("/proc/self/maps").read_text()
+    assert str(folder / "model.safetensors") in mapped
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert not torch.equal(load_base(folder, torch.float32).norm.weight, model.norm.weight)
 
 
 def without(name):
@@ -97,6 +180,14 @@ def without(name):
         tensors = load_file(folder / "model.safetensors")
         del tensors[name]
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return spoil
+
+
+def with_tensor(name):
+    def spoil(folder):
+        tensors = load_file(folder / "model.safetensors")
+        save_file({**tensors, name: torch.ones(3)}, folder / "model.safetensors", {"format": "pt"})
 
     return spoil
 
@@ -117,6 +208,8 @@ def without_token(folder):
 SPOILT = {
     "no head": (without("text_lm_head.weight"), "no audio_decoder_proj.text_lm_head.weight"),
     "no layer": (without("model.layers.1.audio_mlp.up_proj.weight"), "no layers.1.audio_mlp.up_proj.weight"),
+    "one more": (with_tensor("model.rotary.weight"), "model.rotary.weight, which the model does not have"),
+    "Boson's name": (with_tensor("layers.0.mlp.up_proj.weight"), "another file has too"),
     "more layers": (with_config(num_hidden_layers=3), "no layers.2."),
     "fewer layers": (with_config(num_hidden_layers=1), "layers.1."),
     "another size": (with_config(intermediate_size=7), "instead of"),
@@ -126,22 +219,25 @@ SPOILT = {
     "a text": (with_config(hidden_size="x"), "text_config.hidden_size 'x'"),
     "NaN": (with_config(rms_norm_eps=float("nan")), "rms_norm_eps = nan"),
     "code": (with_config(auto_map={"AutoConfig": "evil.C"}), "code that would run"),
-    "Boson's": (with_config(model_type="higgs_audio"), "Boson's own layout already"),
     "no token": (without_token, "no token <|audio_eos|>"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
+    "no settings": (lambda folder: (folder / "tokenizer_config.json").unlink(), "no tokenizer_config.json"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
     "cut": (lambda folder: os.truncate(folder / "model.safetensors", 5000), "no safetensors file"),
 }
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_what_is_no_whole_base_leaves_nothing(kind, boson, tmp_path):
+def test_what_is_no_whole_base_is_neither_loaded_nor_converted(kind, boson, tmp_path):
     native = build_native(boson, tmp_path / "native")
     spoil, found = SPOILT[kind]
     spoil(native)
     error = refusal(native, tmp_path / "base")
     assert error.where.startswith(str(native))
     assert found in error.found
+    with pytest.raises(InputError) as caught:
+        load_base(native, torch.float32)
+    assert caught.value.found == error.found
 
 
 def test_a_folder_with_something_in_it_is_not_overwritten(boson, tmp_path):
@@ -150,11 +246,30 @@ def test_a_folder_with_something_in_it_is_not_overwritten(boson, tmp_path):
     assert_parts(caught.value, str(tmp_path), "something there already", "new or empty", "another --out")
 
 
-def test_other_commands_say_how_to_convert(boson, tmp_path):
-    native = build_native(boson, tmp_path / "native")
-    with pytest.raises(InputError) as caught:
-        read_base_model(native)
-    assert f"python -m launch.convert --model {native} --out BASE" in caught.value.action
+def test_a_base_in_the_layout_already_is_not_written_again(boson, tmp_path):
+    error = refusal(boson, tmp_path / "base")
+    assert_parts(error, str(boson), "in the layout of boson already", "the other layout", "every command reads both")
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ({"dual_ffn_layers": (0,)}, "audio_dual_ffn_layers = [0]"),
+        ({"audio_tower": True}, "skip_audio_tower = False"),
+        ({"special_tokens": 1}, "a tokenizer without <|reserved_special_token_6|>"),
+    ],
+)
+def test_what_the_other_layout_can_not_express_is_refused_by_name(shape, found, tmp_path):
+    shape = {"num_layers": 2, "dual_ffn_layers": (0, 1), "codebook_size": 64} | shape
+    no_delay = shape.pop("special_tokens", None)
+    base = build_model(tmp_path / "base", **shape)
+    if no_delay:
+        for path in base.glob("*token*.json"):
+            path.write_text(path.read_text().replace("<|reserved_special_token_6|>", "<|another|>"))
+    error = refusal(base, tmp_path / "native", "transformers")
+    assert error.where == str(base / "config.json")
+    assert found in error.found
+    assert "--format boson" in error.action
 
 
 def native_inputs(batch, config):

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from engine.model.weight_files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, read_entries, weight_files
-from engine.model.weights import base_fingerprint, load_base
+from engine.model.fingerprint import base_fingerprint
+from engine.model.weight_files import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, read_header, stored_tensors, weight_files
+from engine.model.weights import load_base
 from preprocess.common.errors import InputError
+from preprocess.corpus.base_model import read_base_model
 from tests.fixtures.strange import made_strange
 
 PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -32,6 +34,10 @@ def split_folder(tmp_path_factory, model_folder):
     return folder
 
 
+def stored(folder, flag="--model"):
+    return stored_tensors(read_base_model(folder, flag), flag)
+
+
 def outcome(work):
     """What `work` gives, or "refused" for an InputError that says where and what to do."""
     try:
@@ -43,7 +49,7 @@ def outcome(work):
 
 def test_split_weights_are_those_of_one_file(split_folder, model_folder):
     assert weight_files(split_folder) == [split_folder / part for part in PARTS]
-    shapes = [{name: each["shape"] for name, each in read_entries(at).items()} for at in (split_folder, model_folder)]
+    shapes = [{name: each.shape for name, each in stored(at).items()} for at in (split_folder, model_folder)]
     assert shapes[0] == shapes[1]
     states = [load_base(folder, torch.float32).state_dict() for folder in (split_folder, model_folder)]
     assert states[0].keys() == states[1].keys()
@@ -84,7 +90,7 @@ def test_a_name_in_the_index_is_no_path(name, split_folder, tmp_path):
     index = json.loads((folder / WEIGHTS_INDEX_FILE).read_text())
     index["weight_map"] |= {next(iter(index["weight_map"])): name}
     (folder / WEIGHTS_INDEX_FILE).write_text(json.dumps(index))
-    for work in (weight_files, read_entries, lambda *given: load_base(given[0], torch.float32, given[1])):
+    for work in (weight_files, stored, lambda *given: load_base(given[0], torch.float32, given[1])):
         with pytest.raises(InputError) as caught:
             work(folder, "--base")
         assert caught.value.where == f"{folder / WEIGHTS_INDEX_FILE}: weight_map"
@@ -96,7 +102,7 @@ def test_a_damaged_weight_file_is_refused_or_another_base(
     place, bits, cut, in_header, split_folder, tmp_path_factory
 ):
     folder = tmp_path_factory.mktemp("damaged")
-    for name in ("config.json", PARTS[1], WEIGHTS_INDEX_FILE):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", PARTS[1], WEIGHTS_INDEX_FILE):
         (folder / name).symlink_to(split_folder / name)
     data = bytearray((split_folder / PARTS[0]).read_bytes())
     header_bytes = int.from_bytes(data[:8], "little")
@@ -106,18 +112,24 @@ def test_a_damaged_weight_file_is_refused_or_another_base(
     else:
         data[at] ^= bits
     (folder / PARTS[0]).write_bytes(data)
-    entries = outcome(lambda: read_entries(folder, "--base"))
+    tensors = outcome(lambda: stored(folder, "--base"))
     fingerprint = outcome(lambda: base_fingerprint(folder, "--base"))
-    assert (entries == "refused") == (fingerprint == "refused")
-    assert entries == "refused" or not cut
-    if at < 8 + header_bytes:
-        assert fingerprint == "refused" or fingerprint != base_fingerprint(split_folder)
+    assert (tensors == "refused") == (fingerprint == "refused")
+    assert tensors == "refused" or not cut
+    if tensors == "refused":
+        return
+    described = [
+        {name: (each.dtype, each.shape) for name, each in of.items()} for of in (tensors, stored(split_folder))
+    ]
+    in_a_tensor = any(piece.begin <= at < piece.end for tensor in tensors.values() for piece in tensor.pieces)
+    same = fingerprint == base_fingerprint(split_folder)
+    assert same == (not in_a_tensor and described[0] == described[1])
 
 
 def test_a_header_of_any_length_takes_no_memory(tmp_path):
     (tmp_path / WEIGHTS_FILE).write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
     with pytest.raises(InputError, match="no safetensors file"):
-        read_entries(tmp_path)
+        read_header(tmp_path / WEIGHTS_FILE)
 
 
 class Spy:
