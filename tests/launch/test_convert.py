@@ -24,6 +24,7 @@ from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.native_layout import boson_name, native_name
 from preprocess.corpus.text import tokenizer_fingerprint
 from tests.fixtures.native import build_native, read
+from tests.fixtures.released import build_released
 from tests.fixtures.steps import ROOT
 from tests.preprocess.helpers import assert_parts
 
@@ -33,6 +34,12 @@ def boson(tmp_path_factory):
     """A base that the native layout can express: both FFNs in every layer, of one size."""
     folder = tmp_path_factory.mktemp("boson") / "base"
     return build_model(folder, num_layers=2, dual_ffn_layers=(0, 1), num_codebooks=4, codebook_size=64)
+
+
+@pytest.fixture(scope="module", params=["small", "released"])
+def base(request, tmp_path_factory, boson):
+    """That base, and one in the form in which Boson has released the 3B."""
+    return boson if request.param == "small" else build_released(tmp_path_factory.mktemp("released") / "base", 2)
 
 
 def convert(source, out, layout="boson"):
@@ -58,16 +65,19 @@ def assert_same_tensors(found, expected):
 
 
 @pytest.mark.parametrize("files", [1, 3])
-def test_there_and_back_is_the_base_to_the_bit(files, boson, tmp_path, capsys):
-    native, out = build_native(boson, tmp_path / "native", files), tmp_path / "base"
+def test_there_and_back_is_the_base_to_the_bit(files, base, tmp_path, capsys):
+    native, out = build_native(base, tmp_path / "native", files), tmp_path / "base"
     assert convert(native, out) == 0
     assert "in the layout of boson, each with the bits it had" in capsys.readouterr().out
-    assert_same_tensors(out, boson)
+    assert_same_tensors(out, base)
     assert len(list(out.glob("*.safetensors"))) == files
-    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 5
+    assert (
+        read(out / "generation_config.json")["eos_token_id"] == read(base / "generation_config.json")["eos_token_id"]
+    )
     assert convert(out, tmp_path / "back", "transformers") == 0
     back, given = read_tensors(tmp_path / "back"), read_tensors(native)
-    del given["audio_decoder_proj.text_lm_head.weight"]  # a copy that the hub keeps and nothing reads
+    for copy in ("audio_decoder_proj.text_lm_head.weight", "audio_decoder_proj.audio_lm_head.weight"):
+        del given[copy]  # the hub keeps them and nothing reads them
     assert back.keys() == given.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in given.items())
     written, config = (read(folder / "config.json") for folder in (tmp_path / "back", native))
@@ -75,17 +85,17 @@ def test_there_and_back_is_the_base_to_the_bit(files, boson, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("files", [1, 3])
-def test_either_layout_is_the_same_base(files, boson, tmp_path):
+def test_either_layout_is_the_same_base(files, base, tmp_path):
     """Weights, logits, prompts and fingerprints, with no second copy on disk."""
-    native = build_native(boson, tmp_path / "native", files)
-    one, other = read_base_model(boson), read_base_model(native)
+    native = build_native(base, tmp_path / "native", files)
+    one, other = read_base_model(base), read_base_model(native)
     assert tokenizer_fingerprint(one.tokenizer) == tokenizer_fingerprint(other.tokenizer)
     assert one.special_tokens == other.special_tokens
     assert one.tokenizer.eos_token_id == other.tokenizer.eos_token_id
-    assert base_fingerprint(boson) == base_fingerprint(native)
-    prompts = [random_prompt(folder) for folder in (boson, native)]
+    assert base_fingerprint(base) == base_fingerprint(native)
+    prompts = [random_prompt(folder) for folder in (base, native)]
     assert torch.equal(prompts[0].input_ids, prompts[1].input_ids)
-    models = [load_base(folder, torch.float32).eval() for folder in (boson, native)]
+    models = [load_base(folder, torch.float32).eval() for folder in (base, native)]
     states = [model.state_dict() for model in models]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
