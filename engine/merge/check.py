@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 import torch
 from boson_multimodal.data_collator.higgs_audio_collator import HiggsAudioBatchInput
+from boson_multimodal.dataset.chatml_dataset import ChatMLDatasetSample
 from boson_multimodal.model.higgs_audio import HiggsAudioModel
 from peft import PeftModel
 
@@ -72,8 +73,13 @@ def check_merge(base: Path, adapter: Path, merged: Path) -> MergeCheck:
     return MergeCheck(difference=float((found - live).norm() / live.norm()), kept=kept)
 
 
-def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
-    """A batch of one sample in the layout of training, with `num_frames` random codes for reference and target.
+def random_prompt(base: Path) -> HiggsAudioBatchInput:
+    """A batch of one random sample."""
+    return make_padded_batch([random_sample(base)], read_trainable_base(base, "--base").config)
+
+
+def random_sample(base: Path, num_frames: int = 8) -> ChatMLDatasetSample:
+    """A sample in the layout of training, with `num_frames` random codes for reference and target.
 
     A base with an audio tower also receives a waveform for the reference: half a second of noise.
     """
@@ -87,7 +93,7 @@ def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
         Clip(key, {}, rng.integers(config.audio_codebook_size, size=shape).astype(np.uint16), noise.getvalue())
         for key in ("reference", "target")
     )
-    sample = build_sample(
+    return build_sample(
         model.tokenizer,
         config,
         DEFAULT_SYSTEM_TEXT,
@@ -96,7 +102,6 @@ def random_prompt(base: Path, num_frames: int = 8) -> HiggsAudioBatchInput:
         [reference],
         conditioning="both" if has_audio_tower(config) else "codes",
     )
-    return make_padded_batch([sample], config)
 
 
 def _logits(model: HiggsAudioModel, prompt: HiggsAudioBatchInput) -> torch.Tensor:

@@ -1,10 +1,8 @@
 """A base in either layout is one base: weights, prompts, fingerprint. It becomes the other to the bit, or nothing."""
 
-import dataclasses
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,7 +23,6 @@ from preprocess.corpus.native_layout import boson_name, native_name
 from preprocess.corpus.text import tokenizer_fingerprint
 from tests.fixtures.native import build_native, read
 from tests.fixtures.released import build_released
-from tests.fixtures.steps import ROOT
 from tests.preprocess.helpers import assert_parts
 
 
@@ -280,34 +277,3 @@ def test_what_the_other_layout_can_not_express_is_refused_by_name(shape, found, 
     assert error.where == str(base / "config.json")
     assert found in error.found
     assert "--format boson" in error.action
-
-
-def native_inputs(batch, config):
-    """A batch of one sample as transformers' class takes it: a placeholder for each column, all audios in a row."""
-    ends = [*batch.audio_out_ids_start[1:].tolist(), batch.audio_out_ids.shape[1]]
-    lengths = iter(end - start for start, end in zip(batch.audio_out_ids_start.tolist(), ends, strict=True))
-    placeholder, ids = config.audio_out_token_idx, []
-    for number in batch.input_ids[0].tolist():
-        ids += [number] * (next(lengths) if number == placeholder else 1)
-    return {"input_ids": torch.tensor([ids]), "audio_input_ids": batch.audio_out_ids.T[None].contiguous()}
-
-
-@pytest.mark.export
-@torch.no_grad()
-def test_transformers_own_class_gives_the_same_logits(boson, tmp_path):
-    """A folder that transformers 5 made and saved; text logits everywhere, audio logits of all columns."""
-    script = [str(ROOT / ".venv-export" / "bin" / "python"), str(Path(__file__).with_name("native_logits.py"))]
-    subprocess.run([*script, "make", str(boson), str(tmp_path)], check=True)
-    convert(tmp_path / "native", tmp_path / "base")
-    batch, config = random_prompt(tmp_path / "base"), read_base_model(tmp_path / "base").config
-    save_file(native_inputs(batch, config), tmp_path / "inputs.safetensors")
-    subprocess.run([*script, "run", str(tmp_path)], check=True)
-    expected = load_file(tmp_path / "logits.safetensors")
-    model = load_base(tmp_path / "base", torch.float32).eval()
-    found = model(**{field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)})
-    whole = found.attention_mask[0].bool()  # Boson rounds the length up
-    assert torch.allclose(found.logits[0][whole], expected["text"], atol=1e-5)
-    columns = found.audio_logits.flatten(1)
-    spoken = native_inputs(batch, config)["input_ids"][0] == config.audio_out_token_idx
-    assert len(columns) == int(spoken.sum()) > 8
-    assert torch.allclose(columns, expected["audio"][spoken], atol=1e-5)
