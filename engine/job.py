@@ -1,10 +1,12 @@
 """A checked run, from the values of a command line: all that can be checked before a GPU is used."""
 
+from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from engine.base import zero
+from engine.base.hub_origin import hub_origin
 from engine.base.recipe import Recipe, load_recipe, recipe_dict
 from engine.batch.loader import PackReader
 from engine.batch.sample import layout_cost
@@ -38,6 +40,7 @@ class Job:
     summary: JsonObject  # of the plan's first epoch
     total_steps: int  # global steps of the whole run: all epochs, or run.max_steps if that is less
     facts: JsonObject  # for checkpoints: origins, recipe, and the identity that a resumed run must share
+    places: JsonObject  # of base and corpora on this machine, for run.json alone: checkpoints are given to others
     out: Path
 
 
@@ -75,8 +78,8 @@ def prepare_job(
     validation = validation_packs(corpora, chosen, cost)
     recipe_facts = recipe_dict(chosen)
     facts = {
-        "base": str(Path(model).resolve()),
-        "corpora": [corpus.address for corpus in corpora.corpora],
+        "base": hub_origin(Path(model)),
+        "data": _describe_data(corpora),
         "layout": corpora.info["layout"],
         "speech": corpora.info.get("speech", {}),
         "recipe": recipe_facts,
@@ -104,8 +107,19 @@ def prepare_job(
         summary=summary,
         total_steps=total_steps,
         facts=facts,
+        places={
+            "base_folder": str(Path(model).resolve()),
+            "corpora": [corpus.address for corpus in corpora.corpora],
+        },
         out=Path(out),
     )
+
+
+def _describe_data(corpora: Corpora) -> JsonObject:
+    """{"hours": of all corpora, "speakers": {split: number}}, by what each corpus.json says."""
+    infos = [corpus.info for corpus in corpora.corpora]
+    speakers: Counter[str] = sum((Counter(info.get("speakers") or {}) for info in infos), Counter())
+    return {"hours": round(sum(info.get("hours") or 0.0 for info in infos), 3), "speakers": dict(speakers)}
 
 
 def _check_monitors(recipe: Recipe) -> None:

@@ -27,9 +27,11 @@ from engine.job import Job
 from engine.model.forward import to_device
 from engine.model.losses import LossSums, weighted_loss
 from engine.monitor import balance
+from engine.monitor.environment import device_name
 from engine.monitor.metrics import RunLog, step_line, step_metrics, sum_over_ranks
 from engine.monitor.throughput import Window
 from engine.plan.plan import Pack, Step, describe_epoch_start, locate_step
+from engine.speak.model_card import model_card
 from engine.validation import validate, validate_pending
 from preprocess.common.errors import InputError, join_some
 from preprocess.common.files import replace_link
@@ -161,8 +163,11 @@ def save_checkpoint(engine: DeepSpeedEngine, job: Job, progress: Progress, is_be
     masters, moments = zero.gather_masters(engine), zero.gather_moments(engine)
     if dist.get_rank() == 0:
         root = job.out / "checkpoints"
-        state = {**job.facts, **progress.record()}
-        folder = checkpoint.write_checkpoint(root, progress.step, engine.module.model, masters, moments, state)
+        hardware = f"{dist.get_world_size()} x {device_name(engine.device)}"
+        state = {**job.facts, **progress.record(), "hardware": hardware}
+        training = {**state, "step": progress.step}
+        card = model_card("adapter", training, state["recipe"], state["layout"]["system_text"])
+        folder = checkpoint.write_checkpoint(root, progress.step, engine.module.model, masters, moments, state, card)
         if is_best:
             replace_link(root / "best", folder.name)
         checkpoint.prune_checkpoints(root, job.recipe.run.keep_checkpoints, folder)

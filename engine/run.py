@@ -139,5 +139,5 @@ def announce_run(job: Job, progress: Progress, deepspeed_config: JsonObject) -> 
         save_recipe(job.recipe, job.out / "recipe.yaml")
         write_json(job.out / "deepspeed.json", deepspeed_config)
         environment = describe_environment(zero.rank_device(), job.recipe.run.precision, job.recipe.forward)
-        write_run(job.out, {**job.facts, "lineage": progress.lineage, **arithmetic, **environment})
+        write_run(job.out, {**job.facts, **job.places, "lineage": progress.lineage, **arithmetic, **environment})
     dist.barrier()

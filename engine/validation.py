@@ -43,6 +43,8 @@ def validate(
             "finite numbers",
             "Lower optimizer.lr and start the same command again: it resumes from the last checkpoint.",
         )
+    told = ("loss_audio", "loss_text", "conditioning_gain")
+    progress.validation = {"step": step} | {name: value for name, value in metrics.items() if name in told}
     improved = step > 0 and (progress.best_loss is None or loss < progress.best_loss)
     if improved:
         progress.best_loss, progress.best_step = loss, step

@@ -74,11 +74,14 @@ def main(argv: list[str] | None = None) -> int:
         load_engine,
         speech_warnings,
     )
+    from engine.speak.model_card import describe_training
     from engine.speak.voice_training import read_facts
 
     facts = read_facts(arguments.model)
     engine, codec = load_engine(arguments.model, arguments.audio_tokenizer, arguments.hubert, arguments.device)
     layout = choose_layout(engine, facts["layout"], arguments.system_text)
+    if "training" in facts:
+        say(", ".join(f"{what} {words}" for what, words in describe_training(facts["training"]).items()))
     _print_warnings(codec_warnings(facts, codec))
     references = [(arguments.reference_text, arguments.reference)]
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "greedy")

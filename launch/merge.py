@@ -36,6 +36,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="layout of the folder: boson for Boson's serve engine (default); transformers for transformers 5, "
         "vLLM-Omni, MLX and GGUF",
     )
+    parser.add_argument(
+        "--base-id",
+        metavar="ORG/NAME[@REVISION]",
+        help="the base on the Hugging Face hub, for the model card (default: what `hf download` left beside it)",
+    )
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="of the weights (default: as in the base)")
     parser.add_argument(
         "--no-verify",
@@ -53,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from engine.merge.folder import merge_checkpoint
+    from engine.speak.model_card import describe_training
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}[arguments.dtype]
     state = merge_checkpoint(
@@ -62,7 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         verify=not arguments.no_verify,
         dtype=dtype,
         layout=arguments.format,
+        base_id=arguments.base_id,
     )
+    if state:
+        say(", ".join(f"{what} {words}" for what, words in describe_training(state).items()))
     conditioning = state.get("recipe", {}).get("conditioning", "codes")
     if conditioning != "codes":
         say(

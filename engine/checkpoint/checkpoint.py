@@ -4,6 +4,7 @@
         adapter_model.safetensors   fp32 master weights under PEFT's names: for resume, merge and PEFT itself
         adapter_config.json         PEFT's own config
         optimizer.safetensors       both AdamW moments, "exp_avg." and "exp_avg_sq." + PEFT's names
+        README.md                   a model card
         state.json                  a record: step, recipe, fingerprints, lineage; size and sha256 of each file
     checkpoints/latest, checkpoints/best   symbolic links
 
@@ -32,6 +33,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+CARD_FILE = "README.md"
 LINKS = ("latest", "best")
 _RESTORE = "Restore it from a copy, or take the checkpoint before it."
 _HASHED_FILES = (ADAPTER_FILE, ADAPTER_CONFIG_FILE, OPTIMIZER_FILE)
@@ -67,10 +69,12 @@ def write_checkpoint(
     masters: dict[str, torch.Tensor],
     moments: dict[str, dict[str, torch.Tensor]],
     state: JsonObject,
+    card: str = "",
 ) -> Path:
     """The folder step-N under `root`, written complete, with `latest` pointing to it. Rank 0 calls this.
 
-    masters, moments: gathered fp32 tensors by parameter name. Raises OSError if what was written reads back wrong.
+    masters, moments: gathered fp32 tensors by parameter name. card: the text of its README.md. Raises OSError if what
+    was written reads back wrong.
     """
     folder = step_folder(root, step)
     temporary = root / f".{folder.name}.partial"
@@ -79,7 +83,8 @@ def write_checkpoint(
     names = peft_names(model, list(masters))
     tensors = {names[name]: tensor.contiguous() for name, tensor in masters.items()}
     _save_tensors(tensors, temporary / ADAPTER_FILE, {"format": "pt"})
-    config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
+    named = {"base_model_name_or_path": (state.get("base") or {}).get("id")}  # PEFT's own is a path on this machine
+    config = {**model.peft_config["default"].to_dict(), "inference_mode": True, **named}
     # JSON has no sets; sorted, the same adapter always gives the same bytes.
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     write_json(temporary / ADAPTER_CONFIG_FILE, config, sort_keys=True)
@@ -98,6 +103,7 @@ def write_checkpoint(
         "sha256": {name: sha256_file(temporary / name) for name in _HASHED_FILES},
     }
     write_record(temporary / STATE_FILE, state)
+    (temporary / CARD_FILE).write_text(card, encoding="utf-8")
     problem = find_problem(temporary)
     if problem is not None:
         raise OSError(f"{temporary} does not read back as it was written: {problem}")

@@ -1,5 +1,6 @@
 """--init-adapter: finding another run's weights, and checking that they fit the job, before any model is loaded."""
 
+import os
 from pathlib import Path
 
 from engine.base.console import print_rank0
@@ -50,12 +51,17 @@ def check_adapter(given: str, job: Job) -> tuple[Path, JsonObject]:
         print_rank0(f"warning: the adapter was trained on {state['layout']}, this corpus has {job.facts['layout']}")
     print_rank0(f"beginning with the weights of {folder}; optimizer and schedule are fresh")
     origin = {
-        "init_adapter": str(Path(given).absolute()),
-        "checkpoint": str(folder),
+        "init_adapter": place_of(given, job),
+        "checkpoint": folder.name,
         "checkpoint_step": state.get("step"),
         "adapter_sha256": sha256_file(folder / checkpoint.ADAPTER_FILE),
     }
     return folder, origin
+
+
+def place_of(given: str, job: Job) -> str:
+    """The path of an adapter from the run folder: checkpoints name no place by which only this machine finds it."""
+    return os.path.relpath(Path(given).absolute(), job.out.absolute())
 
 
 def _read_adapter_config(folder: Path) -> AdapterForm:

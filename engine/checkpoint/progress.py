@@ -7,7 +7,9 @@ from preprocess.common.json_file import JsonObject
 
 @dataclass
 class Progress:
-    """Global steps done, and the lowest validation audio loss (in nats) with its step.
+    """Global steps done, the last validation, and the lowest audio loss (in nats) of all with its step.
+
+    validation: {"step", "loss_audio", "loss_text", "conditioning_gain" if it is measured}.
 
     lineage: where the weights come from, and each change since then, oldest first.
     pending_evaluation: a stop interrupted the evaluation after `step`; a resumed run begins with it.
@@ -15,6 +17,7 @@ class Progress:
 
     step: int = 0
     lineage: list[JsonObject] = field(default_factory=list)
+    validation: JsonObject | None = None
     best_loss: float | None = None
     best_step: int | None = None
     pending_evaluation: bool = False

@@ -18,7 +18,7 @@ from engine.base.console import print_rank0
 from engine.base.zero import trainable_parameters
 from engine.checkpoint import checkpoint
 from engine.checkpoint.identity import find_free_changes, refuse_other_run, refuse_unknown_changes, shorten_value
-from engine.checkpoint.init_adapter import check_adapter
+from engine.checkpoint.init_adapter import check_adapter, place_of
 from engine.checkpoint.progress import Progress
 from engine.job import Job
 from preprocess.common.errors import InputError, explain_write_errors
@@ -118,7 +118,7 @@ def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: 
     state = checkpoint.read_state(newest)
     lineage = state["lineage"]
     begun_with = lineage[0].get("init_adapter") if lineage else None
-    if init_adapter is not None and begun_with != str(Path(init_adapter).absolute()):
+    if init_adapter is not None and begun_with != place_of(init_adapter, job):
         raise InputError(
             str(newest),
             f"a run that did not begin with --init-adapter {init_adapter}",
@@ -153,7 +153,8 @@ def _find_start(job: Job, mode: str, allow_change: Sequence[str], init_adapter: 
 def _progress(root: Path, newest: Path, state: JsonObject) -> Progress:
     """Progress by checkpoint `newest`. Sets `latest` and `best` again: a kill may have come before they were set."""
     replace_link(root / "latest", newest.name)
-    progress = Progress(state["step"], state["lineage"], pending_evaluation=state["pending_evaluation"])
+    progress = Progress(state["step"], state["lineage"], state["validation"])
+    progress.pending_evaluation = state["pending_evaluation"]
     # If the best checkpoint is damaged, the next older one names the best up to then.
     for folder in reversed(checkpoint.list_checkpoints(root)):
         if folder > newest or (folder != newest and checkpoint.find_problem(folder) is not None):

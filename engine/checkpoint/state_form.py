@@ -3,7 +3,7 @@
 from typing import Any
 
 from preprocess.common.record import Form
-from preprocess.corpus.corpus_record import Count, Finite, LayoutForm, Sha256, SpeechForm
+from preprocess.corpus.corpus_record import Amount, Count, Finite, LayoutForm, Sha256, SpeechForm
 
 
 class LoraForm(Form):
@@ -26,13 +26,38 @@ class IdentityForm(Form):
     lora: LoraForm
 
 
+class OriginForm(Form):
+    """engine.base.hub_origin.hub_origin."""
+
+    id: str | None
+    revision: str | None
+
+
+class DataForm(Form):
+    """What the corpora of a run hold together. speakers: {split: number}."""
+
+    hours: Amount
+    speakers: dict[str, Count]
+
+
+class ValidationForm(Form):
+    """The last validation: mean losses in nats. The gain is missing where it is not measured."""
+
+    step: Count
+    loss_audio: Finite
+    loss_text: Finite
+    conditioning_gain: Finite | None = None
+
+
 class StateForm(Form):
     """state.json: sizes and hashes of the checkpoint's other files, facts of the run, its progress."""
 
     step: Count
     bytes: dict[str, Count]
     sha256: dict[str, Sha256]
-    base: str
+    base: OriginForm
+    data: DataForm
+    hardware: str
     layout: LayoutForm
     speech: SpeechForm
     recipe: dict[str, Any]
@@ -40,6 +65,7 @@ class StateForm(Form):
     world_size: Count
     total_steps: Count
     lineage: list[dict[str, Any]]
+    validation: ValidationForm | None
     best_loss: Finite | None
     best_step: Count | None
     pending_evaluation: bool

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.checkpoint import ADAPTER_FILE, STATE_FILE, find_problem, read_state
+from engine.base.hub_origin import hub_origin
+from engine.base.run_record import RUN_FILE, read_run
+from engine.checkpoint.checkpoint import ADAPTER_FILE, CARD_FILE, STATE_FILE, find_problem, read_state
 from engine.merge.check import check_merge
 from engine.merge.weights import assign_tensors, read_adapter, write_merged
 from engine.model.base_tensors import check_tensors
 from engine.model.fingerprint import base_fingerprint
 from engine.model.folder_files import write_folder_files
 from engine.model.write_weights import write_weights
+from engine.speak.model_card import model_card
 from engine.speak.voice_training import FACTS_FILE, merged_adapters, write_facts
 from preprocess.common.errors import InputError, explain_write_errors
 from preprocess.common.files import finish_folder, refuse_used_folder, sha256_file, write_json
@@ -29,19 +32,21 @@ def merge_checkpoint(
     verify: bool = True,
     dtype: torch.dtype | None = None,
     layout: Layout = "boson",
+    base_id: str | None = None,
 ) -> JsonObject:
     """Write the merged model into `out`, computed in fp32 and rounded once; returns the checkpoint's state.json.
 
     That is {} for a plain PEFT adapter.
 
     base: of either layout; None is the folder that the checkpoint was trained on. dtype: of the weights; None keeps
-    each tensor's own. layout: of the merged folder. Only one tensor of the base is in memory at a time, but `verify`
-    loads whole models (engine.merge.check). Raises InputError, before anything is written, for what a user can mend.
+    each tensor's own. layout: of the merged folder. base_id: "ORG/NAME[@REVISION]" of the base on the hub. Only one
+    tensor of the base is in memory at a time, but `verify` loads whole models (engine.merge.check). Raises
+    InputError, before anything is written, for what a user can mend.
     """
     checkpoint, out = checkpoint.resolve(), out.resolve()
     refuse_used_folder(out)
     state = _read_state(checkpoint, base)
-    base = Path(base or state["base"])
+    base = base or _recorded_base(checkpoint)
     tensors = check_tensors(base, "--base")
     _refuse_other_base(base, checkpoint, state)
     _refuse_merging_twice(base, checkpoint)
@@ -59,7 +64,9 @@ def merge_checkpoint(
             write_weights(tensors, temporary, layout, write_merged(assigned, adapter), dtype)
             if dtype is not None:
                 _record_dtype(temporary, str(dtype).removeprefix("torch."))
-            write_facts(temporary, checkpoint, base, state)
+            facts = write_facts(temporary, checkpoint, base, state, hub_origin(base, base_id))
+            card = model_card(layout, facts["training"], state.get("recipe", {}), facts["layout"]["system_text"])
+            (temporary / CARD_FILE).write_text(card, encoding="utf-8")
             if verify:
                 _compare_logits(base, checkpoint, temporary)
             finish_folder(temporary, out)
@@ -95,11 +102,23 @@ def _read_state(checkpoint: Path, base: Path | None) -> JsonObject:
     return read_state(checkpoint)
 
 
+def _recorded_base(checkpoint: Path) -> Path:
+    """The base's folder, by run.json of the run that the checkpoint is in."""
+    run = checkpoint.parent.parent
+    folder = read_run(run).get("base_folder") if (run / RUN_FILE).exists() else None
+    if not isinstance(folder, str):
+        action = "Name the base model it was trained on with --base."
+        raise InputError(
+            str(checkpoint), f"no {RUN_FILE} of its run in {run}", "a checkpoint in its run folder", action
+        )
+    return Path(folder)
+
+
 def _refuse_other_base(base: Path, checkpoint: Path, state: JsonObject) -> None:
     expected = state["identity"]["base_fingerprint"] if state else None
     found = base_fingerprint(base, "--base")
     if expected not in (None, found):
-        described = f"{expected[:12]}, the base that {checkpoint.name} was trained on ({state['base']})"
+        described = f"{expected[:12]}, the base that {checkpoint.name} was trained on"
         action = "Name that model's folder with --base."
         raise InputError(str(base), f"a model with fingerprint {found[:12]}", described, action)
 

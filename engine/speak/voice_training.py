@@ -3,7 +3,9 @@
 layout                    name, system text and normaliser version: generation uses the same ones;
                           keep_system if rows had system texts of their own
 speech                    what the corpus sounds like: generation warns about what differs from it
-step, adapter_sha256      the checkpoint
+training                  how the checkpoint came to be: base on the hub, step, last validation, data, hardware;
+                          what is not known is left out
+adapter_sha256            the checkpoint
 earlier_adapters          sha256 of those that the base had merged into it before, the first one first
 base_fingerprint          the base model
 codec_fingerprint         the codec of the corpora; null for an adapter that was trained elsewhere
@@ -14,6 +16,7 @@ import os
 from pathlib import Path
 
 from engine.checkpoint.checkpoint import ADAPTER_FILE
+from engine.checkpoint.state_form import DataForm, OriginForm, ValidationForm
 from engine.model.fingerprint import base_fingerprint
 from preprocess.common.files import sha256_file
 from preprocess.common.json_file import JsonObject, read_file
@@ -26,12 +29,23 @@ FACTS_FILE = "voice_training.json"
 _DEFAULT_LAYOUT = {"system_text": DEFAULT_SYSTEM_TEXT, "normaliser_version": NORMALISER_VERSION}
 
 
+class TrainingForm(Form):
+    """How a checkpoint came to be, as far as its state.json says."""
+
+    base: OriginForm
+    step: Count | None = None
+    total_steps: Count = 0
+    validation: ValidationForm | None = None
+    data: DataForm | None = None
+    hardware: str | None = None
+
+
 class FactsForm(Form):
     """The values of voice_training.json and their types."""
 
     layout: LayoutForm
     speech: SpeechForm
-    step: Count | None
+    training: TrainingForm
     adapter_sha256: Sha256
     earlier_adapters: list[Sha256]
     base_fingerprint: str
@@ -39,13 +53,17 @@ class FactsForm(Form):
     corpus_fingerprints: list[str] | None
 
 
-def write_facts(folder: Path, checkpoint: Path, base: Path, state: JsonObject) -> None:
-    """Write voice_training.json; `state` is the checkpoint's state.json, {} for a plain adapter."""
+def write_facts(folder: Path, checkpoint: Path, base: Path, state: JsonObject, origin: JsonObject) -> JsonObject:
+    """Write voice_training.json, and return it.
+
+    state: the checkpoint's state.json, {} for a plain adapter. origin: of the base, see engine.base.hub_origin.
+    """
     identity = state.get("identity", {})
-    facts = {
+    known = {key: state[key] for key in ("step", "total_steps", "validation", "data", "hardware") if key in state}
+    facts: JsonObject = {
         "layout": state.get("layout", _DEFAULT_LAYOUT),
         "speech": state.get("speech", {}),
-        "step": state.get("step"),
+        "training": {"base": origin, **known},
         "adapter_sha256": sha256_file(checkpoint / ADAPTER_FILE),
         "earlier_adapters": merged_adapters(base),
         "base_fingerprint": base_fingerprint(base),
@@ -53,6 +71,7 @@ def write_facts(folder: Path, checkpoint: Path, base: Path, state: JsonObject) -
         "corpus_fingerprints": identity.get("corpus_fingerprints"),
     }
     write_record(folder / FACTS_FILE, facts)
+    return facts
 
 
 def merged_adapters(folder: Path) -> list[str]:

@@ -22,6 +22,7 @@ from preprocess.corpus.native_layout import MODEL_TYPE, Layout, NativeForm, boso
 from preprocess.corpus.text import special_tokens
 
 # The newest one in the layout of Boson's own code.
+BASE_ID = "bosonai/higgs-audio-v2-generation-3B-base"  # higgs-tts-2-3b-base elsewhere
 BASE_REVISION = "10840182ca4ad5d9d9113b60b9bb3c1ef1ba3f84"
 
 _TOKENIZER_FILES = "the tokenizer's files beside the model's, each as it was downloaded"
@@ -70,7 +71,7 @@ def how_to_name_a_base(flag: str) -> str:
     """The action of an error about a folder that is no base model. flag: the one that names the folder."""
     return (
         f"Name the model's folder with {flag}. Download the model if it is missing or broken: "
-        f"`hf download bosonai/higgs-audio-v2-generation-3B-base --revision {BASE_REVISION} --local-dir BASE`."
+        f"`hf download {BASE_ID} --revision {BASE_REVISION} --local-dir BASE`."
     )
 
 

@@ -70,7 +70,7 @@ def speaker(tmp_path_factory, model_folder, codec_folders):
     lora = Lora(mode="full", rank=4, alpha=8, train_whole=["audio_head", "text_head"])
     model = random_lora(model_folder, lora)
     teach_heads(model, batch)
-    checkpoint = save_checkpoint(folder / "checkpoints", model_folder, model, SYSTEM_TEXT)
+    checkpoint = save_checkpoint(folder / "run", model_folder, model, SYSTEM_TEXT)
     merge_checkpoint(checkpoint, None, folder / "merged", verify=False)
     start = batch.audio_out_ids_start[-1]
     return Speaker(

@@ -79,7 +79,7 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path, full_checkpoint):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_merged_model_equals_peft_with_and_without_its_own_merge(name, tmp_path, model_folder):
     model = random_lora(model_folder, ADAPTERS[name])
-    folder = save_checkpoint(tmp_path / "checkpoints", model_folder, model)
+    folder = save_checkpoint(tmp_path / "run", model_folder, model)
     merge_checkpoint(folder, None, tmp_path / "merged", verify=False)
 
     prompt = random_prompt(model_folder)
@@ -100,7 +100,7 @@ def test_the_projector_of_an_audio_tower_is_merged_and_verified_and_the_serve_en
     base = build_model(tmp_path / "base", audio_tower=True)
     model = random_lora(base, ADAPTERS["full"], conditioning="both")
     state = {"recipe": {"conditioning": "both"}}
-    checkpoint = save_checkpoint(tmp_path / "checkpoints", base, model, more=state)
+    checkpoint = save_checkpoint(tmp_path / "run", base, model, more=state)
     assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "merged")]) == 0
     before, after = read_weights(base), read_weights(tmp_path / "merged")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -183,7 +183,10 @@ def test_merged_folder_says_its_layout_and_where_it_comes_from(tmp_path, model_f
     assert facts == {
         "layout": state["layout"],
         "speech": {"reference_sec": [100.0, 200.0], "sec_per_letter": 1.0},
-        "step": 7,
+        "training": {
+            "base": {"id": None, "revision": None},
+            **{key: state[key] for key in ("step", "total_steps", "validation", "data", "hardware")},
+        },
         "adapter_sha256": state["sha256"]["adapter_model.safetensors"],
         "earlier_adapters": [],
         "base_fingerprint": state["identity"]["base_fingerprint"],
@@ -247,7 +250,7 @@ def test_another_base_is_refused(tmp_path, full_checkpoint):
     error = refusal(full_checkpoint, other, tmp_path / "merged")
     assert error.where == str(other)
     assert error.found.startswith("a model with fingerprint ")
-    assert error.expected.endswith(")")
+    assert error.expected.endswith("the base that step-000007 was trained on")
     assert "the base that step-000007 was trained on" in error.expected
     assert error.action == "Name that model's folder with --base."
 

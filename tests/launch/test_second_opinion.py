@@ -54,7 +54,7 @@ def test_logits_and_losses_of_a_base(dtype, both_layouts, tmp_path):
 def test_logits_and_losses_of_a_merged_model(both_layouts, tmp_path):
     boson, native = both_layouts
     model = random_lora(boson, Lora(rank=4, mode="full"))
-    checkpoint = save_checkpoint(tmp_path / "checkpoints", boson, model)
+    checkpoint = save_checkpoint(tmp_path / "run", boson, model)
     for base, layout in ((native, "boson"), (boson, "transformers")):  # each from the other one
         merge_checkpoint(checkpoint, base, tmp_path / layout, verify=False, layout=layout)
     assert_agree(tmp_path / "boson", tmp_path / "transformers", tmp_path, torch.float32)

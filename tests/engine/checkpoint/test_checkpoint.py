@@ -59,6 +59,19 @@ def test_the_saved_adapter_has_the_live_loss(run_folder, one_rank, model_folder,
     assert float(sums.text) / (3 * len(val_rows)) == pytest.approx(recorded[0]["loss_text"], rel=1e-6)
 
 
+def test_a_checkpoint_names_no_place_on_this_machine_and_says_what_it_learnt(run_folder, model_folder, random_corpus):
+    folder = (run_folder / "checkpoints" / "latest").resolve()
+    for path in folder.iterdir():
+        for place in (run_folder, model_folder, random_corpus.folder):
+            assert str(place).encode() not in path.read_bytes(), path
+    card = (folder / "README.md").read_text()
+    state = json.loads((folder / "state.json").read_text())
+    assert state["validation"]["step"] == 4
+    assert f"loss_audio {state['validation']['loss_audio']:.4f}" in card
+    assert "| step | 4 of 4 |" in card
+    assert json.loads((run_folder / "run.json").read_text())["base_folder"] == str(model_folder)
+
+
 def test_checkpoints_hold_the_adapter_both_moments_and_links(run_folder):
     root = run_folder / "checkpoints"
     assert [folder.name for folder in checkpoint.list_checkpoints(root)] == ["step-000002", "step-000004"]
@@ -66,6 +79,7 @@ def test_checkpoints_hold_the_adapter_both_moments_and_links(run_folder):
     state = json.loads((root / "latest" / "state.json").read_text())
     assert (root / "best").resolve().name == f"step-{state['best_step']:06d}"
     assert sorted(path.name for path in (root / "latest").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "optimizer.safetensors",

@@ -58,7 +58,7 @@ def use(folder, job, model_folder, out):
         lambda: find_free_changes(state, job.facts),
         lambda: check_adapter(str(folder), job),
         lambda: merge_checkpoint(folder, None, out, verify=False),
-        lambda: write_facts(folder, folder, model_folder, state),
+        lambda: write_facts(folder, folder, model_folder, state, state["base"]),
     ):
         used_or_refused(act)
     said = used_or_refused(lambda: length_warning(read_facts(folder).get("speech", {}), "صباح الخير", 1.0))
@@ -140,7 +140,7 @@ def test_an_adapter_that_a_recipe_can_not_describe_begins_no_run(name, value, st
 @settings(deadline=None, max_examples=100)
 def test_no_byte_of_a_record_can_change_unseen(data, step, model_folder, tmp_path_factory):
     folder = shutil.copytree(step, tmp_path_factory.mktemp("changed") / step.name)
-    write_facts(folder, step, model_folder, read_state(step))
+    write_facts(folder, step, model_folder, read_state(step), {"id": None, "revision": None})
     write_run(folder, {"base": str(model_folder)})
     name, read = data.draw(
         st.sampled_from([("state.json", read_state), ("voice_training.json", read_facts), ("run.json", read_run)])

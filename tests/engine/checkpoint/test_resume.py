@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -275,7 +276,8 @@ def test_a_run_begun_with_an_adapter_has_its_loss_at_step_0(
     assert sorted(validation(out)) == [0, 2, 4]
     origin = state_of(out)["lineage"]
     assert len(origin) == 1
-    assert origin[0]["init_adapter"] == str(given)
+    assert (out / origin[0]["init_adapter"]).resolve() == given
+    assert not Path(origin[0]["init_adapter"]).is_absolute()
     assert origin[0]["checkpoint_step"] == (None if what == "plain adapter" else 4)
     assert json.loads((out / "run.json").read_text())["lineage"] == origin
     # What was begun so resumes with the same flags, and with no others.
