@@ -24,8 +24,8 @@ from preprocess.common.errors import InputError, first_line
 from preprocess.common.tensor_file import is_finite, read_tensors
 from preprocess.corpus.base_model import how_to_name_a_base
 
-_PEFT_PREFIX = "base_model.model."
-_LORA_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+PEFT_PREFIX = "base_model.model."
+LORA_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Adapter:
     tensors: dict[str, torch.Tensor]
 
 
-# The adapter's tensors for one tensor of the base, by part: one of _LORA_PARTS, or "" for a tensor trained whole.
+# The adapter's tensors for one tensor of the base, by part: one of LORA_PARTS, or "" for a tensor trained whole.
 Parts = dict[str, torch.Tensor]
 
 
@@ -61,7 +61,7 @@ def read_adapter(folder: Path) -> Adapter:
         expected = "a LoRA adapter of weights only (peft_type LORA, bias 'none', no alora_invocation_tokens)"
         action = "Merge it with the software that trained it."
         raise InputError(str(folder / ADAPTER_CONFIG_FILE), found, expected, action)
-    return Adapter(folder, config, {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()})
+    return Adapter(folder, config, {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()})
 
 
 def assign_tensors(adapter: Adapter, base_shapes: dict[str, list[int]], base: Path) -> dict[str, Parts]:
@@ -73,7 +73,7 @@ def assign_tensors(adapter: Adapter, base_shapes: dict[str, list[int]], base: Pa
     assigned: dict[str, Parts] = {}
     wrong = []
     for name, tensor in adapter.tensors.items():
-        part = next((part for part in _LORA_PARTS if name.endswith(f".{part}")), "")
+        part = next((part for part in LORA_PARTS if name.endswith(f".{part}")), "")
         target = f"{name.removesuffix(part)}weight" if part else name
         shape = base_shapes.get(target)
         if shape is not None and _shape_fits(part, tensor, shape):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from engine.base.recipe import Lora
 from engine.merge.check import _logits, random_prompt
 from engine.model.fingerprint import base_fingerprint
 from engine.model.weights import load_base
@@ -21,6 +23,7 @@ from preprocess.common.errors import InputError
 from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.native_layout import boson_name, native_name
 from preprocess.corpus.text import tokenizer_fingerprint
+from tests.fixtures.adapter import random_lora, save_checkpoint
 from tests.fixtures.native import build_native, read
 from tests.fixtures.released import build_released
 from tests.preprocess.helpers import assert_parts
@@ -277,3 +280,36 @@ def test_what_the_other_layout_can_not_express_is_refused_by_name(shape, found, 
     assert error.where == str(base / "config.json")
     assert found in error.found
     assert "--format boson" in error.action
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"dora": True, "train_whole": ["audio_head", "text_head"]}, {"mode": "attention"}]
+)
+def test_an_adapter_gets_the_names_of_the_other_layout(more, boson, tmp_path):
+    """Its modules are those of the converted base; PEFT's own class is asked by make test-export."""
+    checkpoint = save_checkpoint(tmp_path / "run", boson, random_lora(boson, Lora(rank=4, **more)))
+    assert main(["--adapter", str(checkpoint), "--format", "transformers", "--out", str(tmp_path / "out")]) == 0
+    given, found = (load_file(folder / "adapter_model.safetensors") for folder in (checkpoint, tmp_path / "out"))
+    assert len(given) == len(found)
+    modules = {native_name(name).removesuffix(".weight") for name in read_tensors(boson)}
+    config = read(tmp_path / "out" / "adapter_config.json")
+    assert {name.replace("\\", "") for name in config["target_modules"].split("|")} <= modules
+    assert set(config["modules_to_save"] or []) <= modules
+    for name, tensor in found.items():
+        module = re.sub(r"^base_model\.model\.|\.(lora_\w+(\.weight)?|weight)$", "", name)
+        assert module in modules
+        original = boson_name(f"{module}.weight").removesuffix(".weight")
+        assert torch.equal(given[name.replace(f"model.{module}.", f"model.{original}.")], tensor)
+
+
+def test_an_adapter_of_the_audio_tower_is_refused(tmp_path):
+    base = build_model(tmp_path / "base", num_layers=2, dual_ffn_layers=(0, 1), codebook_size=64, audio_tower=True)
+    model = random_lora(base, Lora(rank=4), conditioning="both")
+    checkpoint = save_checkpoint(tmp_path / "run", base, model)
+    with pytest.raises(InputError) as caught:
+        main(["--adapter", str(checkpoint), "--format", "transformers", "--out", str(tmp_path / "out")])
+    where = str(checkpoint / "adapter_model.safetensors")
+    assert_parts(caught.value, where, "audio_encoder_proj.linear.lora_A", "layers and heads", "Merge it instead")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="Checkpoints have Boson's names already"):
+        main(["--adapter", str(checkpoint), "--format", "boson", "--out", str(tmp_path / "out")])

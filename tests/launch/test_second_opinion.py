@@ -35,8 +35,8 @@ def both_layouts(request, tmp_path_factory):
     return boson, native
 
 
-def assert_agree(boson, native, work, dtype):
-    found = differences(boson, native, work, dtype)
+def assert_agree(boson, native, work, dtype, adapters=None):
+    found = differences(boson, native, work, dtype, adapters)
     tolerance = TOLERANCES[dtype]
     for name in ("packed_text", "packed_audio", "transformers_text", "transformers_audio"):
         assert found[name] <= tolerance, found
@@ -49,6 +49,17 @@ def assert_agree(boson, native, work, dtype):
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_logits_and_losses_of_a_base(dtype, both_layouts, tmp_path):
     assert_agree(*both_layouts, tmp_path, dtype)
+
+
+@pytest.mark.parametrize(
+    "lora", [Lora(rank=4), Lora(rank=4, rslora=True, dora=True, train_whole=["audio_head"])], ids=str
+)
+def test_logits_and_losses_with_an_adapter_under_peft(more, both_layouts, tmp_path):
+    boson, native = both_layouts
+    checkpoint = save_checkpoint(tmp_path / "run", boson, random_lora(boson, Lora(rank=4, **more)))
+    adapters = checkpoint, tmp_path / "adapter"
+    convert(["--adapter", str(checkpoint), "--format", "transformers", "--out", str(adapters[1])])
+    assert_agree(boson, native, tmp_path, torch.float32, adapters)
 
 
 def test_logits_and_losses_of_a_merged_model(both_layouts, tmp_path):
