@@ -43,9 +43,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="of the weights (default: as in the base)")
     parser.add_argument(
-        "--no-verify",
-        action="store_true",
-        help="skip the comparison with base + adapter, which needs 4 bytes of memory per parameter",
+        "--verify",
+        choices=("layers", "model", "none"),
+        default="layers",
+        help="layers (default): read the written files again, and compare each layer with PEFT's live one; model: "
+        "compare the logits of whole models, 4 bytes of memory per parameter; none",
     )
     arguments = parser.parse_args(argv)
     require_flags(arguments, ("checkpoint", "out"), EXAMPLE)
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.checkpoint,
         arguments.base,
         arguments.out,
-        verify=not arguments.no_verify,
+        verify=arguments.verify,
         dtype=dtype,
         layout=arguments.format,
         base_id=arguments.base_id,

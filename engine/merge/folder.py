@@ -3,14 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from engine.base.hub_origin import hub_origin
 from engine.base.run_record import RUN_FILE, read_run
 from engine.checkpoint.checkpoint import ADAPTER_FILE, CARD_FILE, STATE_FILE, find_problem, read_state
-from engine.merge.check import check_merge
-from engine.merge.weights import assign_tensors, read_adapter, write_merged
+from engine.merge.check import MergeCheck, check_merge
+from engine.merge.check_layers import check_layers
+from engine.merge.weights import assign_tensors, merged_blocks, read_adapter
 from engine.model.base_tensors import check_tensors
 from engine.model.fingerprint import base_fingerprint
 from engine.model.folder_files import write_folder_files
@@ -24,12 +26,14 @@ from preprocess.common.say import say
 from preprocess.corpus.base_model import read_base_model
 from preprocess.corpus.native_layout import Layout
 
+Verify = Literal["layers", "model", "none"]
+
 
 def merge_checkpoint(
     checkpoint: Path,
     base: Path | None,
     out: Path,
-    verify: bool = True,
+    verify: Verify = "layers",
     dtype: torch.dtype | None = None,
     layout: Layout = "boson",
     base_id: str | None = None,
@@ -39,9 +43,11 @@ def merge_checkpoint(
     That is {} for a plain PEFT adapter.
 
     base: of either layout; None is the folder that the checkpoint was trained on. dtype: of the weights; None keeps
-    each tensor's own. layout: of the merged folder. base_id: "ORG/NAME[@REVISION]" of the base on the hub. Only one
-    tensor of the base is in memory at a time, but `verify` loads whole models (engine.merge.check). Raises
-    InputError, before anything is written, for what a user can mend.
+    each tensor's own. layout: of the merged folder. base_id: "ORG/NAME[@REVISION]" of the base on the hub.
+
+    Blocks of rows are in memory at a time. verify: "layers" reads the written files again
+    (engine.merge.check_layers), "model" loads whole models (engine.merge.check). Raises InputError, before anything
+    is written, for what a user can mend, and RuntimeError for a merge that is not right.
     """
     checkpoint, out = checkpoint.resolve(), out.resolve()
     refuse_used_folder(out)
@@ -61,14 +67,16 @@ def merge_checkpoint(
         with explain_write_errors(out.parent, "Free space or name another --out, then merge again."):
             temporary.mkdir(parents=True)
             write_folder_files(read_base_model(base, "--base"), temporary, layout, "--base")
-            write_weights(tensors, temporary, layout, write_merged(assigned, adapter), dtype)
+            write_weights(tensors, temporary, layout, merged_blocks(assigned, adapter), dtype)
             if dtype is not None:
                 _record_dtype(temporary, str(dtype).removeprefix("torch."))
             facts = write_facts(temporary, checkpoint, base, state, hub_origin(base, base_id))
             card = model_card(layout, facts["training"], state.get("recipe", {}), facts["layout"]["system_text"])
             (temporary / CARD_FILE).write_text(card, encoding="utf-8")
-            if verify:
-                _compare_logits(base, checkpoint, temporary)
+            if verify == "layers":
+                _describe_check("the outputs of its layers", check_layers(tensors, assigned, adapter, temporary))
+            elif verify == "model":
+                _describe_check("its logits", check_merge(base, checkpoint, temporary))
             finish_folder(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -76,10 +84,9 @@ def merge_checkpoint(
     return state
 
 
-def _compare_logits(base: Path, checkpoint: Path, merged: Path) -> None:
-    say("comparing the merged model's logits with base + adapter's")
-    check = check_merge(base, checkpoint, merged)
-    say(f"they differ by {check.difference:.1e} of their norm, and keep {check.kept:.1%} of the adapter")
+def _describe_check(what: str, check: MergeCheck) -> None:
+    say(f"checked: {what} differ from base + adapter's by {check.difference:.1e} of their norm")
+    say(f"of the adapter's effect, {check.kept:.1%} is kept")
     if check.kept < 0.9:
         say("warning: rounding loses much of so small a change; --dtype fp32 keeps it")
 

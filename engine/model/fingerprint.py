@@ -11,7 +11,7 @@ import torch.distributed as dist
 from boson_multimodal.model.higgs_audio import HiggsAudioConfig
 
 from engine.base.trainable_base import read_trainable_base
-from engine.model.weight_files import StoredTensor, stored_tensors
+from engine.model.weight_files import StoredTensor, read_exactly, stored_tensors
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import has_audio_tower, how_to_name_a_base
@@ -60,10 +60,10 @@ def _sha256_of(tensor: StoredTensor) -> str:
             file.seek(piece.begin)
             left = piece.end - piece.begin
             while left:
-                length = file.readinto(block[: min(left, _BLOCK_BYTES)])
-                assert length, f"{piece.path} is shorter than its header says"
-                digest.update(block[:length])
-                left -= length
+                part = block[: min(left, _BLOCK_BYTES)]
+                read_exactly(file, part)
+                digest.update(part)
+                left -= len(part)
     return digest.hexdigest()
 
 

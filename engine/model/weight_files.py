@@ -4,8 +4,11 @@ Names differ between the layouts of a base, and its oldest files hold two tensor
 code knows Boson's names and whole tensors alone.
 """
 
+import io
 import json
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
@@ -56,6 +59,21 @@ class StoredTensor:
     def num_bytes(self) -> int:
         return sum(piece.end - piece.begin for piece in self.pieces)
 
+    def blocks(self, block_bytes: int = 1 << 24) -> Iterator[torch.Tensor]:
+        """The tensor's rows in order, in blocks read from the files: memory does not grow with the tensor."""
+        shape = self.shape[1:]
+        row_bytes = DTYPES[self.dtype].itemsize * math.prod(shape)
+        for piece in self.pieces:
+            with open(piece.path, "rb", buffering=0) as file:
+                file.seek(piece.begin)
+                left = piece.end - piece.begin
+                while left:
+                    data = bytearray(min(left, max(1, block_bytes // row_bytes) * row_bytes))
+                    read_exactly(file, memoryview(data))
+                    rows = torch.frombuffer(data, dtype=DTYPES[self.dtype])
+                    yield rows.view(-1, *shape) if self.shape else rows.view(())
+                    left -= len(data)
+
     def load(self) -> torch.Tensor:
         """The tensor; one of a single piece is mapped from the file: it takes memory as it is read, and shares it."""
         tensors = []
@@ -63,6 +81,14 @@ class StoredTensor:
             with safe_open(piece.path, "pt") as file:
                 tensors.append(file.get_tensor(piece.name))
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def read_exactly(file: io.RawIOBase, block: memoryview) -> None:
+    """Fill `block` from a file that is long enough, by its header."""
+    while len(block):
+        length = file.readinto(block)
+        assert length, "a weight file is shorter than its header says"
+        block = block[length:]
 
 
 def weight_files(folder: Path, flag: str = "--model") -> list[Path]:

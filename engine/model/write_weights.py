@@ -1,8 +1,13 @@
-"""Writes the tensors of a base as safetensors files, in either layout."""
+"""Writes the tensors of a base as safetensors files, in either layout.
 
-from collections.abc import Callable, Mapping
+Blocks of rows pass through memory, so that it does not grow with the model; a second thread writes them.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -18,30 +23,22 @@ from preprocess.common.files import write_json
 from preprocess.common.progress import with_progress
 from preprocess.corpus.native_layout import Layout, native_name
 
-_BLOCK_BYTES = 1 << 24
-# Writes the bytes of a tensor: (file, Boson's name, the tensor as it is stored, dtype to write).
-WriteTensor = Callable[[BinaryIO, str, StoredTensor, str], None]
+_MOST_WAITING = 2  # blocks for the second thread
+# The blocks of a tensor as they are to be written, in order: (Boson's name, the stored tensor, dtype to write).
+Blocks = Callable[[str, StoredTensor, torch.dtype], Iterable[torch.Tensor]]
 
 
-def copy_tensor(file: BinaryIO, name: str, tensor: StoredTensor, dtype: str) -> None:
-    """Write the stored bytes, in blocks. dtype: the tensor's own."""
-    assert dtype == tensor.dtype, f"{name} would have to be cast"
-    for piece in tensor.pieces:
-        with open(piece.path, "rb") as source:
-            source.seek(piece.begin)
-            left = piece.end - piece.begin
-            while left:
-                block = source.read(min(left, _BLOCK_BYTES))
-                assert block, f"{piece.path} is shorter than its header says"
-                file.write(block)
-                left -= len(block)
+def as_stored(name: str, tensor: StoredTensor, dtype: torch.dtype) -> Iterable[torch.Tensor]:
+    """The stored bits."""
+    assert dtype == DTYPES[tensor.dtype], f"{name} would have to be cast"
+    return tensor.blocks()
 
 
 def write_weights(
     tensors: Mapping[str, StoredTensor],
     folder: Path,
     layout: Layout,
-    write_tensor: WriteTensor = copy_tensor,
+    blocks: Blocks = as_stored,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write `tensors`, here under Boson's names, into files called as those they are stored in; of several an index.
@@ -63,12 +60,34 @@ def write_weights(
             header[written_name] = {"dtype": dtypes[name], "shape": tensor.shape, "data_offsets": offsets}
             weight_map[written_name] = source.name
             offset += length
-        with open(folder / source.name, "wb") as file:
-            begin = write_header(file, header)
-            for name in with_progress(names, len(names), source.name, "tensors"):
-                write_tensor(file, name, tensors[name], dtypes[name])
-            assert file.tell() == begin + offset, f"{source.name} has another size than its header says"
+        written = (
+            block
+            for name in with_progress(names, len(names), source.name, "tensors")
+            for block in blocks(name, tensors[name], DTYPES[dtypes[name]])
+        )
+        _write_file(folder / source.name, header, written, offset)
         total_bytes += offset
     if set(weight_map.values()) != {WEIGHTS_FILE}:
         index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(folder / WEIGHTS_INDEX_FILE, index)
+
+
+def _write_file(path: Path, header: dict[str, Any], blocks: Iterable[torch.Tensor], num_bytes: int) -> None:
+    waiting: deque[Future[int]] = deque()
+    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as writer:
+        begin = write_header(file, header)
+        for block in blocks:
+            data: Any = block.contiguous().flatten().view(torch.uint8).numpy()
+            waiting.append(writer.submit(_write_all, file, memoryview(data)))
+            if len(waiting) > _MOST_WAITING:
+                waiting.popleft().result()  # raises what the write raised
+        for each in waiting:
+            each.result()
+        assert file.tell() == begin + num_bytes, f"{path} has another size than its header says"
+
+
+def _write_all(file: Any, data: memoryview) -> int:
+    length = len(data)
+    while data:
+        data = data[file.write(data) :]
+    return length

@@ -12,17 +12,20 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import engine.merge.weights
+import engine.merge.folder
 from engine.base.recipe import Lora
 from engine.merge.check import random_prompt
 from engine.merge.folder import merge_checkpoint
+from engine.model.weight_files import StoredTensor, stored_tensors
 from engine.model.weights import load_base
 from engine.speak.voice_training import read_facts
 from launch.demo.small_model import build_model
 from launch.merge import main
 from preprocess.common.errors import InputError
 from preprocess.common.record import SEAL
+from preprocess.corpus.base_model import read_base_model
 from tests.fixtures.adapter import random_lora, save_checkpoint
+from tests.fixtures.mutants import MERGE_MUTANTS, mutated
 from tests.preprocess.helpers import assert_parts
 
 ADAPTERS = {
@@ -40,6 +43,14 @@ def full_checkpoint(tmp_path_factory, model_folder):
     """A checkpoint of mode full on `model_folder`. Tests that break it copy it."""
     model = random_lora(model_folder, ADAPTERS["full"])
     return save_checkpoint(tmp_path_factory.mktemp("full"), model_folder, model, "Speak like this.")
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory):
+    """One of mode full on a base of two layers."""
+    folder = tmp_path_factory.mktemp("small")
+    base = build_model(folder / "base", num_layers=2, dual_ffn_layers=(0, 1), codebook_size=64)
+    return save_checkpoint(folder / "run", base, random_lora(base, ADAPTERS["full"]))
 
 
 @torch.no_grad()
@@ -66,13 +77,13 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path, full_checkpoint):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # of a file: the weights are larger
     try:
-        error = refusal(full_checkpoint, None, tmp_path / "merged", verify=False)
+        error = refusal(full_checkpoint, None, tmp_path / "merged", verify="none")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_parts(error, str(tmp_path), "file too large", "can be written, with free space", "another --out")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError) as caught:
-        merge_checkpoint(full_checkpoint, None, tmp_path / "file" / "merged", verify=False)
+        merge_checkpoint(full_checkpoint, None, tmp_path / "file" / "merged", verify="none")
     assert_parts(caught.value, str(tmp_path / "file"), "file", "can be written", "another --out")
 
 
@@ -80,7 +91,7 @@ def test_a_folder_that_can_not_be_written_is_named(tmp_path, full_checkpoint):
 def test_merged_model_equals_peft_with_and_without_its_own_merge(name, tmp_path, model_folder):
     model = random_lora(model_folder, ADAPTERS[name])
     folder = save_checkpoint(tmp_path / "run", model_folder, model)
-    merge_checkpoint(folder, None, tmp_path / "merged", verify=False)
+    merge_checkpoint(folder, None, tmp_path / "merged", verify="none")
 
     prompt = random_prompt(model_folder)
     live = PeftModel.from_pretrained(load_base(model_folder, torch.float32), folder).eval()
@@ -139,7 +150,7 @@ def test_fp32_merge_of_a_bf16_base_keeps_changes_that_bf16_rounds_away(tmp_path,
 
     merge_checkpoint(folder, None, tmp_path / "fp32", dtype=torch.float32)
     printed = capsys.readouterr().out
-    assert "keep 100.0% of the adapter" in printed
+    assert "of the adapter's effect, 100.0% is kept" in printed
     assert "warning" not in printed
     assert {tensor.dtype for tensor in read_weights(tmp_path / "fp32").values()} == {torch.float32}
     assert HiggsAudioModel.from_pretrained(tmp_path / "fp32", torch_dtype="auto").dtype == torch.float32
@@ -167,7 +178,7 @@ def test_sharded_base_keeps_its_shards_names_order_and_metadata(tmp_path, model_
     _, loading = HiggsAudioModel.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(loading.values())
 
-    merge_checkpoint(folder, None, tmp_path / "bf16", verify=False, dtype=torch.bfloat16)
+    merge_checkpoint(folder, None, tmp_path / "bf16", verify="none", dtype=torch.bfloat16)
     index = json.loads((tmp_path / "bf16" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(
         tensor.nbytes for tensor in read_weights(tmp_path / "bf16").values()
@@ -175,7 +186,7 @@ def test_sharded_base_keeps_its_shards_names_order_and_metadata(tmp_path, model_
 
 
 def test_merged_folder_says_its_layout_and_where_it_comes_from(tmp_path, model_folder, full_checkpoint):
-    merge_checkpoint(full_checkpoint, None, tmp_path / "merged", verify=False)
+    merge_checkpoint(full_checkpoint, None, tmp_path / "merged", verify="none")
     state = json.loads((full_checkpoint / "state.json").read_text())
     assert state["layout"]["system_text"] == "Speak like this."
     facts = read_facts(tmp_path / "merged")
@@ -202,8 +213,8 @@ def test_plain_peft_adapter_merges_when_its_base_is_named(tmp_path, model_folder
     assert error.found == "no state.json"
     assert error.action == "Name the base model with --base, or give RUN/checkpoints/best."
 
-    merge_checkpoint(tmp_path / "adapter", model_folder, tmp_path / "merged", verify=False)
-    merge_checkpoint(full_checkpoint, None, tmp_path / "other", verify=False)
+    merge_checkpoint(tmp_path / "adapter", model_folder, tmp_path / "merged", verify="none")
+    merge_checkpoint(full_checkpoint, None, tmp_path / "other", verify="none")
     other = read_weights(tmp_path / "other")
     assert all(torch.equal(tensor, other[name]) for name, tensor in read_weights(tmp_path / "merged").items())
 
@@ -218,7 +229,7 @@ def test_an_adapter_is_not_merged_twice_whatever_was_merged_between(tmp_path, mo
         model.save_pretrained(adapter, save_embedding_layers=False)
     bases = [model_folder, tmp_path / "one", tmp_path / "two"]
     for base, adapter, out in zip(bases, adapters, bases[1:], strict=False):
-        merge_checkpoint(adapter, base, out, verify=False)
+        merge_checkpoint(adapter, base, out, verify="none")
     assert len(read_facts(bases[2])["earlier_adapters"]) == 1
     for base, adapter in ((bases[1], adapters[0]), (bases[2], adapters[1]), (bases[2], adapters[0])):
         error = refusal(adapter, base, tmp_path / "twice")
@@ -228,21 +239,81 @@ def test_an_adapter_is_not_merged_twice_whatever_was_merged_between(tmp_path, mo
     assert not (tmp_path / "twice").exists()
 
 
-@pytest.mark.parametrize("mutant", ["audio_mlp left out", "scale halved"])
-def test_verification_refuses_a_wrong_merge_and_leaves_nothing(
-    mutant, tmp_path, monkeypatch, model_folder, full_checkpoint
-):
-    right = engine.merge.weights.merge_tensor
-
-    def wrong(name, weight, parts, adapter):
-        if mutant == "scale halved":
-            return (weight + right(name, weight.clone(), parts, adapter)) / 2
-        return weight if "audio_mlp" in name else right(name, weight, parts, adapter)
-
-    monkeypatch.setattr(engine.merge.weights, "merge_tensor", wrong)
-    with pytest.raises(RuntimeError, match="merged logits differ from PEFT's own merge"):
-        merge_checkpoint(full_checkpoint, None, tmp_path / "merged")
+@pytest.mark.parametrize("mutant", MERGE_MUTANTS)
+@pytest.mark.parametrize(
+    ("verify", "says"),
+    [("layers", "differ from PEFT's live layer"), ("model", "merged logits differ from PEFT's own merge")],
+)
+def test_verification_refuses_a_wrong_merge_and_leaves_nothing(verify, says, mutant, tmp_path, full_checkpoint):
+    with mutated(mutant), pytest.raises(RuntimeError, match=says):
+        merge_checkpoint(full_checkpoint, None, tmp_path / "merged", verify)
     assert list(tmp_path.iterdir()) == []
+
+
+def flip_a_bit(folder, name):
+    """In the last number of a tensor of the written folder."""
+    piece = stored_tensors(read_base_model(folder))[name].pieces[-1]
+    data = bytearray(piece.path.read_bytes())
+    data[piece.end - 1] ^= 1
+    piece.path.write_bytes(data)
+
+
+def swap(folder, name, other):
+    """Two tensors of one shape, in the header."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: tensors[other], other: tensors[name]}, path, {"format": "pt"})
+
+
+WRONG = {
+    "a bit of a norm": lambda folder: flip_a_bit(folder, "norm.weight"),
+    "a bit of an embedding": lambda folder: flip_a_bit(folder, "embed_tokens.weight"),
+    "a bit of a merged tensor": lambda folder: flip_a_bit(folder, "layers.0.self_attn.q_proj.weight"),
+    "layers swapped": lambda folder: swap(folder, "layers.0.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("what", WRONG)
+def test_what_was_written_is_read_again(what, dtype, tmp_path, monkeypatch, small_checkpoint):
+    """A fault of the disk, or of the writer, between the merge and the check."""
+    right = engine.merge.folder.write_weights
+
+    def write_wrong(tensors, folder, *others):
+        right(tensors, folder, *others)
+        WRONG[what](folder)
+
+    merge_checkpoint(small_checkpoint, None, tmp_path / "right", dtype=dtype)
+    shutil.rmtree(tmp_path / "right")
+    monkeypatch.setattr(engine.merge.folder, "write_weights", write_wrong)
+    with pytest.raises(RuntimeError, match="is not what was to be written"):
+        merge_checkpoint(small_checkpoint, None, tmp_path / "merged", dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lora", ["rslora", "dora", "train_whole", "attention"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_blocks_of_rows_give_the_bits_of_peft_s_merge_of_the_whole(lora, dtype, tmp_path, monkeypatch):
+    """The last bit may differ where a processor multiplies a block in another order: then by one unit."""
+    base = build_model(
+        tmp_path / "base", hidden_size=72, num_layers=2, dual_ffn_layers=(0,), codebook_size=67, dtype=torch.bfloat16
+    )
+    model = random_lora(base, ADAPTERS[lora])
+    checkpoint = save_checkpoint(tmp_path / "run", base, model)
+    whole = StoredTensor.blocks
+    monkeypatch.setattr(StoredTensor, "blocks", lambda tensor, block_bytes=1 << 24: whole(tensor, 3000))
+    merge_checkpoint(checkpoint, None, tmp_path / "merged", dtype=dtype)
+    found = read_weights(tmp_path / "merged")
+    expected = dict(
+        PeftModel.from_pretrained(load_base(base, torch.float32), checkpoint).merge_and_unload().named_parameters()
+    )
+    assert found.keys() == expected.keys()
+    same = total = 0
+    for name, tensor in found.items():
+        rounded = expected[name].data.to(dtype)
+        same, total = same + int((tensor == rounded).sum()), total + tensor.numel()
+        assert torch.allclose(tensor.float(), rounded.float(), rtol=2 * torch.finfo(dtype).eps, atol=1e-9), name
+    assert same >= 0.999 * total
 
 
 def test_another_base_is_refused(tmp_path, full_checkpoint):
@@ -265,7 +336,7 @@ def test_a_base_that_moved_is_asked_for(tmp_path, model_folder):
     assert error.action.startswith(
         "Name the model's folder with --base. Download the model if it is missing or broken"
     )
-    merge_checkpoint(folder, tmp_path / "moved", tmp_path / "merged", verify=False)
+    merge_checkpoint(folder, tmp_path / "moved", tmp_path / "merged", verify="none")
 
 
 def test_adapter_tensors_that_the_base_has_no_place_for_are_named(tmp_path, other_model_folder, full_checkpoint):
@@ -317,7 +388,7 @@ def test_nan_in_the_base_is_the_base_s_whether_it_is_adapted_or_not(name, tmp_pa
     tensors = load_file(base / "model.safetensors")
     tensors[name].view(-1)[-1] = torch.nan
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    error = refusal(adapter, base, tmp_path / "merged", verify=False)
+    error = refusal(adapter, base, tmp_path / "merged", verify="none")
     assert_parts(error, f"model.safetensors: {name}", "NaN or infinity", "finite weights", "--base")
 
 

@@ -57,7 +57,7 @@ def use(folder, job, model_folder, out):
         lambda: refuse_other_run(folder, state["identity"], job.facts["identity"], []),
         lambda: find_free_changes(state, job.facts),
         lambda: check_adapter(str(folder), job),
-        lambda: merge_checkpoint(folder, None, out, verify=False),
+        lambda: merge_checkpoint(folder, None, out, verify="none"),
         lambda: write_facts(folder, folder, model_folder, state, state["base"]),
     ):
         used_or_refused(act)
@@ -84,7 +84,9 @@ def test_a_strange_value_anywhere_in_an_adapter_s_config_is_refused_or_used(
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(data.draw(made_strange(config))))
     read, _ = used_or_refused(lambda: read_adapter(folder)), used_or_refused(lambda: check_adapter(str(folder), job))
-    merged = used_or_refused(lambda: merge_checkpoint(folder, model_folder, folder.with_name("merged"), verify=False))
+    merged = used_or_refused(
+        lambda: merge_checkpoint(folder, model_folder, folder.with_name("merged"), verify="none")
+    )
     assert not isinstance(read, InputError) or isinstance(merged, InputError)
     assert folder.with_name("merged").exists() != isinstance(merged, InputError)
 
@@ -118,7 +120,7 @@ def test_an_adapter_s_config_that_does_not_fit_is_one_sentence(name, value, step
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, name: value}))
     with pytest.raises(InputError) as caught:
-        merge_checkpoint(folder, model_folder, tmp_path / "merged", verify=False)
+        merge_checkpoint(folder, model_folder, tmp_path / "merged", verify="none")
     assert caught.value.where.startswith(str(folder))
     assert not (tmp_path / "merged").exists()
 
