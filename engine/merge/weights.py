@@ -147,21 +147,21 @@ class AdaptedLayer:
             return
         first = 0
         for rows in self._stored.blocks():
-            self._take_rows(rows, first)
-            yield rows, rows.float() + self._layer.get_delta_weight("default")
+            self._take_rows(first, len(rows))
+            yield rows, rows.float().add_(self._layer.get_delta_weight("default"))
             first += len(rows)
 
     @torch.no_grad()
     def live(self, inputs: torch.Tensor, rows: torch.Tensor, first: int) -> torch.Tensor:
         """fp32 [n, len(rows)]: PEFT's live layer on inputs [n, columns]; `rows` of the base begin at row `first`."""
         if not self.is_whole:
-            self._take_rows(rows, first)
+            self._take_rows(first, len(rows))
+            self._layer.get_base_layer().weight.data = rows.float()
         outputs: torch.Tensor = self._layer(inputs)
         return outputs
 
-    def _take_rows(self, rows: torch.Tensor, first: int) -> None:
-        self._layer.get_base_layer().weight.data = rows.float()
-        self._layer.lora_B["default"].weight.data = self._lora_b[first : first + len(rows)]
+    def _take_rows(self, first: int, count: int) -> None:
+        self._layer.lora_B["default"].weight.data = self._lora_b[first : first + count]
 
 
 @contextlib.contextmanager
@@ -198,23 +198,28 @@ def merged_blocks(assigned: dict[str, Parts], adapter: Adapter) -> Blocks:
     """
 
     def blocks(name: str, stored: StoredTensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        where, parts = f"{stored.pieces[0].path}: {name}", assigned.get(name)
+        parts = assigned.get(name)
         pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]
         if parts is None or "" in parts:
             pairs = ((rows, rows) for rows in (stored.blocks() if parts is None else [parts[""]]))
         else:
             pairs = AdaptedLayer(name, stored, parts, adapter).blocks()
         for before, after in pairs:
-            if not is_finite(before):
-                raise InputError(where, "NaN or infinity", "finite weights", how_to_name_a_base("--base"))
-            if after is not before and not is_finite(after):
-                config, action = adapter.folder / ADAPTER_CONFIG_FILE, "Restore it from a copy, or merge another one."
-                found = f"a scale that makes {name} infinite or NaN"
-                raise InputError(str(config), found, "finite weights", action)
             written = after.to(dtype)
-            if written is not after and not is_finite(written):
-                action = "Merge with --dtype fp32."
-                raise InputError(where, f"a number too large for {dtype}", "finite weights", action)
+            if not is_finite(written):  # which NaN and infinity come through to
+                raise _explain_not_finite(f"{stored.pieces[0].path}: {name}", before, after, dtype, adapter)
             yield written
 
     return blocks
+
+
+def _explain_not_finite(
+    where: str, before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, adapter: Adapter
+) -> InputError:
+    """Who is to blame for NaN or infinity in merged rows: the base, the adapter, or the dtype to write."""
+    if not is_finite(before):
+        return InputError(where, "NaN or infinity", "finite weights", how_to_name_a_base("--base"))
+    if not is_finite(after):
+        config, action = adapter.folder / ADAPTER_CONFIG_FILE, "Restore it from a copy, or merge another one."
+        return InputError(str(config), f"a scale that makes {where} infinite or NaN", "finite weights", action)
+    return InputError(where, f"a number too large for {dtype}", "finite weights", "Merge with --dtype fp32.")

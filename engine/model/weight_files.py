@@ -59,7 +59,7 @@ class StoredTensor:
     def num_bytes(self) -> int:
         return sum(piece.end - piece.begin for piece in self.pieces)
 
-    def blocks(self, block_bytes: int = 1 << 24) -> Iterator[torch.Tensor]:
+    def blocks(self, block_bytes: int = 1 << 20) -> Iterator[torch.Tensor]:
         """The tensor's rows in order, in blocks read from the files: memory does not grow with the tensor."""
         shape = self.shape[1:]
         row_bytes = DTYPES[self.dtype].itemsize * math.prod(shape)

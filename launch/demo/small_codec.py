@@ -49,6 +49,7 @@ def build_codec(
     ratios: tuple[int, ...] = (8, 5, 6, 4),
     sample_rate_hz: int = 24000,
     dimension: int = 64,
+    codebook_dim: int | None = None,
     seed: int = 0,
 ) -> Path:
     """Save a codec on the HuBERT in `hubert_folder` into `folder`, and return `folder`."""
@@ -59,6 +60,7 @@ def build_codec(
         "n_q": num_codebooks,
         "bins": codebook_size,
         "target_bandwidths": [0.5, 1, 1.5, 2],
+        **({"codebook_dim": codebook_dim} if codebook_dim else {}),
     }
     with torch.random.fork_rng(devices=[]), hubert_from(hubert_folder):
         torch.manual_seed(seed)
@@ -95,8 +97,8 @@ def _spread_codebooks(codec: HiggsAudioTokenizer, features: torch.Tensor) -> Non
     residual = features
     for layer in codec.quantizer.vq.layers:
         book = layer._codebook
-        centred = residual - residual.mean(0)
+        projected = layer.project_in(residual)
         weights = torch.randn(book.codebook_size, len(residual)) / len(residual) ** 0.5
-        book.embed.copy_(residual.mean(0) + 0.5 * weights @ centred)
+        book.embed.copy_(projected.mean(0) + 0.5 * weights @ (projected - projected.mean(0)))
         book.embed_avg.copy_(book.embed)
-        residual = residual - book.decode(book.encode(residual))
+        residual = residual - layer.project_out(book.decode(book.encode(projected)))

@@ -9,7 +9,6 @@ opens a local folder instead, without remote code. The serve engine loads inside
 
 import contextlib
 import functools
-import hashlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,16 +19,20 @@ import numpy.typing as npt
 import torch
 from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 from boson_multimodal.audio_processing.higgs_audio_tokenizer import HiggsAudioTokenizer
-from transformers import AutoModel
+from pydantic import ValidationError
+from transformers import AutoModel, HubertConfig
 
 from preprocess.codec.config_forms import CodecForm, HubertForm, check_config
 from preprocess.codec.fast_encode import speed_up_tokenizer
+from preprocess.codec.fingerprint import HUBERT_KEYS, codec_fingerprint
 from preprocess.codec.freed_memory import return_freed_memory
+from preprocess.codec.native_layout import MODEL_TYPE, WEIGHTS_FILE, NativeForm, boson_config, native_name
 from preprocess.codec.precision import BOSON_MODE, EncodeMode, set_precision
 from preprocess.common.errors import InputError, explain_model_errors, join_some
-from preprocess.common.files import sha256_file
 from preprocess.common.hub_folder import refuse_adapter, refuse_code_and_paths, refuse_other_model
-from preprocess.common.json_file import read_json_object
+from preprocess.common.json_file import JsonObject, read_json_object
+from preprocess.common.record import first_problem
+from preprocess.common.say import say
 from preprocess.common.tensor_file import read_tensors
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.shards import Corpus
@@ -102,8 +105,8 @@ def load_codec(folder: Path, hubert: Path, mode: EncodeMode = BOSON_MODE) -> tup
 
     The tokenizer's attribute `faster_forms` is the result of `speed_up_tokenizer`.
 
-    Raises InputError for a missing folder or file, and for weights that do not fit the configuration: Boson loads
-    with strict=False, which silently leaves random weights.
+    folder: of either layout. Raises InputError for a missing folder or file, and for weights that do not fit the
+    configuration: Boson loads with strict=False, which silently leaves random weights.
     """
     return _load(folder, hubert, mode)
 
@@ -111,20 +114,13 @@ def load_codec(folder: Path, hubert: Path, mode: EncodeMode = BOSON_MODE) -> tup
 @functools.lru_cache(maxsize=1)  # weights of 1 GB
 def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioTokenizer, CodecFacts]:
     config = read_json_object(folder / "config.json", "config.json of a codec folder", CODEC_HELP)
-    weights = folder / "model.pth"
-    if not weights.is_file():
-        found = "no model.pth"
-        if (folder / "model.safetensors").is_file():
-            found += ", but model.safetensors: the layout of transformers 5, the hub's since April 2026"
-        raise InputError(str(folder), found, "the codec's weights", CODEC_HELP)
-    state = read_tensors(weights, CODEC_HELP)
-    check_config(folder / "config.json", config, CodecForm, state, CODEC_HELP)
-    with hubert_from(hubert), warnings.catch_warnings():
+    is_native = config.get("model_type") == MODEL_TYPE
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's deprecated weight_norm
-        with explain_model_errors(folder, CODEC_HELP, "a codec that Boson's loader refuses"):
-            tokenizer = boson.load_higgs_audio_tokenizer(str(folder), device=mode.device)
-    _compare_keys(tokenizer, state, weights)
+        load = _load_native if is_native else _load_boson
+        tokenizer = load(folder, config, hubert, mode)
     _ = boson.librosa.resample  # imports this part of librosa now, not in every forked worker
+    fingerprint = codec_fingerprint(tokenizer)
     with explain_model_errors(folder, CODEC_HELP, "a codec that can't be run"):
         tokenizer.faster_forms = speed_up_tokenizer(tokenizer, mode)
         set_precision(tokenizer, mode)
@@ -133,26 +129,98 @@ def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioToken
         codebook_size=tokenizer.quantizer.bins,  # tokenizer.codebook_size is the quantizer's dimension
         frame_rate_hz=float(tokenizer.sample_rate / tokenizer.hop_length),
         sample_rate_hz=tokenizer.sample_rate,
-        fingerprint=_fingerprint(folder, hubert),
+        fingerprint=fingerprint,
     )
 
 
-def _compare_keys(tokenizer: HiggsAudioTokenizer, state: dict[str, torch.Tensor], weights: Path) -> None:
-    """Raise InputError if the weight file lacks keys of the model, or has others."""
-    result = tokenizer.load_state_dict(state, strict=False)
-    missing = [key for key in result.missing_keys if not key.startswith("semantic_model.")]
-    wrong = {"no": missing, "unknown": result.unexpected_keys}
-    found = " and ".join(f"{word} {join_some(sorted(keys), 3)}" for word, keys in wrong.items() if keys)
-    if found:
-        raise InputError(str(weights), found, "exactly the weights config.json describes", CODEC_HELP)
+def _load_boson(folder: Path, config: JsonObject, hubert: Path, mode: EncodeMode) -> HiggsAudioTokenizer:
+    """From config.json and model.pth, by Boson's own loader."""
+    weights = folder / "model.pth"
+    if not weights.is_file():
+        raise InputError(str(folder), "no model.pth", "the codec's weights", CODEC_HELP)
+    state = read_tensors(weights, CODEC_HELP)
+    check_config(folder / "config.json", config, CodecForm, state, CODEC_HELP)
+    with hubert_from(hubert), explain_model_errors(folder, CODEC_HELP, "a codec that Boson's loader refuses"):
+        tokenizer = boson.load_higgs_audio_tokenizer(str(folder), device=mode.device)
+        result = tokenizer.load_state_dict(state, strict=False)
+    _refuse_missing([key for key in result.missing_keys if not key.startswith("semantic_model.")], weights)
+    _warn_of_unused(result.unexpected_keys, weights)
+    return tokenizer
 
 
-def _fingerprint(folder: Path, hubert: Path) -> str:
-    files = [folder / "config.json", folder / "model.pth", hubert / "config.json"]
-    digest = hashlib.sha256()
-    for path in [*files, _hubert_weights(hubert)]:
-        digest.update(sha256_file(path).encode())
-    return digest.hexdigest()
+def _load_native(folder: Path, native: JsonObject, hubert: Path, mode: EncodeMode) -> HiggsAudioTokenizer:
+    """From the files of transformers 5, into Boson's class."""
+    path, weights = folder / "config.json", folder / WEIGHTS_FILE
+    config = _from_native(path, native)
+    if not weights.is_file():
+        raise InputError(str(folder), f"no {WEIGHTS_FILE}", "the codec's weights", CODEC_HELP)
+    state = read_tensors(weights, CODEC_HELP)
+    check_config(path, config, CodecForm, state, CODEC_HELP)
+    with hubert_from(hubert), explain_model_errors(folder, CODEC_HELP, "a codec that Boson's class refuses"):
+        tokenizer = boson.HiggsAudioTokenizer(**config, device=mode.device)
+    _refuse_other_hubert(path, native["semantic_model_config"], tokenizer)
+    for module in (*tokenizer.encoder.modules(), *tokenizer.decoder_2.modules()):
+        if hasattr(module, "weight_g"):
+            torch.nn.utils.remove_weight_norm(module)  # it is in the file's weights already
+    names = {name: native_name(name, len(config["ratios"])) for name in tokenizer.state_dict()}
+    unread = "semantic_model.masked_spec_embed"  # which transformers does not need either
+    missing = [name for name in names.values() if name not in state and name != unread]
+    _refuse_missing(missing, weights)
+    _warn_of_unused(sorted(state.keys() - names.values()), weights)
+    given = {name: state[native] for name, native in names.items() if native in state}
+    shapes = {name: tensor.shape for name, tensor in tokenizer.state_dict().items()}
+    wrong = [
+        f"{names[name]} {list(tensor.shape)} instead of {list(shapes[name])}"
+        for name, tensor in given.items()
+        if tensor.shape != shapes[name]
+    ]
+    if wrong:
+        raise InputError(str(weights), join_some(wrong, 3), "the weights config.json describes", CODEC_HELP)
+    tokenizer.load_state_dict(given, strict=False)
+    return tokenizer.to(mode.device).eval()
+
+
+def _from_native(path: Path, native: JsonObject) -> JsonObject:
+    """The arguments of Boson's class, of a checked config of transformers 5."""
+    expected = "the file as it was downloaded"
+    refuse_code_and_paths(path, native, CODEC_HELP)
+    refuse_other_model(path, native, CODEC_HELP)
+    refuse_adapter(path.parent, CODEC_HELP)
+    try:
+        NativeForm.model_validate(native)
+        return boson_config(native)
+    except ValidationError as error:
+        raise InputError(str(path), first_problem(error), expected, CODEC_HELP) from error
+    except ValueError as error:
+        found, wanted = ("; ".join(texts) for texts in zip(*error.args[0], strict=True))
+        raise InputError(str(path), found, f"{wanted}, as Boson's class has it", CODEC_HELP) from error
+
+
+def _refuse_other_hubert(path: Path, given: JsonObject, tokenizer: HiggsAudioTokenizer) -> None:
+    """Raise InputError where the codec's config describes another HuBERT than --hubert, whose class is used."""
+    wanted = HubertConfig(**{key: value for key, value in given.items() if key != "model_type"})
+    found = tokenizer.semantic_model.config
+    wrong = [key for key in HUBERT_KEYS if _plain(getattr(wanted, key)) != _plain(getattr(found, key))]
+    if wrong:
+        described = "; ".join(f"{key} {getattr(wanted, key)}" for key in wrong)
+        expected = "; ".join(f"{key} {getattr(found, key)}" for key in wrong)
+        where = f"{path}: semantic_model_config"
+        raise InputError(where, described, f"{expected}, as --hubert has it", _HUBERT_HELP)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _refuse_missing(names: list[str], weights: Path) -> None:
+    if names:
+        expected = "all weights that config.json describes"
+        raise InputError(str(weights), f"no {join_some(sorted(names), 3)}", expected, CODEC_HELP)
+
+
+def _warn_of_unused(names: list[str], weights: Path) -> None:
+    if names:
+        say(f"warning: {weights} holds {join_some(sorted(names), 3)}, which Boson's class does not use")
 
 
 def resample_to_codec(

@@ -301,7 +301,7 @@ def test_blocks_of_rows_give_the_bits_of_peft_s_merge_of_the_whole(lora, dtype, 
     model = random_lora(base, ADAPTERS[lora])
     checkpoint = save_checkpoint(tmp_path / "run", base, model)
     whole = StoredTensor.blocks
-    monkeypatch.setattr(StoredTensor, "blocks", lambda tensor, block_bytes=1 << 24: whole(tensor, 3000))
+    monkeypatch.setattr(StoredTensor, "blocks", lambda tensor, block_bytes=1 << 20: whole(tensor, 3000))
     merge_checkpoint(checkpoint, None, tmp_path / "merged", dtype=dtype)
     found = read_weights(tmp_path / "merged")
     expected = dict(

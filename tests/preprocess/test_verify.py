@@ -251,7 +251,7 @@ HOSTILE = {
     "brackets without end": ("codes.npy", b"\x93NUMPY\x01\x00\x76\x00" + b"(" * 118, "not the header"),
     "other frames than in the index": ("codes.npy", npy(np.zeros((8, 11), np.uint16)), "11 frames"),
     "cut codes": ("codes.npy", npy(np.zeros((8, 10), np.uint16))[:-2], "158 bytes for 8 x 10 codes"),
-    "no text": ("json", b'{"dialogues": []}', "text = "),
+    "no text": ("json", b'{"dialogues": []}', "no text"),
     "a list": ("json", b"[]", "a valid dictionary"),
     "not utf-8": ("json", b"\xff\xfe", "can't decode"),
     "half a json": ("json", b'{"text_normalised": "a', "Unterminated string"),
