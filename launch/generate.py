@@ -41,6 +41,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="TEXT",
         help="system message of the prompt (default: that of the corpus; another one if rows of it had their own)",
     )
+    parser.add_argument(
+        "--allow-marks",
+        action="store_true",
+        help="texts may have Boson's marks for sounds, such as <SE>[Laughter]</SE>, although the model was not "
+        "trained with any (default: where its corpus was made with --allow-marks)",
+    )
     needed.add_argument("--out", metavar="WAV", type=Path, help="the WAV file to write")
     parser.add_argument(
         "--max-new-tokens",
@@ -79,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
     facts = read_facts(arguments.model)
     engine, codec = load_engine(arguments.model, arguments.audio_tokenizer, arguments.hubert, arguments.device)
-    layout = choose_layout(engine, facts["layout"], arguments.system_text)
+    layout = choose_layout(engine, facts["layout"], arguments.system_text, arguments.allow_marks)
     if "training" in facts:
         say(", ".join(f"{what} {words}" for what, words in describe_training(facts["training"]).items()))
     _print_warnings(codec_warnings(facts, codec))

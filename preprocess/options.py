@@ -142,6 +142,12 @@ def _add_prompt(group: argparse._ArgumentGroup) -> None:
         "such a text too",
     )
     group.add_argument(
+        "--allow-marks",
+        action="store_true",
+        help="transcripts may have Boson's marks for sounds that are no words, such as <SE>[Laughter]</SE>; "
+        "launch.generate then speaks such texts",
+    )
+    group.add_argument(
         "--layout",
         choices=[CANONICAL, AS_WRITTEN],
         default=CANONICAL,

@@ -23,6 +23,7 @@ _SHARED = (
     ("layout", "system_text"),
     ("layout", "normaliser_version"),
     ("layout", "keep_system"),
+    ("layout", "allow_marks"),
 )
 
 # Training leaves these columns of the index out and reads the others in smaller types: planning a million clips then

@@ -91,7 +91,8 @@ def clone_voice(
     for line in texts:
         if not line:
             raise InputError("text ''", "nothing to say", "words", "Correct --text or --reference-text.")
-        refuse_special_tokens(f"text {line!r}", "text", line, special_tokens(engine.tokenizer))
+        marks = bool(layout.get("allow_marks"))
+        refuse_special_tokens(f"text {line!r}", "text", line, special_tokens(engine.tokenizer), marks)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     if greedy:
         # Boson's repetition-aware window samples at random even at temperature 0.
@@ -135,11 +136,17 @@ def default_max_new_tokens(engine: HiggsAudioServeEngine, text: str) -> int:
     return int(longest_sec * engine.audio_tokenizer_tps) + num_codebooks + 4
 
 
-def choose_layout(engine: HiggsAudioServeEngine, layout: JsonObject, system_text: str | None) -> JsonObject:
+def choose_layout(
+    engine: HiggsAudioServeEngine, layout: JsonObject, system_text: str | None, allow_marks: bool = False
+) -> JsonObject:
     """The layout of training, with `system_text` instead of its own if one is given; prints how the prompt differs.
 
-    Raises InputError for a system text with special tokens.
+    allow_marks: allow marks for sounds although the model was not trained with any. Raises InputError for a system
+    text with special tokens.
     """
+    if allow_marks and not layout.get("allow_marks"):
+        say("warning: marks for sounds are allowed, and no corpus with any is known to be behind this model")
+        layout = {**layout, "allow_marks": True}
     if layout.get("name") == AS_WRITTEN:
         say("warning: the model was trained on conversations as written in the corpus; this prompt is canonical")
     if system_text is None:

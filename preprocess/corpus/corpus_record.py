@@ -44,6 +44,7 @@ class LayoutForm(Form):
     normaliser_version: int
     name: str | None = None
     keep_system: bool | None = None
+    allow_marks: bool | None = None
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]

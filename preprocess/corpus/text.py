@@ -18,6 +18,11 @@ _SYSTEM_MARKUP = {
     f"<|{name}_{end}|>" for name in ("scene_desc", "generation_instruction") for end in ("start", "end")
 }
 
+# Boson's marks for sounds that are no words: `<SE>[Laughter]</SE>`; `<SE_s>[Music]</SE_s>` and `<SE_e>[Music]</SE_e>`
+# where one begins and ends. Of the tags, these four are special tokens of the released tokenizer, the others text.
+MARK_TOKENS = ("<SE>", "</SE>", "<SE_s>", "<SE_e>")
+_MARK = re.compile(r"<(SE|SE_s|SE_e)>\[([^\[\]<>|]{1,80})\]</\1>")
+
 _PRESENTATION_FORMS = re.compile("[\ufb50-\ufdff\ufe70-\ufefe]")
 
 # Control characters that are no white space: NUL, DEL and the others of Unicode's category Cc.
@@ -77,19 +82,27 @@ def is_arabic_language(language: str | None) -> bool:
     return language is not None and re.split("[-_]", language.lower())[0] in _ARABIC_LANGUAGES
 
 
+def without_marks(text: str) -> str:
+    """A text without Boson's marks for sounds, whose words are not spoken."""
+    return _MARK.sub(lambda mark: " " if re.search(r"[^\W\d_]", mark[2]) else mark[0], text)
+
+
 def num_letters(text: str) -> int:
-    """Number of letters and digits, which take time to say. Diacritics, tatweel and punctuation do not count."""
-    return sum(unicodedata.category(sign)[0] in "LN" for sign in text.replace("\u0640", ""))
+    """Number of letters and digits, which take time to say.
+
+    Diacritics, tatweel, punctuation and marks for sounds do not count.
+    """
+    return sum(unicodedata.category(sign)[0] in "LN" for sign in without_marks(text).replace("\u0640", ""))
 
 
 def num_digits(text: str) -> int:
     """Number of decimal digits of any script. They stay as they are, and can be read aloud in several ways."""
-    return sum(sign.isdecimal() for sign in text)
+    return sum(sign.isdecimal() for sign in without_marks(text))
 
 
 def arabic_share(text: str) -> float:
     """Share (0 to 1) of a text's letters that are Arabic script; 0.0 for a text without letters."""
-    letters = [sign for sign in text if sign.isalpha()]
+    letters = [sign for sign in without_marks(text) if sign.isalpha()]
     return sum(bool(_ARABIC.match(sign)) for sign in letters) / max(len(letters), 1)
 
 
@@ -113,13 +126,26 @@ def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
     return sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
-def refuse_special_tokens(where: str, place: str, text: str, specials: Iterable[str]) -> None:
+def refuse_special_tokens(
+    where: str, place: str, text: str, specials: Iterable[str], allow_marks: bool = False
+) -> None:
     """Raise Rejected (an InputError) for a normalised text that contains one of the special tokens `specials`.
 
-    place: what the text is, for example "transcript"; a "system text" may contain Boson's own markup.
+    place: what the text is, for example "transcript"; a "system text" may contain Boson's own markup. allow_marks:
+    whether whole marks for sounds are allowed.
     """
     allowed = _SYSTEM_MARKUP if place == "system text" else ()
-    special = next((token for token in specials if token in text and token not in allowed), None)
+    checked = without_marks(text) if allow_marks else text
+    special = next((token for token in specials if token in checked and token not in allowed), None)
+    if special in MARK_TOKENS:
+        raise Rejected(
+            "failed",
+            "special_token",
+            where,
+            f"the special token {special} in the {place}",
+            "no mark for a sound" if not allow_marks else "whole marks, such as <SE>[Laughter]</SE>",
+            "Correct it." if allow_marks else "Remove it from the text, or allow marks with --allow-marks.",
+        )
     if special:
         raise Rejected(
             "failed",

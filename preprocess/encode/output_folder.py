@@ -57,6 +57,7 @@ def corpus_settings(settings: Settings, manifest: Manifest, base: BaseModel, cod
             "system_text": settings.system_text,
             "normaliser_version": NORMALISER_VERSION,
             **({"keep_system": True} if settings.keep_system else {}),
+            **({"allow_marks": True} if settings.allow_marks else {}),
         },
         "waveforms": flac if settings.waveforms == "flac" else {"format": "none", "sample_rate_hz": 0},
         "settings": {

@@ -7,7 +7,7 @@ import html.entities
 import re
 import unicodedata
 
-from preprocess.corpus.text import arabic_share, has_control_characters, is_arabic_language
+from preprocess.corpus.text import arabic_share, has_control_characters, is_arabic_language, without_marks
 
 # {kind: what it is}, in the order in which the kinds are reported.
 NOISE_KINDS = {
@@ -74,7 +74,11 @@ _ARABIC_AS_LATIN = re.compile(r"(?<![^\W\d_])[\xc0-\xff]{4,}(?![^\W\d_])")  # wi
 
 
 def noise_kinds(text: str, language: str | None = None) -> list[str]:
-    """The kinds of NOISE_KINDS that a transcript as given has, in their order. language: of its row."""
+    """The kinds of NOISE_KINDS that a transcript as given has, in their order. language: of its row.
+
+    Boson's marks for sounds are none: where they are not allowed, they are refused.
+    """
+    text = without_marks(text)
     found = {
         "control_characters": has_control_characters(text),
         "unknown_characters": any(unicodedata.category(sign) in ("Co", "Cn") for sign in text),

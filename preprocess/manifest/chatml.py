@@ -31,6 +31,7 @@ class PromptSettings:
     system_text: str
     keep_system: bool = False
     as_written: bool = False
+    allow_marks: bool = False
 
 
 def row_from_chatml(line: int, where: str, record: JsonObject, prompt: PromptSettings) -> tuple[Row, int]:

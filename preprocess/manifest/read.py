@@ -131,19 +131,20 @@ def read_manifest(
     as_written: bool = False,
     speaker: str | None = None,
     audio_root: Path | None = None,
+    allow_marks: bool = False,
 ) -> Manifest:
     """The manifest with all its rows, and those of `val_path` as the validation split.
 
     path, val_path: a file, a folder, or a pattern (`data/train-*.parquet`). columns: {field: column} as --columns
     gives it. keep_system: ChatML rows keep a system text of their own that differs from `system_text`. as_written:
     they keep their turns. speaker: that of the rows that name none. audio_root: where recordings lie that are named
-    by their id; None for the folder of the file that names them.
+    by their id; None for the folder of the file that names them. allow_marks: texts may have marks for sounds.
 
     Raises InputError for a manifest without a usable row, a file that can't be read, a column that could be several
     fields, a column of --columns that no row has, and, with as_written, a row without turns.
     """
     manifest, columns = Manifest(path), dict(columns or {})
-    prompt = PromptSettings(tuple(special_tokens), system_text, keep_system, as_written)
+    prompt = PromptSettings(tuple(special_tokens), system_text, keep_system, as_written, allow_marks)
     seen: set[str] = set()
     for given, validation in ((path, False), (val_path, True)):
         rows_before, rejected_before = len(manifest.rows), len(manifest.rejected)
@@ -220,8 +221,8 @@ def _add_record(
             _check_paths(where, row)
             for _, text in row.recordings:
                 if text is not None and (text or not row.turns):
-                    _check_transcript(where, text, prompt.special_tokens)
-            _check_special_tokens(where, row, prompt.special_tokens)
+                    _check_transcript(where, text, prompt)
+            _check_special_tokens(where, row, prompt)
             if voice and row.speaker is None:
                 row = replace(row, speaker=voice)
                 manifest.given_speakers[voice] += 1
@@ -262,19 +263,19 @@ def _check_paths(where: str, row: Row) -> None:
                 raise Rejected("failed", "audio_elsewhere", where, found, "a path on this machine", action)
 
 
-def _check_transcript(where: str, text: str, special_tokens: tuple[str, ...]) -> None:
+def _check_transcript(where: str, text: str, prompt: PromptSettings) -> None:
     normalised = normalise_text(text)  # as the model reads it: an invisible character could hide a special token
     if not num_letters(normalised):
         found, expected = f"the transcript {text!r}", "the words that are spoken"
         action = "Transcribe the audio, or remove the row."
         raise Rejected("screened", "empty_transcript", where, found, expected, action)
-    refuse_special_tokens(where, "transcript", normalised, special_tokens)
+    refuse_special_tokens(where, "transcript", normalised, prompt.special_tokens, prompt.allow_marks)
 
 
-def _check_special_tokens(where: str, row: Row, special_tokens: tuple[str, ...]) -> None:
+def _check_special_tokens(where: str, row: Row, prompt: PromptSettings) -> None:
     """Raise Rejected for a special token in the row's own system text or in the turns that it keeps."""
     system, *turns = row.turns or [Turn("system", (row.system_text or "",))]
     for text in system.texts:
-        refuse_special_tokens(where, "system text", text, special_tokens)
+        refuse_special_tokens(where, "system text", text, prompt.special_tokens)
     for text in (text for turn in turns for text in turn.texts):
-        refuse_special_tokens(where, "text", normalise_text(text), special_tokens)
+        refuse_special_tokens(where, "text", normalise_text(text), prompt.special_tokens, prompt.allow_marks)

@@ -31,6 +31,7 @@ class Settings:
 
     system_text: str  # the system turn of every prompt
     keep_system: bool  # whether a row's own system text replaces it
+    allow_marks: bool  # whether transcripts may have Boson's marks for sounds
     layout: str  # how dialogues are laid out: CANONICAL or AS_WRITTEN of preprocess.corpus.dialogue
 
     screening: Screening  # thresholds of the filters on clips

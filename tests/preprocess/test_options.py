@@ -47,6 +47,7 @@ def test_the_settings_without_flags_are_the_defaults_that_help_names(monkeypatch
         reuse=None,
         system_text="Generate audio following instruction.",
         keep_system=False,
+        allow_marks=False,
         layout="canonical",
         screening=Screening(),
         max_failure_share=0.05,
