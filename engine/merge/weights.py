@@ -148,7 +148,7 @@ class AdaptedLayer:
         first = 0
         for rows in self._stored.blocks():
             self._take_rows(first, len(rows))
-            yield rows, rows.float().add_(self._layer.get_delta_weight("default"))
+            yield rows, rows.to(torch.float32, copy=True).add_(self._layer.get_delta_weight("default"))
             first += len(rows)
 
     @torch.no_grad()

@@ -1,10 +1,8 @@
 """Generate: the serve engine speaks what was learnt, from the prompt of training; failures are plain errors."""
 
-import dataclasses
 import json
 import shutil
 import unicodedata
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,40 +10,16 @@ import pytest
 import soundfile
 import torch
 
-from engine.base.recipe import Lora
 from engine.base.trainable_base import read_trainable_base
-from engine.batch.sample import build_sample, make_padded_batch
-from engine.merge.folder import merge_checkpoint
 from engine.speak.generate import LEARNT_TEXT, choose_layout, clone_voice, default_max_new_tokens, load_engine
 from engine.speak.voice_training import read_facts
 from launch.generate import main
-from preprocess.codec.load import load_codec
 from preprocess.common.errors import InputError
 from preprocess.common.record import SEAL, write_record
-from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT, canonical_dialogue
-from preprocess.corpus.shards import Clip
+from preprocess.corpus.dialogue import DEFAULT_SYSTEM_TEXT
 from preprocess.corpus.text import NORMALISER_VERSION
-from tests.fixtures.adapter import random_lora, save_checkpoint, teach_heads
+from tests.fixtures.speaker import NUM_FRAMES, REFERENCE_TEXT, SYSTEM_TEXT, TARGET_TEXT, build_speaker
 from tests.preprocess.helpers import assert_parts
-
-SYSTEM_TEXT = "Speak as the reference does."  # not the default: it must come from the merged folder
-REFERENCE_TEXT, TARGET_TEXT = "صباح الخير", "كيف حالك اليوم؟"
-NUM_FRAMES = 20
-
-
-@dataclasses.dataclass
-class Speaker:
-    """A merged folder that says `columns` [codebooks, columns] for REFERENCE_TEXT, `reference` and TARGET_TEXT.
-
-    prompt: token ids of the training sample up to the target; prompt_columns: the reference's [codebooks, columns].
-    """
-
-    folder: Path
-    reference: Path
-    prompt: list[int]
-    prompt_columns: np.ndarray
-    columns: np.ndarray
-    layout: dict
 
 
 @pytest.fixture(scope="module")
@@ -55,32 +29,7 @@ def codec_folders(codec_folder, hubert_folder):
 
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory, model_folder, codec_folders):
-    """A checkpoint whose heads were solved for one sample, merged: base, adapter and layout are all needed."""
-    folder = tmp_path_factory.mktemp("speaker")
-    tokenizer, facts = load_codec(*codec_folders)
-    rng = np.random.default_rng(0)
-    soundfile.write(folder / "voice.wav", 0.3 * rng.standard_normal(16000), 24000)
-    reference_codes = tokenizer.encode(str(folder / "voice.wav")).cpu().numpy()
-    reference = Clip("reference", {}, reference_codes)
-    target = Clip("target", {}, rng.integers(facts.codebook_size, size=(facts.num_codebooks, NUM_FRAMES)))
-    base = read_trainable_base(model_folder)
-    dialogue = canonical_dialogue(TARGET_TEXT, [(reference.key, REFERENCE_TEXT)])
-    sample = build_sample(base.tokenizer, base.config, SYSTEM_TEXT, dialogue, target, [reference])
-    batch = make_padded_batch([sample], base.config)
-    lora = Lora(mode="full", rank=4, alpha=8, train_whole=["audio_head", "text_head"])
-    model = random_lora(model_folder, lora)
-    teach_heads(model, batch)
-    checkpoint = save_checkpoint(folder / "run", model_folder, model, SYSTEM_TEXT)
-    merge_checkpoint(checkpoint, None, folder / "merged", verify="none")
-    start = batch.audio_out_ids_start[-1]
-    return Speaker(
-        folder=folder / "merged",
-        reference=folder / "voice.wav",
-        prompt=sample.input_ids[:-4].tolist(),
-        prompt_columns=batch.audio_out_ids[:, :start].numpy(),
-        columns=batch.audio_out_ids[:, start:].numpy(),
-        layout=read_facts(folder / "merged")["layout"],
-    )
+    return build_speaker(tmp_path_factory.mktemp("speaker"), model_folder, *codec_folders)
 
 
 @pytest.fixture(scope="module")
