@@ -21,7 +21,7 @@ REQUIRED = {
     "columns; or a folder with metadata.json, metadata.csv (LJSpeech, audiofolder), Parquet files or Kaldi's wav.scp "
     "and text; or a pattern ('data/train-*.parquet')",
     "model": "folder of the Higgs Audio v2 base model (config and tokenizer are read)",
-    "audio_tokenizer": "folder of the codec (config.json, model.pth)",
+    "audio_tokenizer": "folder of the codec, in either layout",
     "hubert": "folder of the HuBERT that the codec is built on",
     "out": "folder to write",
 }
