@@ -28,13 +28,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     needed = parser.add_argument_group("needed")
-    source = needed.add_mutually_exclusive_group()
-    source.add_argument("--model", metavar="FOLDER", type=Path, help="the base as it was downloaded")
-    source.add_argument("--adapter", metavar="FOLDER", type=Path, help="or a checkpoint, or a PEFT adapter folder")
+    needed.add_argument("--model", metavar="FOLDER", type=Path, help="the base as it was downloaded")
+    parser.add_argument(
+        "--adapter", metavar="FOLDER", type=Path, help="in place of --model: a checkpoint or a PEFT adapter folder"
+    )
     needed.add_argument("--format", choices=("boson", "transformers"), help="the layout to write")
     needed.add_argument("--out", metavar="FOLDER", type=Path, help="folder for the base in that layout, new or empty")
     arguments = parser.parse_args(argv)
     require_flags(arguments, ("model" if arguments.adapter is None else "adapter", "format", "out"), EXAMPLE)
+    if arguments.adapter is not None and arguments.model is not None:
+        raise InputError("command line", "--model and --adapter", "one of them", "Convert one after the other.")
     if arguments.adapter is not None and arguments.format == "boson":
         expected, action = "--format transformers", "Checkpoints have Boson's names already: use it as it is."
         raise InputError("--adapter", "--format boson", expected, action)

@@ -31,7 +31,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     needed.add_argument(
         "--model", metavar="FOLDER", type=Path, help="a model that launch.merge wrote, or the base model"
     )
-    needed.add_argument("--audio-tokenizer", metavar="FOLDER", type=Path, help="folder of the codec, in either layout")
+    needed.add_argument("--audio-tokenizer", metavar="FOLDER", type=Path, help="the codec, in either layout")
     needed.add_argument("--hubert", metavar="FOLDER", type=Path, help="the HuBERT model that the codec needs")
     needed.add_argument("--reference", metavar="FILE", type=Path, help="a recording of the voice, 3 to 30 seconds")
     needed.add_argument("--reference-text", metavar="TEXT", help="what the recording says")

@@ -59,6 +59,7 @@ def test_a_run_that_is_refused_exits_with_2_and_says_why_once(tmp_path, model_fo
     command = launched.train_command(1, DEMO, model_folder, random_corpus.folder, tmp_path, ["lora.rnk=8"])
     script = command.index("launch/train.py")
     rank = {**environment(), "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    rank |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": command[command.index("--master_port") + 1]}
     done = subprocess.run(
         [sys.executable, *command[script:]], cwd=ROOT, env=rank, capture_output=True, text=True, check=False
     )

@@ -46,20 +46,18 @@ def check_layers(
             rows = rows_written(len(before))
             _refuse_other(name, rows, expected)
             live = layer.live(inputs, before, first) if layer else inputs @ expected.T
-            difference = float((inputs @ expected.T - live).norm() / live.norm())
-            if not difference <= _TOLERANCE:
-                raise RuntimeError(
-                    f"merged {name}: outputs differ from PEFT's live layer by {difference:.1e} of the norm"
-                )
+            difference, size = float((inputs @ expected.T - live).norm()), float(live.norm())
+            if not difference <= _TOLERANCE * size:
+                off_by = f"{difference:.1e}, where their norm is {size:.1e}"
+                raise RuntimeError(f"merged {name}: outputs differ from PEFT's live layer by {off_by}")
             untouched = inputs @ before.float().T
             effect, kept = live - untouched, inputs @ rows.float().T - untouched
             changes = [(kept - effect).square(), live.square(), kept * effect, effect.square()]
             sums += torch.stack([each.double().sum() for each in changes])
             first += len(before)
-    off, size, kept_share, effect_size = sums.tolist()
-    return MergeCheck(
-        difference=(off / size) ** 0.5 if size else 0.0, kept=kept_share / effect_size if effect_size else 1.0
-    )
+    off, live_size, kept_size, effect_size = sums.tolist()
+    difference = (off / live_size) ** 0.5 if live_size else 0.0
+    return MergeCheck(difference, kept=kept_size / effect_size if effect_size else 1.0)
 
 
 class _RowReader:

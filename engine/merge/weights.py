@@ -5,7 +5,7 @@ PEFT's merge of a whole tensor makes three copies in fp32: 4.8 GB for the text h
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from preprocess.common.tensor_file import is_finite, read_tensors
 from preprocess.corpus.base_model import how_to_name_a_base
 
 PEFT_PREFIX = "base_model.model."
+# Of so many rows, BLAS gives the bits that it gives of the whole (bench/LOG.md), on AVX2 as on AVX-512.
+_BLOCK_ROWS = 256
 LORA_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 
 
@@ -106,13 +108,14 @@ def _shape_fits(part: str, tensor: torch.Tensor, shape: list[int]) -> bool:
 class AdaptedLayer:
     """One layer of the base under PEFT with its part of an adapter: PEFT itself applies scale, rsLoRA and DoRA.
 
-    The base's weight is given block by block, except with DoRA, which needs it whole. Raises InputError if the
-    adapter lacks a part that its config calls for, or has one too many.
+    The base's weight is given block by block, except with DoRA and the like, which need it whole. Raises InputError
+    if the adapter lacks a part that its config calls for, or has one too many.
     """
 
     def __init__(self, name: str, stored: StoredTensor, parts: Parts, adapter: Adapter) -> None:
         self.name, self._stored, self._adapter = name, stored, adapter
-        self.is_whole = "lora_magnitude_vector" in parts
+        variants = [field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")]
+        self.is_whole = any(getattr(adapter.config, name) for name in variants)
         path = name.removesuffix(".weight")
         rows, columns = stored.shape
         linear = nn.Linear(columns, rows, bias=False, device="meta")
@@ -146,7 +149,7 @@ class AdaptedLayer:
             yield before, merged
             return
         first = 0
-        for rows in self._stored.blocks():
+        for rows in self._stored.blocks(_BLOCK_ROWS):
             self._take_rows(first, len(rows))
             yield rows, rows.to(torch.float32, copy=True).add_(self._layer.get_delta_weight("default"))
             first += len(rows)

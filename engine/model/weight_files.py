@@ -24,6 +24,7 @@ from preprocess.corpus.native_layout import COMPUTED, boson_name
 WEIGHTS_FILE, WEIGHTS_INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # Of a model's weights, by their names in a safetensors header.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_BLOCK_BYTES = 1 << 20  # which stays in a processor's cache (bench/LOG.md)
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 # Boson's PartiallyFrozenEmbedding and PartiallyFrozenLinear: the frozen rows come first.
 _PIECE = re.compile(r"(.+)\.(?:embedding|linear)_(frozen|trainable)\.weight")
@@ -59,19 +60,23 @@ class StoredTensor:
     def num_bytes(self) -> int:
         return sum(piece.end - piece.begin for piece in self.pieces)
 
-    def blocks(self, block_bytes: int = 1 << 20) -> Iterator[torch.Tensor]:
-        """The tensor's rows in order, in blocks read from the files: memory does not grow with the tensor."""
+    def blocks(self, rows: int | None = None) -> Iterator[torch.Tensor]:
+        """The tensor's rows in order, in blocks read from the files: memory does not grow with the tensor.
+
+        rows: of a block; the last one of a piece takes the remainder too. None is about 1 MB.
+        """
         shape = self.shape[1:]
         row_bytes = DTYPES[self.dtype].itemsize * math.prod(shape)
+        block_bytes = (rows or max(1, _BLOCK_BYTES // row_bytes)) * row_bytes
         for piece in self.pieces:
             with open(piece.path, "rb", buffering=0) as file:
                 file.seek(piece.begin)
                 left = piece.end - piece.begin
                 while left:
-                    data = bytearray(min(left, max(1, block_bytes // row_bytes) * row_bytes))
+                    data = bytearray(left if left < (2 if rows else 1) * block_bytes else block_bytes)
                     read_exactly(file, memoryview(data))
-                    rows = torch.frombuffer(data, dtype=DTYPES[self.dtype])
-                    yield rows.view(-1, *shape) if self.shape else rows.view(())
+                    numbers = torch.frombuffer(data, dtype=DTYPES[self.dtype])
+                    yield numbers.view(-1, *shape) if self.shape else numbers.view(())
                     left -= len(data)
 
     def load(self) -> torch.Tensor:

@@ -13,10 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import engine.merge.folder
+import engine.merge.weights
+import engine.model.weight_files
 from engine.base.recipe import Lora
 from engine.merge.check import random_prompt
 from engine.merge.folder import merge_checkpoint
-from engine.model.weight_files import StoredTensor, stored_tensors
+from engine.model.weight_files import stored_tensors
 from engine.model.weights import load_base
 from engine.speak.voice_training import read_facts
 from launch.demo.small_model import build_model
@@ -300,8 +302,8 @@ def test_blocks_of_rows_give_the_bits_of_peft_s_merge_of_the_whole(lora, dtype, 
     )
     model = random_lora(base, ADAPTERS[lora])
     checkpoint = save_checkpoint(tmp_path / "run", base, model)
-    whole = StoredTensor.blocks
-    monkeypatch.setattr(StoredTensor, "blocks", lambda tensor, block_bytes=1 << 20: whole(tensor, 3000))
+    monkeypatch.setattr(engine.merge.weights, "_BLOCK_ROWS", 16)
+    monkeypatch.setattr(engine.model.weight_files, "_BLOCK_BYTES", 3000)
     merge_checkpoint(checkpoint, None, tmp_path / "merged", dtype=dtype)
     found = read_weights(tmp_path / "merged")
     expected = dict(
