@@ -158,7 +158,7 @@ def _load_native(folder: Path, native: JsonObject, hubert: Path, mode: EncodeMod
     check_config(path, config, CodecForm, state, CODEC_HELP)
     with hubert_from(hubert), explain_model_errors(folder, CODEC_HELP, "a codec that Boson's class refuses"):
         tokenizer = boson.HiggsAudioTokenizer(**config, device=mode.device)
-    _refuse_other_hubert(path, native["semantic_model_config"], tokenizer)
+        _refuse_other_hubert(path, native["semantic_model_config"], tokenizer)
     for module in (*tokenizer.encoder.modules(), *tokenizer.decoder_2.modules()):
         if hasattr(module, "weight_g"):
             torch.nn.utils.remove_weight_norm(module)  # it is in the file's weights already

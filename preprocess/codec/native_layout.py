@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from boson_multimodal.audio_processing.semantic_module import Encoder
 from pydantic import Field
 
-from preprocess.codec.config_forms import SampleRateHz, Size, Sizes
+from preprocess.codec.config_forms import SampleRateHz, Size
 from preprocess.common.json_file import JsonObject
 from preprocess.common.record import Form
 
@@ -28,12 +28,16 @@ _FIXED: dict[str, Any] = {
 } | {"downsample_factor": 320}
 
 
+# Each doubles the encoder's channels, and its convolutions are twice as long as the ratio.
+Ratios = Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=8)]
+
+
 class AcousticForm(Form):
     """Sizes of transformers' DacConfig."""
 
     hidden_size: Size
-    downsampling_ratios: Sizes
-    upsampling_ratios: Sizes
+    downsampling_ratios: Ratios
+    upsampling_ratios: Ratios
 
 
 class NativeForm(Form):
@@ -43,7 +47,7 @@ class NativeForm(Form):
     semantic_model_config: dict[str, Any]
     sample_rate: SampleRateHz
     semantic_sample_rate: SampleRateHz
-    codebook_size: Size
+    codebook_size: Annotated[Size, Field(ge=2)]
     codebook_dim: Size
     target_bandwidths: Annotated[list[float], Field(min_length=1, max_length=64)]
 
