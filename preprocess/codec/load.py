@@ -111,14 +111,18 @@ def load_codec(folder: Path, hubert: Path, mode: EncodeMode = BOSON_MODE) -> tup
     return _load(folder, hubert, mode)
 
 
-@functools.lru_cache(maxsize=1)  # weights of 1 GB
-def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioTokenizer, CodecFacts]:
+def open_codec(folder: Path, hubert: Path, mode: EncodeMode = BOSON_MODE) -> HiggsAudioTokenizer:
+    """Boson's tokenizer as Boson's own loader gives it, from a folder of either layout. Raises as load_codec does."""
     config = read_json_object(folder / "config.json", "config.json of a codec folder", CODEC_HELP)
-    is_native = config.get("model_type") == MODEL_TYPE
+    load = _load_native if config.get("model_type") == MODEL_TYPE else _load_boson
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Boson uses torch's deprecated weight_norm
-        load = _load_native if is_native else _load_boson
-        tokenizer = load(folder, config, hubert, mode)
+        return load(folder, config, hubert, mode)
+
+
+@functools.lru_cache(maxsize=1)  # weights of 1 GB
+def _load(folder: Path, hubert: Path, mode: EncodeMode) -> tuple[HiggsAudioTokenizer, CodecFacts]:
+    tokenizer = open_codec(folder, hubert, mode)
     _ = boson.librosa.resample  # imports this part of librosa now, not in every forked worker
     fingerprint = codec_fingerprint(tokenizer)
     with explain_model_errors(folder, CODEC_HELP, "a codec that can't be run"):

@@ -66,6 +66,9 @@ def boson_config(native: JsonObject) -> JsonObject:
     ]
     if acoustic["upsampling_ratios"] != ratios:
         wrong.append((f"upsampling_ratios = {acoustic['upsampling_ratios']!r:.60}", f"downsampling_ratios: {ratios}"))
+    whole = acoustic["hidden_size"] + native["semantic_model_config"].get("hidden_size", 0)
+    if native["codebook_dim"] == whole:  # then Boson's class has no projections, and transformers' has them
+        wrong.append((f"codebook_dim = {whole}", "another size than that of both encoders together"))
     if wrong:
         raise ValueError(wrong)
     frame_rate = math.ceil(native["sample_rate"] / math.prod(ratios))

@@ -14,7 +14,7 @@ from boson_multimodal.audio_processing import higgs_audio_tokenizer as boson
 
 from preprocess.audio.reader import CANT_READ
 from preprocess.audio.recording import Recording
-from preprocess.codec.load import hubert_from, load_codec_of
+from preprocess.codec.load import load_codec_of, open_codec
 from preprocess.common.errors import InputError
 from preprocess.common.json_file import JsonObject
 from preprocess.common.progress import with_progress
@@ -40,8 +40,7 @@ def verify_codes(
     clips = [corpus.clip(row) for row in choose_rows(corpus, num_clips)]
     sources = [_source(clip, audio_root) for clip in clips]
     torch.set_num_threads(1)  # as in the workers that encoded
-    with hubert_from(hubert):
-        tokenizer = boson.load_higgs_audio_tokenizer(str(codec), device="cpu")
+    tokenizer = open_codec(codec, hubert)
     equal, num_frames, problems = np.zeros(facts.num_codebooks), 0, []
     for clip, source in with_progress(zip(clips, sources, strict=True), len(clips), "codes", "clips"):
         where = f"{corpus.folder}[{clip.key}]"

@@ -41,16 +41,11 @@ def test_both_forms_give_one_corpus(published, tmp_path, short_folder, hubert_fo
     for row in range(one.index.num_rows):
         assert np.array_equal(one.clip(row).codes, other.clip(row).codes)
     base, codec = published["main"]  # reads what the other form made
-    assert verify([str(tmp_path / "pinned"), "--model", str(base)]) == 0
-    words = [
-        str(tmp_path / "pinned"),
-        one.clip(0).key,
-        "--audio-tokenizer",
-        str(codec),
-        "--hubert",
-        str(hubert_folder),
-    ]
-    assert show.main([*words, "--audio", str(tmp_path / "clip.wav")]) == 0
+    tools = ["--audio-tokenizer", str(codec), "--hubert", str(hubert_folder)]
+    words = ["--model", str(base), *tools, "--audio-root", str(short_folder), "--clips", "2"]
+    assert verify([str(tmp_path / "pinned"), *words]) == 0
+    clip = ["--audio", str(tmp_path / "clip.wav")]
+    assert show.main([str(tmp_path / "pinned"), one.clip(0).key, *tools, *clip]) == 0
     assert len(soundfile.read(tmp_path / "clip.wav")[0]) > 10_000
 
 

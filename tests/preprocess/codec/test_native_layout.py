@@ -152,6 +152,7 @@ SPOILT = {
     "more codebooks": (with_config(target_bandwidths=[4.0]), "no quantizer.quantizers.10"),
     "no rate": (with_config(sample_rate="x"), "sample_rate = 'x'"),
     "another HuBERT": (with_config(semantic_model_config={"layer_norm_eps": 1e-3}), "layer_norm_eps 0.001"),
+    "no projections": (with_config(codebook_dim=64 + 768), "codebook_dim = 832"),
     "one code": (with_config(codebook_size=1), "codebook_size = 1"),
     "a long convolution": (with_config(acoustic_model_config={"downsampling_ratios": [60_000]}), "60000"),
     "no such activation": (with_config(semantic_model_config={"hidden_act": 3}), "hidden_act 3"),

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from launch.demo.small_codec import RELEASED_SIZE, build_codec
 from preprocess.codec.load import encode_waveform, load_codec
-from tests.fixtures.native_codec import build_native_codec
+from tests.fixtures.native_codec import build_native_codec, vary_alphas
 from tests.fixtures.second_opinion import run_transformers_5
 
 pytestmark = pytest.mark.export
@@ -24,6 +24,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_transformers_own_codec_gives_the_same_codes_and_sound(shape, tmp_path, hubert_folder):
     codec = build_codec(tmp_path / "boson", hubert_folder, **shape)
+    vary_alphas(codec)
     native = build_native_codec(codec, hubert_folder, tmp_path / "native")
     tokenizer, facts = load_codec(codec, hubert_folder)
     noise = np.random.default_rng(0).normal(0, 0.1, max(LENGTHS)).astype(np.float32)
