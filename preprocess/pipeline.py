@@ -12,7 +12,7 @@ from preprocess.common.json_file import JsonObject
 from preprocess.corpus.base_model import BaseModel, check_codec_fits, read_base_model
 from preprocess.corpus.dialogue import AS_WRITTEN
 from preprocess.corpus.shards import Corpus
-from preprocess.corpus.text import MARK_TOKENS, refuse_special_tokens
+from preprocess.corpus.text import check_mark_tokens, refuse_special_tokens
 from preprocess.dry_run import show_plan
 from preprocess.encode.agreement import measure_agreement
 from preprocess.encode.failure_budget import refuse_many_failures
@@ -52,12 +52,11 @@ def make_corpus(settings: Settings) -> int:
     num_workers = settings.workers or (num_cores if mode.device == "cpu" else torch.cuda.device_count())
     base = read_base_model(settings.model)
     refuse_special_tokens("--system-text", "system text", settings.system_text, base.special_tokens)
-    if settings.allow_marks and not set(MARK_TOKENS) <= set(base.special_tokens):
-        expected = f"a model whose tokenizer has {', '.join(MARK_TOKENS)}"
-        raise InputError("--allow-marks", f"{settings.model} without these tokens", expected, "Leave it out.")
+    if settings.allow_marks:
+        check_mark_tokens(f"the model {settings.model}", base.special_tokens)
 
     manifest = _read_manifest(settings, base)
-    noise = take_out_noise(manifest, settings.screening)
+    noise = take_out_noise(manifest, settings.screening, settings.allow_marks)
     table = build_clips(manifest, settings.audio_root_of(settings.manifest), settings.val_audio_root)
     if not settings.allow_outside:
         refuse_outside(manifest, table, settings.audio_roots)

@@ -18,7 +18,8 @@ def show_corpus(corpus: Corpus, num_lines: int) -> None:
     say(f"codec: {codec['num_codebooks']} codebooks of {codec['codebook_size']}, {codec['frame_rate_hz']} frames/s")
     layout = info["layout"]
     own = " (rows may have their own)" if layout.get("keep_system") else ""
-    say(f"system text: {layout['system_text']!r}{own}; normaliser {layout['normaliser_version']}")
+    marks = "; texts may have marks for sounds" if layout.get("allow_marks") else ""
+    say(f"system text: {layout['system_text']!r}{own}; normaliser {layout['normaliser_version']}{marks}")
     names = ["key", "duration_sec", "speaker", "split", "use", "reason", "speaker_similarity"]
     shown = index.num_rows if num_lines == 0 else min(num_lines, index.num_rows)
     for row, entry in enumerate(index.select(names).slice(0, shown).to_pylist()):

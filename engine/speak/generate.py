@@ -22,7 +22,7 @@ from preprocess.common.say import say
 from preprocess.corpus.base_model import check_codec_fits, how_to_name_a_base
 from preprocess.corpus.codec_facts import CodecFacts
 from preprocess.corpus.dialogue import AS_WRITTEN, voice_cloning_dialogue
-from preprocess.corpus.text import normalise_text, refuse_special_tokens, special_tokens
+from preprocess.corpus.text import check_mark_tokens, normalise_text, refuse_special_tokens, special_tokens
 from preprocess.judges.pace import length_warning, reference_warnings
 
 # The text tokens that a trained model generates around one audio.
@@ -83,16 +83,16 @@ def clone_voice(
 ) -> HiggsAudioResponse:
     """Boson's response: `audio` float32 [samples], codes [codebooks, columns], and the text generated around them.
 
-    layout: system_text and normaliser_version, as in voice_training.json. references: (transcript, audio file) pairs.
-    max_new_tokens: limit of text tokens and audio columns together. Raises InputError for a text or recording that
-    can't be used, and if no complete audio was generated.
+    layout: system_text, normaliser_version and allow_marks, as in voice_training.json. references: (transcript, audio
+    file) pairs. max_new_tokens: limit of text tokens and audio columns together. Raises InputError for a text or
+    recording that can't be used, and if no complete audio was generated.
     """
     texts = [normalise_text(line, layout["normaliser_version"]) for line in (text, *(line for line, _ in references))]
+    specials, allow_marks = special_tokens(engine.tokenizer), bool(layout.get("allow_marks"))
     for line in texts:
         if not line:
             raise InputError("text ''", "nothing to say", "words", "Correct --text or --reference-text.")
-        marks = bool(layout.get("allow_marks"))
-        refuse_special_tokens(f"text {line!r}", "text", line, special_tokens(engine.tokenizer), marks)
+        refuse_special_tokens(f"text {line!r}", "text", line, specials, allow_marks)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     if greedy:
         # Boson's repetition-aware window samples at random even at temperature 0.
@@ -142,8 +142,10 @@ def choose_layout(
     """The layout of training, with `system_text` instead of its own if one is given; prints how the prompt differs.
 
     allow_marks: allow marks for sounds although the model was not trained with any. Raises InputError for a system
-    text with special tokens.
+    text with special tokens, and for marks that the tokenizer has no tokens for.
     """
+    if allow_marks:
+        check_mark_tokens("a model", special_tokens(engine.tokenizer))
     if allow_marks and not layout.get("allow_marks"):
         say("warning: marks for sounds are allowed, and no corpus with any is known to be behind this model")
         layout = {**layout, "allow_marks": True}

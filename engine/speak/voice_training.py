@@ -1,7 +1,8 @@
 """voice_training.json, a record in a merged folder: what the model was trained on.
 
 layout                    name, system text and normaliser version: generation uses the same ones;
-                          keep_system if rows had system texts of their own
+                          keep_system if rows had system texts of their own,
+                          allow_marks if their texts could have marks for sounds
 speech                    what the corpus sounds like: generation warns about what differs from it
 training                  how the checkpoint came to be: base on the hub, step, last validation, data, hardware;
                           what is not known is left out

@@ -10,8 +10,8 @@ rows of a corpus are conversations that are kept as written:
     assistant  audio of the target              (training only: the turn that is trained)
 
 The model depends on all that shapes the prompt. So the layout's name, the system text (and whether rows had their
-own) and the version of the text normaliser are written into corpus.json, from there into checkpoints and the merged
-folder, and generation applies the same ones.
+own), the version of the text normaliser and whether texts could have marks for sounds are written into corpus.json,
+from there into checkpoints and the merged folder, and generation applies the same ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -18,10 +18,15 @@ _SYSTEM_MARKUP = {
     f"<|{name}_{end}|>" for name in ("scene_desc", "generation_instruction") for end in ("start", "end")
 }
 
-# Boson's marks for sounds that are no words: `<SE>[Laughter]</SE>`; `<SE_s>[Music]</SE_s>` and `<SE_e>[Music]</SE_e>`
-# where one begins and ends. Of the tags, these four are special tokens of the released tokenizer, the others text.
+# Boson's marks for sounds that are no words, as its examples/generation.py writes them into a transcript:
+#     <SE>[...]</SE>        a sound: Laughter, Music, Applause, Cheering, Cough
+#     <SE_s>[...]</SE_s>    one begins: Music, Singing, Humming (some versions: <SE>[Humming]</SE>)
+#     <SE_e>[...]</SE_e>    it ends: Music, Singing, Humming
+# Of the six tags, these four are special tokens of the released tokenizer; </SE_s> and </SE_e> are plain text to it.
 MARK_TOKENS = ("<SE>", "</SE>", "<SE_s>", "<SE_e>")
-_MARK = re.compile(r"<(SE|SE_s|SE_e)>\[([^\[\]<>|]{1,80})\]</\1>")
+_MARK_TAGS = (*MARK_TOKENS, "</SE_s>", "</SE_e>")
+# A whole mark: the words between its brackets have a letter, and no bracket or bar of another token.
+_MARK = re.compile(r"<(SE|SE_s|SE_e)>\[(?=[^\[\]<>|]*[^\W\d_])([^\[\]<>|]{1,80})\]</\1>")
 
 _PRESENTATION_FORMS = re.compile("[\ufb50-\ufdff\ufe70-\ufefe]")
 
@@ -83,8 +88,13 @@ def is_arabic_language(language: str | None) -> bool:
 
 
 def without_marks(text: str) -> str:
-    """A text without Boson's marks for sounds, whose words are not spoken."""
-    return _MARK.sub(lambda mark: " " if re.search(r"[^\W\d_]", mark[2]) else mark[0], text)
+    """A text without Boson's marks for sounds, whose words are not spoken. A broken mark stays."""
+    return _MARK.sub(" ", text)
+
+
+def has_marks(text: str) -> bool:
+    """Whether a text has one of Boson's marks for sounds, whole."""
+    return bool(_MARK.search(text))
 
 
 def num_letters(text: str) -> int:
@@ -126,32 +136,40 @@ def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
     return sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
+def check_mark_tokens(model: str, specials: Iterable[str]) -> None:
+    """Raise InputError where not all of MARK_TOKENS are among `specials`: the model would read marks as letters."""
+    missing = [token for token in MARK_TOKENS if token not in set(specials)]
+    if missing:
+        found = f"{model}, whose tokenizer lacks the special tokens {', '.join(missing)}"
+        expected = f"a model whose tokenizer has {', '.join(MARK_TOKENS)}, as the released one has"
+        raise InputError("--allow-marks", found, expected, "Leave it out, and remove the marks from the texts.")
+
+
 def refuse_special_tokens(
     where: str, place: str, text: str, specials: Iterable[str], allow_marks: bool = False
 ) -> None:
     """Raise Rejected (an InputError) for a normalised text that contains one of the special tokens `specials`.
 
     place: what the text is, for example "transcript"; a "system text" may contain Boson's own markup. allow_marks:
-    whether whole marks for sounds are allowed.
+    whether whole marks for sounds are allowed; what is left of a broken one is refused.
     """
     allowed = _SYSTEM_MARKUP if place == "system text" else ()
-    checked = without_marks(text) if allow_marks else text
-    special = next((token for token in specials if token in checked and token not in allowed), None)
-    if special in MARK_TOKENS:
-        raise Rejected(
-            "failed",
-            "special_token",
-            where,
-            f"the special token {special} in the {place}",
-            "no mark for a sound" if not allow_marks else "whole marks, such as <SE>[Laughter]</SE>",
-            "Correct it." if allow_marks else "Remove it from the text, or allow marks with --allow-marks.",
+    # The words of a mark stay: there may be a token among them.
+    checked, others = (_MARK.sub(r" \2 ", text), _MARK_TAGS) if allow_marks else (text, ())
+    special = next((token for token in (*specials, *others) if token in checked and token not in allowed), None)
+    if special is None:
+        return
+    found, expected = f"the special token {special} in the {place}", "only words"
+    action = "Remove it from the text."
+    if special not in _MARK_TAGS:
+        expected += ": a special token would change the prompt's structure"
+    elif allow_marks:
+        found, expected = f"{special} of a broken mark in the {place}", "whole marks, such as <SE>[Laughter]</SE>"
+        action = "Complete the mark, or remove it from the text."
+    elif place != "system text":
+        expected += ": marks for sounds are not allowed here"
+        action = (
+            "Remove it from the text, or allow marks with --allow-marks (preprocess.shard, for a model that learns "
+            "them; launch.generate, to try a model that did not)."
         )
-    if special:
-        raise Rejected(
-            "failed",
-            "special_token",
-            where,
-            f"the special token {special} in the {place}",
-            "only words: a special token would change the prompt's structure",
-            "Remove it from the text.",
-        )
+    raise Rejected("failed", "special_token", where, found, expected, action)

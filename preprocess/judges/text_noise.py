@@ -73,12 +73,12 @@ _UTF8_AS_ARABIC = re.compile(r"(?:[\xd8-\xdb][\x80-\xbf]){2,}")
 _ARABIC_AS_LATIN = re.compile(r"(?<![^\W\d_])[\xc0-\xff]{4,}(?![^\W\d_])")  # windows-1256 read as windows-1252
 
 
-def noise_kinds(text: str, language: str | None = None) -> list[str]:
+def noise_kinds(text: str, language: str | None = None, allow_marks: bool = False) -> list[str]:
     """The kinds of NOISE_KINDS that a transcript as given has, in their order. language: of its row.
 
-    Boson's marks for sounds are none: where they are not allowed, they are refused.
+    allow_marks: whether Boson's marks for sounds belong to the text: whole ones are then no noise.
     """
-    text = without_marks(text)
+    text = without_marks(text) if allow_marks else text
     found = {
         "control_characters": has_control_characters(text),
         "unknown_characters": any(unicodedata.category(sign) in ("Co", "Cn") for sign in text),

@@ -265,11 +265,11 @@ def _check_paths(where: str, row: Row) -> None:
 
 def _check_transcript(where: str, text: str, prompt: PromptSettings) -> None:
     normalised = normalise_text(text)  # as the model reads it: an invisible character could hide a special token
+    refuse_special_tokens(where, "transcript", normalised, prompt.special_tokens, prompt.allow_marks)
     if not num_letters(normalised):
         found, expected = f"the transcript {text!r}", "the words that are spoken"
         action = "Transcribe the audio, or remove the row."
         raise Rejected("screened", "empty_transcript", where, found, expected, action)
-    refuse_special_tokens(where, "transcript", normalised, prompt.special_tokens, prompt.allow_marks)
 
 
 def _check_special_tokens(where: str, row: Row, prompt: PromptSettings) -> None:

@@ -37,15 +37,15 @@ class Found:
 TextNoise = dict[str, Found]  # by kind, without the kinds that no row has
 
 
-def take_out_noise(manifest: Manifest, screening: Screening) -> TextNoise:
+def take_out_noise(manifest: Manifest, screening: Screening, allow_marks: bool) -> TextNoise:
     """How many rows have each kind of noise in their transcripts, a row counted once per kind.
 
-    Rows with a kind that the screening drops become rejected ones.
+    Rows with a kind that the screening drops become rejected ones. allow_marks: marks for sounds are no noise.
     """
     found: defaultdict[str, Found] = defaultdict(Found)
     kept = []
     for row in manifest.rows:
-        texts = _noise_of(row, screening)
+        texts = _noise_of(row, screening, allow_marks)
         for kind, text in texts.items():
             found[kind].add(manifest.where(row.line), repr(text[:_EXAMPLE_LETTERS]))
         dropped = [kind for kind in texts if kind in screening.drop_text_noise]
@@ -91,10 +91,10 @@ def noise_lines(noise: TextNoise) -> Iterator[str]:
         yield from (f"    {example}" for example in noise[kind].examples)
 
 
-def _noise_of(row: Row, screening: Screening) -> dict[str, str]:
+def _noise_of(row: Row, screening: Screening, allow_marks: bool) -> dict[str, str]:
     """{kind: the text that has it} of all that a row's sample says."""
     language = row.language or ("ar" if claims_arabic(screening, None) else None)
-    return {kind: text for text in _texts(row) for kind in noise_kinds(text, language)}
+    return {kind: text for text in _texts(row) for kind in noise_kinds(text, language, allow_marks)}
 
 
 def _texts(row: Row) -> Iterable[str]:

@@ -65,3 +65,10 @@ def test_speech_that_runs_away_or_ends_early_is_known_by_the_pace():
         == "4.5 s of speech, but the text takes 1.3 s at the corpus's pace: a runaway"
     )
     assert "words may be missing" in length_warning(facts, text, 0.4)
+
+
+def test_how_long_a_laugh_takes_is_not_known_and_words_may_still_be_missing():
+    facts, text = {"sec_per_letter": 0.1}, "مرحبا بكم جميعا <SE>[Laughter]</SE>"
+    assert length_warning(facts, text, 20.0) is None
+    assert "a runaway" in length_warning(facts, text.replace("</SE>", ""), 20.0)
+    assert "takes 1.3 s" in length_warning(facts, text, 0.4)
