@@ -27,7 +27,7 @@ def test_launched_training_merges_into_a_model_that_speaks_its_targets(
     corpus, rows = telling
     base = build_native(build_released(tmp_path / "released"), tmp_path / "base", FILES)
     out = tmp_path / "run"
-    overrides = ["run.max_steps=120", f"run.precision={precision}", "batch.max_tokens=4096"]
+    overrides = ["run.max_steps=200", f"run.precision={precision}", "batch.max_tokens=4096"]
     done = launched.run(launched.train_command(2, DEMO, base, corpus, out, overrides))
     assert done.returncode == 0, done.stdout[-3000:]
     assert "auto" not in (out / "deepspeed.json").read_text()
