@@ -39,7 +39,14 @@ def test_every_command_works_without_a_network(tmp_path, short_folder, model_fol
     speech = next(short_folder.rglob("*.wav"))
     dual = build_model(tmp_path / "dual", num_layers=2, dual_ffn_layers=(0, 1))
     commands = {
-        "convert": ["--model", build_native(dual, tmp_path / "native"), "--out", tmp_path / "converted"],
+        "convert": [
+            "--model",
+            build_native(dual, tmp_path / "native"),
+            "--format",
+            "boson",
+            "--out",
+            tmp_path / "converted",
+        ],
         "shard": [*manifest, *codec, "--out", shards, "--workers", "1"],
         "preview": [*manifest, "--dry-run"],
         "verify": [shards, "--model", model_folder, *codec, "--clips", "1", "--audio-root", short_folder],
