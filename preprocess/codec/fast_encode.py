@@ -39,7 +39,9 @@ def speed_up_tokenizer(tokenizer: HiggsAudioTokenizer, mode: EncodeMode = BOSON_
 def _use_faster_forms(tokenizer: HiggsAudioTokenizer) -> dict[str, bool]:
     encoder, hubert = tokenizer.encoder, tokenizer.semantic_model
     noise = 0.1 * torch.randn(1, max(_SAMPLES_TO_TRY), generator=torch.Generator().manual_seed(0))
-    forms = {"acoustic encoder": _use_if_equal(encoder, acoustic_encoder_in_pieces(encoder), noise[None])}
+    forms = {"acoustic encoder in pieces": _use_if_equal(encoder, acoustic_encoder(encoder, True), noise[None])}
+    if not forms["acoustic encoder in pieces"]:
+        forms["acoustic encoder in place"] = _use_if_equal(encoder, acoustic_encoder(encoder, False), noise[None])
     if hubert.config.feat_extract_norm == "group" and hubert.config.feat_extract_activation == "gelu":
         extractor = hubert.feature_extractor
         forms["HuBERT's convolutions"] = _use_if_equal(extractor, feature_extractor_in_pieces(extractor), noise)
@@ -92,18 +94,19 @@ def skip_discarded_run(tokenizer: HiggsAudioTokenizer) -> None:
     tokenizer.encoder.forward = forward
 
 
-def acoustic_encoder_in_pieces(encoder: UntypedModule) -> Forward:
-    """The acoustic encoder's forward with each block on pieces that fit the cache, Snake and residuals in place.
+def acoustic_encoder(encoder: UntypedModule, in_pieces: bool) -> Forward:
+    """The acoustic encoder's forward, Snake and residuals in place, and if `in_pieces` each block on pieces of time.
 
-    One second of a file has 64 channels of 24,000 samples, 6 MB, so every pass over a whole file would go to memory.
-    Neighbouring pieces overlap: the frames that zero padding spoils at an end of one are taken from the other.
+    Pieces fit the cache: one second of a file has 64 channels of 24,000 samples, 6 MB, so every pass over a whole
+    file would go to memory. Neighbouring pieces overlap: the frames that zero padding spoils at an end of one are
+    taken from the other.
     """
     first, *blocks, snake, last = encoder.block
     stages = [[first, *blocks[0].block], *([*block.block] for block in blocks[1:])]
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         for stage in stages:
-            x = _stage_in_pieces(stage, x)
+            x = _stage_in_pieces(stage, x) if in_pieces else _run_stage(stage, x)
         return _run_stage([snake, last], x)
 
     return forward
