@@ -113,20 +113,22 @@ def acoustic_encoder(encoder: UntypedModule, in_pieces: bool) -> Forward:
 
 
 def _stage_in_pieces(stage: list[UntypedModule], x: torch.Tensor) -> torch.Tensor:
-    """A stage's output [1, channels, frames]. Its last module is its only convolution with a stride."""
-    down = stage[-1]
-    stride = down.stride[0]
-    padding = sum(conv.padding[0] for part in stage[:-1] for conv in _convolutions(part))
-    edge = math.ceil((padding + down.kernel_size[0]) / stride)  # output frames that depend on a piece's end
-    num_in = x.shape[-1]
-    num_out = _num_frames(down, num_in)
-    out = x.new_empty(1, down.out_channels, num_out)
-    for begin, end in _pieces(num_out, PIECE_FRAMES // stride):
+    """A stage's output [1, channels, frames]. Its last module, its only convolution with a stride, runs on the whole.
+
+    oneDNN takes another kernel for that one at some numbers of frames, so that pieces of it had other bits at one
+    length in thirty (bench/LOG.md).
+    """
+    *parts, down = stage
+    edge = sum(
+        conv.padding[0] for part in parts for conv in _convolutions(part)
+    )  # frames that depend on a piece's end
+    frames = x.shape[-1]
+    out = x.new_empty(1, down.in_channels, frames)
+    for begin, end in _pieces(frames, PIECE_FRAMES):
         start = max(begin - edge, 0)
-        stop = num_in if end == num_out else (end + edge) * stride
-        piece = _run_stage(stage, x[..., start * stride : stop])
+        piece = _run_stage(parts, x[..., start : end + edge])
         out[..., begin:end] = piece[..., begin - start : end - start]
-    return out
+    return _run_stage([down], out)
 
 
 def _run_stage(stage: list[UntypedModule], x: torch.Tensor) -> torch.Tensor:

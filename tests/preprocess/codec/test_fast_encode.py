@@ -80,9 +80,24 @@ def test_the_faster_forms_are_in_use(pair):
 @pytest.mark.parametrize("num_samples", [8097, 36000, 61234, 480_001])
 def test_the_acoustic_encoder_in_place_has_bosons_bits(num_samples, pair):
     """What a processor gets on which pieces have other bits, at lengths beyond those that the guard tries too."""
+    assert torch.equal(*acoustic_frames(pair, num_samples, in_pieces=False))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="pieces may have other bits, and are off"
+)
+@pytest.mark.parametrize("num_samples", [36288, 36961, 37632, 39043, 39266, 39649, 39939, 480_000, 480_033, 720_000])
+def test_the_acoustic_encoder_in_pieces_has_bosons_bits(num_samples, pair):
+    """At lengths at which a convolution with a stride has other bits in pieces, and at 30 s."""
+    assert torch.equal(*acoustic_frames(pair, num_samples, in_pieces=True))
+
+
+def acoustic_frames(pair, num_samples, in_pieces):
+    """Ours, from a form that no guard has tried, and Boson's."""
     theirs, ours = pair
     wave = 0.1 * torch.randn(1, 1, num_samples, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(fast_encode.acoustic_encoder(ours.encoder, False)(wave), theirs.encoder(wave))
+    return fast_encode.acoustic_encoder(ours.encoder, in_pieces)(wave), theirs.encoder(wave)
 
 
 @torch.no_grad()
