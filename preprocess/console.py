@@ -86,7 +86,7 @@ def show_encoder(faster_forms: dict[str, bool]) -> None:
     on, off = ([name for name, equal in faster_forms.items() if equal is wanted] for wanted in (True, False))
     say(f"encoder: faster than Boson's, with the same bits: {', '.join(on) or 'nothing'}")
     if off:
-        say(f"  left as Boson's: {', '.join(off)}; the faster form has other bits on this processor")
+        say(f"  not used, for other bits on this processor: {', '.join(off)}")
 
 
 def show_screening(screening: Screening) -> None:

@@ -101,15 +101,21 @@ def acoustic_encoder(encoder: UntypedModule, in_pieces: bool) -> Forward:
     file would go to memory. Neighbouring pieces overlap: the frames that zero padding spoils at an end of one are
     taken from the other.
     """
-    first, *blocks, snake, last = encoder.block
-    stages = [[first, *blocks[0].block], *([*block.block] for block in blocks[1:])]
+    stages, (snake, last) = _stages(encoder), encoder.block[-2:]
+    run = _stage_in_pieces if in_pieces else _run_stage
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         for stage in stages:
-            x = _stage_in_pieces(stage, x) if in_pieces else _run_stage(stage, x)
+            x = run(stage, x)
         return _run_stage([snake, last], x)
 
     return forward
+
+
+def _stages(encoder: UntypedModule) -> list[list[UntypedModule]]:
+    """The modules of each stage, in order; the last of a stage is its only convolution with a stride."""
+    first, *blocks, _, _ = encoder.block
+    return [[first, *blocks[0].block], *([*block.block] for block in blocks[1:])]
 
 
 def _stage_in_pieces(stage: list[UntypedModule], x: torch.Tensor) -> torch.Tensor:
@@ -119,16 +125,16 @@ def _stage_in_pieces(stage: list[UntypedModule], x: torch.Tensor) -> torch.Tenso
     length in thirty (bench/LOG.md).
     """
     *parts, down = stage
-    edge = sum(
-        conv.padding[0] for part in parts for conv in _convolutions(part)
-    )  # frames that depend on a piece's end
+    # Frames that depend on a piece's end.
+    edge = sum(conv.padding[0] for part in parts for conv in _convolutions(part))
     frames = x.shape[-1]
     out = x.new_empty(1, down.in_channels, frames)
     for begin, end in _pieces(frames, PIECE_FRAMES):
         start = max(begin - edge, 0)
         piece = _run_stage(parts, x[..., start : end + edge])
         out[..., begin:end] = piece[..., begin - start : end - start]
-    return _run_stage([down], out)
+    result: torch.Tensor = down(out)
+    return result
 
 
 def _run_stage(stage: list[UntypedModule], x: torch.Tensor) -> torch.Tensor:

@@ -83,10 +83,36 @@ def test_the_acoustic_encoder_in_place_has_bosons_bits(num_samples, pair):
     assert torch.equal(*acoustic_frames(pair, num_samples, in_pieces=False))
 
 
-@torch.no_grad()
-@pytest.mark.skipif(
+pieces_have_the_bits = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="pieces may have other bits, and are off"
 )
+
+
+@torch.no_grad()
+@pieces_have_the_bits
+@pytest.mark.parametrize(("number", "num_lengths"), enumerate([60, 20, 12, 3, 1]))
+def test_a_stage_in_pieces_has_the_bits_of_the_whole_at_lengths_drawn(number, num_lengths, pair):
+    """Lengths of two pieces and of three; a later stage, which costs more, gets fewer of them."""
+    stage = fast_encode._stages(pair[1].encoder)[number]
+    channels = 1 if number == 0 else stage[-1].in_channels
+    for frames in np.random.default_rng(number).integers(6145, 14337, num_lengths):
+        x = torch.randn(1, channels, frames, generator=torch.Generator().manual_seed(int(frames)))
+        whole, pieces = fast_encode._run_stage(stage, x), fast_encode._stage_in_pieces(stage, x)
+        assert torch.equal(whole, pieces), frames
+
+
+@torch.no_grad()
+@pieces_have_the_bits
+def test_hubert_s_convolutions_in_pieces_have_the_bits_of_the_whole_at_lengths_drawn(pair):
+    theirs, ours = (tokenizer.semantic_model.feature_extractor for tokenizer in pair)
+    in_pieces = fast_encode.feature_extractor_in_pieces(ours)
+    for num_samples in np.random.default_rng(0).integers(36_000, 80_000, 24):
+        wave = 0.1 * torch.randn(1, num_samples, generator=torch.Generator().manual_seed(int(num_samples)))
+        assert torch.equal(in_pieces(wave), theirs(wave)), num_samples
+
+
+@torch.no_grad()
+@pieces_have_the_bits
 @pytest.mark.parametrize("num_samples", [36288, 36961, 37632, 39043, 39266, 39649, 39939, 480_000, 480_033, 720_000])
 def test_the_acoustic_encoder_in_pieces_has_bosons_bits(num_samples, pair):
     """At lengths at which a convolution with a stride has other bits in pieces, and at 30 s."""
@@ -116,4 +142,4 @@ def test_what_is_off_on_this_processor_is_said(capsys):
     show_encoder({"acoustic encoder": True, "HuBERT's convolutions": False})
     on, off = capsys.readouterr().out.splitlines()
     assert on == "encoder: faster than Boson's, with the same bits: acoustic encoder"
-    assert off == "  left as Boson's: HuBERT's convolutions; the faster form has other bits on this processor"
+    assert off == "  not used, for other bits on this processor: HuBERT's convolutions"
